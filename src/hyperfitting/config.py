@@ -1,0 +1,364 @@
+"""The schema: what a config may say, in which unit, and which values are valid.
+
+Groups under ``conf/`` hold choices; the types, defaults and checks are here. Defaults are the
+paper's protocol (Carlsson et al., ICLR 2025). A config becomes these dataclasses in `from_hydra`,
+and nothing behind that point sees an unchecked value. This file knows nothing of torch.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from hyperfitting.errors import UserError, near_matches
+
+
+def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UserError(
+            "no such choice",
+            field=name,
+            value=value,
+            valid=", ".join(options),
+            hint=near_matches(value, options),
+        )
+
+
+def _at_least(name: str, value: float | None, low: float) -> None:
+    if value is not None and not (math.isfinite(value) and value >= low):
+        raise UserError("out of range", field=name, value=value, valid=f"{low} or more")
+
+
+def _above_zero(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise UserError("out of range", field=name, value=value, valid="a number above 0")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise UserError("out of range", field=name, value=value, valid="above 0 and below 1")
+
+
+def _needs(name: str, value: Any, why: str, hint: str) -> None:
+    if value in (None, ""):
+        raise UserError(f"is needed: {why}", field=name, value=value, hint=hint)
+
+
+@dataclass
+class ModelConfig:
+    """Which pre-trained model, and from where."""
+
+    name: str = MISSING
+    """Short name for tables and for W&B."""
+    source: str = "hub"
+    """`hub` (Hugging Face Hub), `local` (a folder in Hugging Face format), `gguf` (a GGUF file,
+    converted once), `random` (initialised from `architecture`, byte tokenizer; for tests)."""
+    path: str | None = None
+    """Hub id; or folder for `local` and `gguf`."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    package: str | None = None
+    """For `gguf`: the installed Python package whose folder holds the file, instead of `path`."""
+    gguf_file: str | None = None
+    """For `gguf`: name of the file in that folder."""
+    architecture: dict[str, Any] | None = None
+    """For `random`: `model_type` and the fields of its transformers config."""
+    dtype: str = "float32"
+    """What the weights are held in: `float32`, `bfloat16`, `float16`. Training wants float32:
+    an update of 1e-6 vanishes in bfloat16."""
+
+    def __post_init__(self) -> None:
+        _one_of("model.source", self.source, ("hub", "local", "gguf", "random"))
+        _one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        if self.source == "hub":
+            _needs("model.path", self.path, "the model's id on the Hub", "model.path=gpt2")
+        elif self.source == "local":
+            _needs("model.path", self.path, "the model's folder", "model=local model.path=DIR")
+        elif self.source == "random":
+            _needs("model.architecture", self.architecture, "what to initialise", "model=tiny")
+        else:
+            _needs("model.gguf_file", self.gguf_file, "the file's name", "model.gguf_file=x.gguf")
+            _needs(
+                "model.path", self.path or self.package, "the file's folder", "model.path=DIR"
+            )
+
+
+@dataclass
+class DatasetConfig:
+    """Which texts, and how they become sequences of tokens."""
+
+    name: str = MISSING
+    """Short name for tables and for W&B."""
+    source: str = "hub"
+    """`hub` (Hugging Face Hub), `files` (your own), `package` (texts that a package ships)."""
+    path: str | None = None
+    """Hub id; file or folder for `files`; name of the sample for `package`."""
+    subset: str | None = None
+    """Hub: the dataset's configuration, such as `wikitext-103-raw-v1`."""
+    split: str = "train"
+    """Hub and `datasets` folders: the split to read; slices such as `train[:1000]` work."""
+    revision: str | None = None
+    """Hub: branch, tag or commit."""
+    text_field: str = "text"
+    """The column or key that holds the text (.jsonl, .csv, .parquet, `datasets`)."""
+    document_start: str | None = None
+    """Regular expression; a row (or line of a .txt) that matches at its start begins a new
+    document. Without it each row and each .txt file is one document."""
+    sequences: str = "prefix"
+    """`prefix`: the first `seq_len` tokens of each document (the paper's way); `packed`:
+    documents end to end, cut every `seq_len` tokens."""
+    seq_len: int = 256
+    """Tokens in a training or validation sequence."""
+    n_train: int = 2000
+    """Training sequences."""
+    n_val: int = 128
+    """Validation sequences: loss, entropy and TTR after each epoch."""
+    evaluation_share: float = 0.2
+    """Share of the documents kept for evaluation texts, by a hash of their text: whatever the
+    seed, model or number of sequences, these documents are never trained or validated on."""
+    seed: int = MISSING
+    """Which documents are trained and validated on, independent of the model."""
+
+    def __post_init__(self) -> None:
+        _one_of("dataset.source", self.source, ("hub", "files", "package"))
+        _one_of("dataset.sequences", self.sequences, ("prefix", "packed"))
+        _needs(
+            "dataset.path",
+            self.path,
+            {
+                "hub": "the dataset's id on the Hub",
+                "files": "your file or folder",
+                "package": "the name of a packaged sample",
+            }[self.source],
+            f"dataset={self.name} dataset.path=…",
+        )
+        _at_least("dataset.seq_len", self.seq_len, 2)
+        _at_least("dataset.n_train", self.n_train, 1)
+        _at_least("dataset.n_val", self.n_val, 1)
+        _share("dataset.evaluation_share", self.evaluation_share)
+        _at_least("dataset.seed", self.seed, 0)
+
+
+@dataclass
+class TuningConfig:
+    """Which parameters are trained."""
+
+    method: str = "full"
+    """`none` (the original model), `full` (the paper's), `late_stage` (the last `last_blocks`
+    blocks and the final norm; Li et al., ICML 2026)."""
+    last_blocks: int = 5
+    """For `late_stage`: how many of the last transformer blocks."""
+
+    def __post_init__(self) -> None:
+        _one_of("tuning.method", self.method, ("none", "full", "late_stage"))
+        _at_least("tuning.last_blocks", self.last_blocks, 1)
+
+
+@dataclass
+class TrainerConfig:
+    """How the loop goes over the training sequences."""
+
+    epochs: int = 20
+    """Passes over the training sequences."""
+    batch_size: int = 8
+    """Sequences in one update. The last batch of an epoch may be smaller."""
+    precision: str = "float32"
+    """`float32`, or autocast to `bfloat16` or `float16` around float32 weights."""
+    clip_norm: float | None = None
+    """Largest gradient norm; none: no clipping (the paper's)."""
+    dropout: bool = False
+    """Keep the model's own dropout. Off: every dropout is set to 0."""
+    target_loss: float | None = None
+    """Stop after the first epoch whose mean training loss (nats) is at most this."""
+    epoch_contexts: int = 32
+    """Validation sequences whose start is continued greedily after each epoch, for TTR."""
+    epoch_context_len: int = 32
+    """Tokens of such a start."""
+    epoch_new_tokens: int = 96
+    """Tokens of such a continuation."""
+    seed: int = MISSING
+    """Order of the sequences, and dropout."""
+
+    def __post_init__(self) -> None:
+        _at_least("trainer.epochs", self.epochs, 1)
+        _at_least("trainer.batch_size", self.batch_size, 1)
+        _one_of("trainer.precision", self.precision, ("float32", "bfloat16", "float16"))
+        _above_zero("trainer.clip_norm", self.clip_norm)
+        _at_least("trainer.target_loss", self.target_loss, 0)
+        _at_least("trainer.epoch_contexts", self.epoch_contexts, 1)
+        _at_least("trainer.epoch_context_len", self.epoch_context_len, 1)
+        _at_least("trainer.epoch_new_tokens", self.epoch_new_tokens, 1)
+        _at_least("trainer.seed", self.seed, 0)
+
+
+@dataclass
+class DecodeConfig:
+    """How the next token is chosen."""
+
+    name: str = MISSING
+    """Short name for tables and for W&B."""
+    strategy: str = "greedy"
+    """`greedy`: the most likely token. `sample`: a draw, after temperature, top-k and top-p."""
+    temperature: float = 1.0
+    """`sample`: logits are divided by this."""
+    top_k: int | None = None
+    """`sample`: only the k most likely tokens."""
+    top_p: float = 1.0
+    """`sample`: only the fewest most likely tokens that together reach this mass (nucleus)."""
+    stop_at_eos: bool = False
+    """Let a continuation end at the end-of-text token. Off: that token is forbidden, so that
+    every continuation has full length and their type-token ratios compare."""
+    seed: int = MISSING
+    """`sample`: the draws; each text has its own stream, whatever the batch."""
+
+    def __post_init__(self) -> None:
+        _one_of("decode.strategy", self.strategy, ("greedy", "sample"))
+        _above_zero("decode.temperature", self.temperature)
+        _at_least("decode.top_k", self.top_k, 1)
+        if not 0 < self.top_p <= 1:
+            raise UserError(
+                "out of range", field="decode.top_p", value=self.top_p, valid="above 0, at most 1"
+            )
+        _at_least("decode.seed", self.seed, 0)
+
+
+@dataclass
+class EvaluationConfig:
+    """What the tuned and the original model are measured on."""
+
+    n_texts: int = 100
+    """Held-out texts; all members with one dataset and tokenizer get the same ones."""
+    context_len: int = 32
+    """Tokens at the start of each text that the model is given."""
+    new_tokens: int = 96
+    """Tokens it continues with. The reference is as many tokens of the text itself."""
+    state: str = "last"
+    """Which state of the tuned model: `last` (hyperfitted), `best_val` (early-stopped)."""
+    bootstrap: int = 10_000
+    """Resamples of the texts behind each 95% interval."""
+
+    def __post_init__(self) -> None:
+        _at_least("evaluation.n_texts", self.n_texts, 1)
+        _at_least("evaluation.context_len", self.context_len, 1)
+        _at_least("evaluation.new_tokens", self.new_tokens, 1)
+        _one_of("evaluation.state", self.state, ("last", "best_val"))
+        _at_least("evaluation.bootstrap", self.bootstrap, 100)
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
+
+    mode: str = "offline"
+    """`offline` (files, to be synced later), `online`, `disabled`."""
+    project: str = "hyperfitting"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; none: your default."""
+    group: str | None = None
+    """W&B group: what the members of a sweep share."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags."""
+    timeout: float = 20.0
+    """Longest wait for the server, in seconds, at the start of a run and again at its end."""
+
+    def __post_init__(self) -> None:
+        _one_of("tracking.mode", self.mode, ("offline", "online", "disabled"))
+        _above_zero("tracking.timeout", self.timeout)
+
+
+@dataclass
+class HardwareConfig:
+    """Where and how fast. Part of no artefact's id."""
+
+    device: str = "auto"
+    """`auto` (CUDA, else MPS, else CPU), or a torch device such as `cpu`, `cuda:1`."""
+    threads: int | None = None
+    """CPU threads; none: torch's own choice."""
+    micro_batch_size: int | None = None
+    """Sequences in one forward and backward pass (gradients are accumulated over the batch);
+    none: the whole batch. Lower it when memory runs out."""
+    generation_batch_size: int = 32
+    """Texts continued at once."""
+    evaluation_batch_size: int = 8
+    """Sequences in one forward pass without gradients."""
+
+    def __post_init__(self) -> None:
+        _at_least("hardware.threads", self.threads, 1)
+        _at_least("hardware.micro_batch_size", self.micro_batch_size, 1)
+        _at_least("hardware.generation_batch_size", self.generation_batch_size, 1)
+        _at_least("hardware.evaluation_batch_size", self.evaluation_batch_size, 1)
+
+
+@dataclass
+class RunConfig:
+    """One member: everything that a run needs to know."""
+
+    seed: int = 0
+    """Sets dataset.seed, trainer.seed and decode.seed, unless they are set themselves."""
+    store: str = "outputs/store"
+    """Where the artefacts are kept."""
+    model: ModelConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """`_target_` (a class that takes parameters first) and its keyword arguments."""
+    tuning: TuningConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    decode: DecodeConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    hardware: HardwareConfig = MISSING
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)
+        _needs("store", self.store, "a folder for the artefacts", "store=outputs/store")
+        _needs(
+            "optimizer._target_",
+            self.optimizer.get("_target_"),
+            "the optimizer's class",
+            "optimizer=adam",
+        )
+        for name in ("lr", "weight_decay", "eps"):
+            value = self.optimizer.get(name)
+            if isinstance(value, str):
+                raise UserError(
+                    "is not a number", field=f"optimizer.{name}", value=value, valid="0 or more"
+                )
+            _at_least(f"optimizer.{name}", value, 0)
+        if self.trainer.epoch_context_len > self.dataset.seq_len:
+            raise UserError(
+                "longer than the validation sequences it is cut from",
+                field="trainer.epoch_context_len",
+                value=self.trainer.epoch_context_len,
+                valid=f"at most dataset.seq_len={self.dataset.seq_len}",
+            )
+
+
+def register() -> None:
+    """Make the schema known to Hydra, as the config that `conf/config.yaml` begins with."""
+    ConfigStore.instance().store(name="schema", node=RunConfig, provider="hyperfitting")
+
+
+def from_hydra(cfg: DictConfig) -> RunConfig:
+    """Return the composed config as checked dataclasses.
+
+    Raises:
+        UserError: a value is missing or out of range; the message names its field.
+    """
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        name = min(missing)
+        raise UserError("must be set", field=name, value="???", hint=f"{name}=…")
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, RunConfig)  # noqa: S101  (the schema is typed; this is for mypy)
+    return config
+
+
+def conf_dir() -> Path:
+    """Return the folder of the Hydra groups: inside the wheel, or beside `src/` in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside, beside = package / "conf", package.parents[1] / "conf"
+    return inside if inside.is_dir() else beside

@@ -1,0 +1,279 @@
+"""From documents to sequences of tokens: what is trained on, validated on, and evaluated on.
+
+The three never share a document, and which document goes where does not depend on the tokenizer:
+
+1. A hash of its own text puts `evaluation_share` of the documents aside for evaluation. So the
+   evaluation texts stay the same for every seed and number of sequences.
+2. The others stand in a random order set by `dataset.seed`; validation takes the first ones that it
+   needs, training the next ones.
+3. A document is long enough for n tokens if it has n words: a word is at least one token. The few
+   that a tokenizer makes shorter are passed over.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfitting.config import DatasetConfig, EvaluationConfig
+from hyperfitting.data import sources
+from hyperfitting.errors import UserError
+from hyperfitting.models import BaseModel
+from hyperfitting.store import Artefact, Store
+
+VERSION = 1
+Tokens = NDArray[np.int32]
+_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
+# Packed training sequences are drawn from this many times as many, where the texts allow.
+_CHOICE = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Training sequences (N, seq_len) and validation sequences (M, seq_len) of token ids."""
+
+    train: Tokens
+    val: Tokens
+
+
+def corpus(cfg: DatasetConfig, texts: Artefact, base: BaseModel, store: Store) -> Artefact:
+    """Return the artefact of the training and validation sequences."""
+
+    def make(work: Path) -> None:
+        _check_length("dataset.seq_len", cfg.seq_len, base)
+        _, pool = split(sources.load(texts), cfg.evaluation_share)
+        documents = in_order(pool, cfg.seed)
+        tokenizer = Tokenizer(base)
+        take = _prefixes if cfg.sequences == "prefix" else _packed
+        val, rest = take(documents, cfg.n_val, cfg.seq_len, tokenizer, cfg.seed)
+        train, _ = take(rest, cfg.n_train, cfg.seq_len, tokenizer, cfg.seed, choice=_CHOICE)
+        _check_number("dataset.n_val", cfg.n_val, len(val), cfg, "validation")
+        _check_number("dataset.n_train", cfg.n_train, len(train), cfg, "training")
+        _save(work / "val.npy", val)
+        _save(work / "train.npy", train)
+
+    return store.artefact(
+        "corpus",
+        version=VERSION,
+        config={
+            "sequences": cfg.sequences,
+            "seq_len": cfg.seq_len,
+            "n_train": cfg.n_train,
+            "n_val": cfg.n_val,
+            "evaluation_share": cfg.evaluation_share,
+            "seed": cfg.seed,
+        },
+        inputs={"texts": texts.id, "model": base.id},
+        make=make,
+    )
+
+
+def load_corpus(artefact: Artefact) -> Corpus:
+    """Return the sequences of a corpus artefact."""
+    return Corpus(np.load(artefact.file("train.npy")), np.load(artefact.file("val.npy")))
+
+
+def evaluation_texts(
+    cfg: DatasetConfig, evaluation: EvaluationConfig, texts: Artefact, base: BaseModel, store: Store
+) -> Artefact:
+    """Return the artefact of the held-out texts: contexts with the continuation they really have."""
+    length = evaluation.context_len + evaluation.new_tokens
+
+    def make(work: Path) -> None:
+        _check_length("evaluation.context_len + evaluation.new_tokens", length, base)
+        pool, _ = split(sources.load(texts), cfg.evaluation_share)
+        documents = in_order(pool, 0)
+        if cfg.sequences == "packed":
+            documents = passages(documents, length)
+        found, _ = _prefixes(documents, evaluation.n_texts, length, Tokenizer(base), 0)
+        _check_number("evaluation.n_texts", evaluation.n_texts, len(found), cfg, "evaluation")
+        _save(work / "texts.npy", found)
+
+    return store.artefact(
+        "evaluation_texts",
+        version=VERSION,
+        config={
+            "sequences": cfg.sequences,
+            "n": evaluation.n_texts,
+            "length": length,
+            "evaluation_share": cfg.evaluation_share,
+        },
+        inputs={"texts": texts.id, "model": base.id},
+        make=make,
+    )
+
+
+def load_evaluation_texts(artefact: Artefact) -> Tokens:
+    """Return the held-out texts (N, context_len + new_tokens) of token ids."""
+    tokens: Tokens = np.load(artefact.file("texts.npy"))
+    return tokens
+
+
+def _save(path: Path, sequences: Sequence[Sequence[int]]) -> None:
+    np.save(path, np.asarray(sequences, dtype=np.int32), allow_pickle=False)
+
+
+def _check_length(field: str, length: int, base: BaseModel) -> None:
+    longest = base.max_length()
+    if longest is not None and length > longest:
+        raise UserError(
+            f"longer than the context of {base.name}",
+            field=field,
+            value=length,
+            valid=f"at most {longest} tokens",
+        )
+
+
+def _check_number(field: str, wanted: int, found: int, cfg: DatasetConfig, role: str) -> None:
+    if found < wanted:
+        kind = "texts" if role == "evaluation" else f"sequences of {cfg.seq_len} tokens"
+        more = "evaluation_share" if role == "evaluation" else "seq_len"
+        raise UserError(
+            f"{cfg.name} has only {found} {role} {kind} ({cfg.sequences})",
+            field=field,
+            value=wanted,
+            valid=f"at most {found}" if found else "nothing, with these texts",
+            hint=f"{field}={max(found, 1)}, more texts, another dataset.{more}"
+            + (", or dataset.sequences=packed" if cfg.sequences == "prefix" else "")
+            + (
+                "; a long text is one document unless dataset.document_start says where others begin"
+                if found == 0
+                else ""
+            ),
+        )
+
+
+def split(documents: Iterable[str], evaluation_share: float) -> tuple[list[str], list[str]]:
+    """Return the documents for evaluation and those for training and validation.
+
+    Each goes by a hash of its own text alone; exact duplicates count once.
+    """
+    pools: tuple[list[str], list[str]] = ([], [])
+    for document in dict.fromkeys(documents):
+        pools[_hash("split", document) >= evaluation_share].append(document)
+    return pools
+
+
+def in_order(documents: Iterable[str], seed: int) -> list[str]:
+    """Return documents in a random order that only ``seed`` and their own texts determine."""
+    return sorted(documents, key=lambda document: (_hash(str(seed), document), document))
+
+
+def _hash(salt: str, text: str) -> float:
+    """Return a number in [0, 1), uniform over texts."""
+    value = hashlib.sha256(f"{salt}\0{text}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(value[:8], "big") / 2**64
+
+
+def words(text: str) -> int:
+    """Return the number of words and runs of punctuation in a text."""
+    return sum(1 for _ in _WORD.finditer(text))
+
+
+def passages(documents: list[str], length: int) -> list[str]:
+    """Cut documents into non-overlapping passages of ``length`` words or more.
+
+    Each starts at a paragraph. The first passages of all documents come first, then the second
+    ones, and so on, so that few passages come from many documents.
+    """
+    cut = [list(_passages_of(document, length)) for document in documents]
+    deepest = max(map(len, cut), default=0)
+    return [found[depth] for depth in range(deepest) for found in cut if depth < len(found)]
+
+
+def _passages_of(document: str, length: int) -> Iterator[str]:
+    gathered: list[str] = []
+    count = 0
+    for paragraph in document.split("\n\n"):
+        gathered.append(paragraph)
+        count += words(paragraph)
+        if count >= length:
+            yield "\n\n".join(gathered)
+            gathered, count = [], 0
+
+
+class Tokenizer:
+    """A model's tokenizer as documents need it: no padding, an opening token if the model has one."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._tokenizer = base.tokenizer()
+        eos = self._tokenizer.eos_token_id
+        opening = list(self._tokenizer("").input_ids)
+        while opening and opening[-1] == eos and eos != self._tokenizer.bos_token_id:
+            opening.pop()
+        self.opening: list[int] = opening
+
+    @cached_property
+    def separator(self) -> list[int]:
+        """What stands between packed documents: end of text, or a blank line if there is none."""
+        eos = self._tokenizer.eos_token_id
+        return [eos] if eos is not None else self._plain("\n\n")
+
+    def __call__(self, text: str) -> list[int]:
+        """Return the tokens of a document."""
+        return self.opening + self._plain(text)
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+Taken = tuple[list[list[int]], list[str]]
+
+
+def _prefixes(
+    documents: list[str],
+    n: int,
+    length: int,
+    tokenizer: Tokenizer,
+    seed: int,
+    choice: int = 1,
+) -> Taken:
+    """Return the first ``length`` tokens of the first ``n`` long enough documents, and the rest."""
+    found: list[list[int]] = []
+    used = 0
+    for used, document in enumerate(documents, 1):
+        if len(found) == n:
+            used -= 1
+            break
+        if words(document) < length:
+            continue
+        # 40 characters a token is more than any tokenizer needs; a long text is not read to its end
+        tokens = tokenizer(document[: 40 * length])[:length]
+        if len(tokens) < length:
+            log.info("a document of %d words has only %d tokens", words(document), len(tokens))
+            continue
+        found.append(tokens)
+    return found, documents[used:]
+
+
+def _packed(
+    documents: list[str],
+    n: int,
+    length: int,
+    tokenizer: Tokenizer,
+    seed: int,
+    choice: int = 1,
+) -> Taken:
+    """Return ``n`` random cuts of ``length`` tokens out of documents end to end, and the rest.
+
+    As many documents are packed as hold ``choice * n`` sequences by their number of words.
+    """
+    stream: list[int] = []
+    counted = used = 0
+    for used, document in enumerate(documents, 1):
+        counted += words(document)
+        stream += tokenizer(document) + tokenizer.separator
+        if counted >= choice * n * length:
+            break
+    blocks = len(stream) // length
+    chosen = np.random.default_rng(seed).permutation(blocks)[:n]
+    return [stream[b * length : (b + 1) * length] for b in chosen], documents[used:]

@@ -1,0 +1,1 @@
+"""How continuations are made."""

@@ -1,0 +1,153 @@
+"""What happens when something goes wrong: one clear message at once, again at the end of a sweep,
+and an exit status that says so. Tracebacks go to the run's log, not to the user.
+"""
+
+import errno
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from hyperfitting.errors import UserError, is_out_of_memory, near_matches
+
+log = logging.getLogger(__name__)
+INTERRUPTED = 130
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+@dataclass
+class _Members:
+    """How the members of this process's sweep ended."""
+
+    finished: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    """Name of the member, and what went wrong."""
+
+
+_members = _Members()
+
+
+class _Told(Exception):  # noqa: N818
+    """A failure that the user has been told of."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Run a member in this context: a failure is told at once and remembered for the end."""
+    try:
+        yield
+    except Exception as error:
+        hydra_cfg = HydraConfig.get()
+        name = hydra_cfg.job.override_dirname or "(no overrides)"
+        message = explain(error, Path(hydra_cfg.runtime.output_dir) / f"{hydra_cfg.job.name}.log")
+        log.debug("%s", message)
+        logging.getLogger("hyperfitting.traceback").info("failed", exc_info=error)
+        head = f"member {name} failed: " if hydra_cfg.mode == RunMode.MULTIRUN else "error: "
+        _tell(head + message)
+        _members.failed.append((name, message))
+        raise _Told(name) from error
+    _members.finished += 1
+
+
+def exit_status(task: Callable[[], Any]) -> int:
+    """Run the Hydra task and return the exit status of the process: 0 only if all went well."""
+    wanted_full = os.environ.get(_FULL_ERROR) == "1"
+    os.environ[_FULL_ERROR] = "1"  # Hydra is to raise its errors here rather than print them
+    try:
+        task()
+    except KeyboardInterrupt:
+        _tell("interrupted; the same command goes on where it stopped")
+        return INTERRUPTED
+    except Exception as error:
+        if wanted_full:
+            traceback.print_exc()
+        if not isinstance(error, _Told):
+            _tell("error: " + explain(error, None))
+        _sum_up()
+        return 1
+    return 0
+
+
+def _sum_up() -> None:
+    if len(_members.failed) + _members.finished > 1:
+        lines = [f"{_members.finished} members finished, {len(_members.failed)} failed:"]
+        lines += [f"- {name}: {message.splitlines()[0]}" for name, message in _members.failed]
+        _tell("\n".join(lines))
+
+
+def _tell(message: str) -> None:
+    print(f"\n{message}", file=sys.stderr, flush=True)
+
+
+def explain(error: BaseException, log_file: Path | None) -> str:
+    """Return what to tell a user about an exception."""
+    if isinstance(error, UserError):
+        return str(error)
+    if _is_no_space(error):
+        return (
+            f"no space left on the disk: {_first_line(error)}\n"
+            "  try:   free some, or put the artefacts elsewhere with store=DIR; "
+            "all that was finished is kept, and the same command goes on"
+        )
+    if is_out_of_memory(error):
+        return (
+            f"out of memory: {_first_line(error)}\n"
+            "  try:   a lower hardware.micro_batch_size (such as 1), "
+            "hardware.generation_batch_size or hardware.evaluation_batch_size; "
+            "tuning=late_stage; a smaller model; the same command goes on"
+        )
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return str(
+            UserError(
+                "no such option",
+                field=group,
+                value=option,
+                valid=", ".join(error.options),
+                hint=near_matches(option, error.options),
+            )
+        )
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _explain_config(error)
+    where = f"; the traceback is in {log_file}" if log_file else f"; {_FULL_ERROR}=1 shows more"
+    return f"unexpected {type(error).__name__}: {_first_line(error)}{where}"
+
+
+def _explain_config(error: BaseException) -> str:
+    """Return Hydra's message, with near matches for a field that does not exist."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if isinstance(cause, OmegaConfBaseException):
+        parent, name = cause.parent_node, str(cause.key)
+        if parent is not None and hasattr(parent, "keys") and name not in list(parent.keys()):
+            return str(
+                UserError(
+                    "no such field",
+                    field=cause.full_key or name,
+                    value="…",
+                    valid=", ".join(map(str, parent.keys())),
+                    hint=near_matches(name, map(str, parent.keys())),
+                )
+            )
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+    return "\n  ".join(lines)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_no_space(error: BaseException) -> bool:
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
+        "No space left on device" in str(error)
+    )

