@@ -6,9 +6,9 @@ and nothing behind that point sees an unchecked value. This file knows nothing o
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -81,9 +81,7 @@ class ModelConfig:
             _needs("model.architecture", self.architecture, "what to initialise", "model=tiny")
         else:
             _needs("model.gguf_file", self.gguf_file, "the file's name", "model.gguf_file=x.gguf")
-            _needs(
-                "model.path", self.path or self.package, "the file's folder", "model.path=DIR"
-            )
+            _needs("model.path", self.path or self.package, "the file's folder", "model.path=DIR")
 
 
 @dataclass
@@ -352,9 +350,26 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     if missing:
         name = min(missing)
         raise UserError("must be set", field=name, value="???", hint=f"{name}=…")
+    _check_known(cfg, RunConfig, "")
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, RunConfig)  # noqa: S101  (the schema is typed; this is for mypy)
     return config
+
+
+def _check_known(cfg: DictConfig, schema: type, prefix: str) -> None:
+    """Refuse a field that Hydra's `+field=…` added and that would change nothing."""
+    known = get_type_hints(schema)
+    for name in cfg:
+        if name not in known:
+            raise UserError(
+                "no such field",
+                field=prefix + str(name),
+                value=cfg[name],
+                valid=", ".join(known),
+                hint=near_matches(str(name), known),
+            )
+        if is_dataclass(known[name]):
+            _check_known(cfg[name], known[name], f"{prefix}{name!s}.")
 
 
 def conf_dir() -> Path:

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend. It is shown as a message, without a traceback."""
+"""The one kind of error that is the user's to mend: shown as a message, without a traceback."""
 
 import difflib
 from collections.abc import Iterable

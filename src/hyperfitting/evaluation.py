@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from transformers import PreTrainedModel
 
 from hyperfitting.config import DecodeConfig, EvaluationConfig, HardwareConfig
 from hyperfitting.data.corpus import load_evaluation_texts
@@ -36,9 +36,9 @@ class LoadedModel:
 
     def __init__(self, state: ModelState, device: torch.device) -> None:
         self.state, self.device = state, device
-        self._model: nn.Module | None = None
+        self._model: PreTrainedModel | None = None
 
-    def __call__(self) -> nn.Module:
+    def __call__(self) -> PreTrainedModel:
         """Return the model on its device, in evaluation mode."""
         if self._model is None:
             self._model = self.state.load(self.device)

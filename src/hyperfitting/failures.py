@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,7 +37,7 @@ class _Members:
 _members = _Members()
 
 
-class _Told(Exception):  # noqa: N818
+class _Told(Exception):
     """A failure that the user has been told of."""
 
 
@@ -106,6 +106,16 @@ def explain(error: BaseException, log_file: Path | None) -> str:
             "hardware.generation_batch_size or hardware.evaluation_batch_size; "
             "tuning=late_stage; a smaller model; the same command goes on"
         )
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _explain_config(error)
+    where = f"; the traceback is in {log_file}" if log_file else f"; {_FULL_ERROR}=1 shows more"
+    return f"unexpected {type(error).__name__}: {_first_line(error)}{where}"
+
+
+def _explain_config(error: BaseException) -> str:
+    """Return Hydra's message, with near matches for an option or field that does not exist."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {error.message.splitlines()[0]}, so it is no override"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return str(
@@ -117,14 +127,6 @@ def explain(error: BaseException, log_file: Path | None) -> str:
                 hint=near_matches(option, error.options),
             )
         )
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _explain_config(error)
-    where = f"; the traceback is in {log_file}" if log_file else f"; {_FULL_ERROR}=1 shows more"
-    return f"unexpected {type(error).__name__}: {_first_line(error)}{where}"
-
-
-def _explain_config(error: BaseException) -> str:
-    """Return Hydra's message, with near matches for a field that does not exist."""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     if isinstance(cause, OmegaConfBaseException):

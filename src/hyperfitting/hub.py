@@ -63,7 +63,8 @@ def explained(kind: Kind, repo: str, revision: str | None) -> Iterator[None]:
 
 def _unreachable(kind: Kind, repo: str) -> UserError:
     here = (
-        "the embedded model needs no network: model=smollm2_135m; a folder: model=local model.path=DIR"
+        "the embedded model needs no network: model=smollm2_135m; a folder: model=local "
+        "model.path=DIR"
         if kind == "model"
         else "the embedded texts need no network: dataset=news_sample; your own: dataset=files "
         "dataset.path=DIR"
@@ -108,7 +109,7 @@ def _cached_commit(kind: Kind, repo: str, revision: str | None) -> str | None:
 
 
 def model_folder(repo: str, sha: str) -> Path:
-    """Return the folder of a model at a commit, downloaded if need be: safetensors where it has them.
+    """Return the folder of a model at a commit, downloaded if need be, as safetensors if it can.
 
     Raises:
         UserError: no access, no network, no space.
@@ -122,6 +123,9 @@ def model_folder(repo: str, sha: str) -> Path:
         )
     except Exception:  # not all here yet: whatever is wrong shows in the download below
         with explained("model", repo, sha):
-            if not any(name.endswith(".safetensors") for name in HfApi().list_repo_files(repo, revision=sha)):
+            if not any(
+                name.endswith(".safetensors")
+                for name in HfApi().list_repo_files(repo, revision=sha)
+            ):
                 wanted.append("*.bin")  # read with weights_only, which runs no code
             return Path(snapshot_download(repo, revision=sha, allow_patterns=wanted))

@@ -5,7 +5,6 @@ is run, and no pickle is read except through torch's weights-only loader.
 """
 
 import contextlib
-import importlib
 import importlib.util
 import io
 import os
@@ -15,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hyperfitting import hub
 from hyperfitting.config import HardwareConfig, ModelConfig, TuningConfig
@@ -41,7 +46,6 @@ class BaseModel:
         Raises:
             UserError: the folder has none.
         """
-        from transformers import AutoTokenizer
 
         folder = self.folder()
         try:
@@ -51,7 +55,7 @@ class BaseModel:
                 "the folder holds no tokenizer that transformers can read",
                 field="model.path",
                 value=folder,
-                hint="save one beside the model: AutoTokenizer.from_pretrained(…).save_pretrained(DIR)",
+                hint="save one beside the model, with tokenizer.save_pretrained(DIR)",
             ) from error
 
     def max_length(self) -> int | None:
@@ -73,12 +77,14 @@ class ModelState:
         """What determines its weights."""
         return f"{self.tuned.id}/{self.state}" if self.tuned else self.base.id
 
-    def load(self, device: torch.device) -> nn.Module:
+    def load(self, device: torch.device) -> PreTrainedModel:
         """Return the model on a device, in evaluation mode."""
         model = load(self.base)
         if self.tuned:
             overlay(model, load_file(self.tuned.file(f"{self.state}.safetensors")))
-        return model.to(device).eval()
+        nn.Module.to(model, device)  # transformers' own .to confuses the type checker
+        model.eval()
+        return model
 
 
 def base_model(cfg: ModelConfig, store: Store) -> BaseModel:
@@ -97,9 +103,7 @@ def base_model(cfg: ModelConfig, store: Store) -> BaseModel:
         folder = Path(str(cfg.path)).expanduser().absolute()
         _check_folder(folder)
         files = {p.name: p for p in folder.iterdir() if p.suffix in _MODEL_SUFFIXES}
-        return BaseModel(
-            f"{fingerprint(files)}:{cfg.dtype}", cfg.name, cfg.dtype, lambda: folder
-        )
+        return BaseModel(f"{fingerprint(files)}:{cfg.dtype}", cfg.name, cfg.dtype, lambda: folder)
     artefact = _converted(cfg, store) if cfg.source == "gguf" else _random(cfg, store)
     return BaseModel(f"{artefact.id}:{cfg.dtype}", cfg.name, cfg.dtype, artefact.path)
 
@@ -154,7 +158,6 @@ def _converted(cfg: ModelConfig, store: Store) -> Artefact:
         )
 
     def make(work: Path) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         with contextlib.redirect_stderr(io.StringIO()):  # its own progress bars
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -185,7 +188,6 @@ def _random(cfg: ModelConfig, store: Store) -> Artefact:
     architecture: dict[str, Any] = dict(cfg.architecture or {})
 
     def make(work: Path) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
 
         tokenizer = byte_tokenizer()
         fields = {"vocab_size": len(tokenizer), **architecture}
@@ -215,19 +217,15 @@ def _random(cfg: ModelConfig, store: Store) -> Artefact:
 
 def byte_tokenizer() -> Any:
     """Return a tokenizer whose tokens are the 256 bytes; it has no BOS, EOS or padding token."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def _config(folder: Path) -> Any:
-    from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -240,14 +238,12 @@ def _config(folder: Path) -> Any:
         ) from error
 
 
-def load(base: BaseModel) -> nn.Module:
+def load(base: BaseModel) -> PreTrainedModel:
     """Return the original model on the CPU, in the dtype that its config asks for.
 
     Raises:
         UserError: the folder's weights cannot be read, or it is not a decoder-only model.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     folder = base.folder()
     config = _config(folder)
@@ -259,10 +255,10 @@ def load(base: BaseModel) -> nn.Module:
             valid="a decoder-only (causal) language model",
         )
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, base.dtype), local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         raise UserError(
@@ -286,9 +282,8 @@ def prepare(cfg: HardwareConfig) -> torch.device:
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    transformers_logging = importlib.import_module("transformers.utils.logging")
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     return chosen
 
 
@@ -314,7 +309,7 @@ def device(cfg: HardwareConfig) -> torch.device:
     return chosen
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
     """Return a decoder's transformer blocks, first to last.
 
     Raises:
@@ -332,7 +327,7 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
-def final_norm(model: nn.Module) -> list[nn.Parameter]:
+def final_norm(model: PreTrainedModel) -> list[nn.Parameter]:
     """Return the parameters of the normalisation between the last block and the output layer.
 
     In every decoder of transformers it is a sibling of the list of blocks that has only vectors
@@ -350,7 +345,7 @@ def final_norm(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def select_trainable(model: nn.Module, tuning: TuningConfig) -> dict[str, nn.Parameter]:
+def select_trainable(model: PreTrainedModel, tuning: TuningConfig) -> dict[str, nn.Parameter]:
     """Mark the parameters that a tuning trains, and return them by name.
 
     Raises:
@@ -376,14 +371,14 @@ def select_trainable(model: nn.Module, tuning: TuningConfig) -> dict[str, nn.Par
 
 
 @torch.no_grad()
-def overlay(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def overlay(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
     """Replace the named parameters of a model by trained ones."""
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         parameters[name].copy_(tensor)
 
 
-def no_dropout(model: nn.Module) -> None:
+def no_dropout(model: PreTrainedModel) -> None:
     """Set every dropout of a model to 0: the modules and the rates that attention reads."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -6,15 +6,18 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Say that ``n`` more units are done; ``shown`` are numbers worth a look, such as the loss."""
+    """What a task is told as it gets on."""
 
-    def __call__(self, n: int, **shown: float) -> None: ...
+    def __call__(self, n: int, **shown: float) -> None:
+        """Say that ``n`` more units are done; ``shown`` are numbers worth a look, as the loss."""
 
 
 class Progress(Protocol):
-    """Begin a task of ``total`` units (such as "tokens"); it ends with the context."""
+    """Where tasks are shown."""
 
-    def __call__(self, task: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
+    def __call__(self, task: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """Begin a task of ``total`` units (such as "tokens"); it ends with the context."""
+        ...
 
 
 def _nothing(n: int, **shown: float) -> None:

@@ -64,11 +64,15 @@ def _estimate(value: Estimate) -> dict[str, Any]:
 
 
 def _continuation(sample: dict[str, Any]) -> dict[str, Any]:
-    return {"text": "".join(sample["pieces"]), "pieces": sample["pieces"], "tokens": sample["tokens"]}
+    return {
+        "text": "".join(sample["pieces"]),
+        "pieces": sample["pieces"],
+        "tokens": sample["tokens"],
+    }
 
 
 def git_state() -> dict[str, Any] | None:
-    """Return commit and cleanness of the checkout this code runs from; none for an installed one."""
+    """Return the commit of the checkout that this code runs from; none if it is installed."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:

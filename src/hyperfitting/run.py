@@ -116,7 +116,9 @@ def member(cfg: DictConfig) -> None:
         console.print(outcome(found, colour=console.is_terminal and not console.no_color))
         console.print(f"record     {folder / 'results.json'}", highlight=False, soft_wrap=True)
         if "tuned" in found["artefacts"]:
-            console.print(f"model      {found['artefacts']['tuned']}", highlight=False, soft_wrap=True)
+            console.print(
+                f"model      {found['artefacts']['tuned']}", highlight=False, soft_wrap=True
+            )
         if tracked_in is not None:
             sync = "" if config.tracking.mode == "online" else "   (wandb sync it to see it online)"
             console.print(f"W&B        {tracked_in}{sync}", highlight=False, soft_wrap=True)

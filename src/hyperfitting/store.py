@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def digest(value: Any) -> str:
-    """Return the id of a JSON-serialisable value: 16 hex digits of SHA-256 of its canonical form."""
+    """Return the id of a JSON-serialisable value: 16 hex digits of its canonical form's SHA-256."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -49,7 +49,9 @@ def file_sha256(path: Path) -> str:
 
 def fingerprint(paths: Mapping[str, Path]) -> str:
     """Return an id of named files' contents. Each content is hashed once per process."""
-    return digest({name: _stamped_sha256(path, path.stat().st_mtime_ns) for name, path in paths.items()})
+    return digest(
+        {name: _stamped_sha256(path, path.stat().st_mtime_ns) for name, path in paths.items()}
+    )
 
 
 @cache

@@ -84,7 +84,9 @@ class Terminal:
         bar = self._bars.add_task(task, total=total, unit=unit, shown={})
 
         def advance(n: int, **shown: float) -> None:
-            self._bars.update(bar, advance=n, **({"shown": shown} if shown else {}))
+            self._bars.update(bar, advance=n)
+            if shown:
+                self._bars.update(bar, shown=shown)
 
         try:
             yield advance
@@ -109,13 +111,17 @@ def outcome(record: dict[str, Any], colour: bool) -> RenderableType:
                 f"from epoch 1 to {last['epoch']:.0f}\n"
             )
         )
-    parts += [_sample(sample, number, colour) for number, sample in enumerate(record["samples"][:2], 1)]
+    parts += [
+        _sample(sample, number, colour) for number, sample in enumerate(record["samples"][:2], 1)
+    ]
     return Group(*parts)
 
 
 def _comparison(record: dict[str, Any]) -> Table:
     tuning = record["config"]["tuning"]["method"]
-    model, dataset, decode = (record["config"][key]["name"] for key in ("model", "dataset", "decode"))
+    model, dataset, decode = (
+        record["config"][key]["name"] for key in ("model", "dataset", "decode")
+    )
     n = record["metrics"]["gen/ttr"]["n"] if "gen/ttr" in record["metrics"] else 0
     table = Table(
         title=f"{model} on {dataset}: {tuning} tuning, {decode} decoding, {n} held-out texts",
@@ -124,10 +130,14 @@ def _comparison(record: dict[str, Any]) -> Table:
     )
     table.add_column("")
     table.add_column("original", justify="right")
-    table.add_column("not tuned" if tuning == "none" else "hyperfitted", justify="right", style="bold")
+    table.add_column(
+        "not tuned" if tuning == "none" else "hyperfitted", justify="right", style="bold"
+    )
     for key, label, form in _ROWS:
         table.add_row(
-            label, _value(record["baseline"].get(key), form), _value(record["metrics"].get(key), form)
+            label,
+            _value(record["baseline"].get(key), form),
+            _value(record["metrics"].get(key), form),
         )
     return table
 
@@ -160,7 +170,9 @@ def _marked(continuation: dict[str, Any], colour: bool) -> Text:
     """Return a continuation with its repeated stretches marked."""
     text = Text()
     marks = repeated(continuation["tokens"], _REPEATED_N)
-    for again, group in groupby(zip(continuation["pieces"], marks, strict=True), key=lambda x: x[1]):
+    for again, group in groupby(
+        zip(continuation["pieces"], marks, strict=True), key=lambda x: x[1]
+    ):
         stretch = plain("".join(piece for piece, _ in group))
         if again and not colour:
             lead = len(stretch) - len(stretch.lstrip())

@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hyperfitting.config import TrackingConfig
 from hyperfitting.training.checkpoint import Row
 
 log = logging.getLogger(__name__)
+Mode = Literal["online", "offline"]
 
 
 class Tracker:
@@ -36,7 +37,7 @@ class Tracker:
         self._do(lambda run: run.log(shown))
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Log the outcome: summary metrics with their intervals, and the continuations as a table."""
+        """Log the outcome: summary metrics with intervals, and the continuations as a table."""
         self._do(lambda run: run.summary.update(_summary(record)))
         self._do(lambda run: run.log({"gen/continuations": _table(record)}))
 
@@ -73,7 +74,7 @@ def _start(cfg: TrackingConfig, name: str, folder: Path, config: dict[str, Any])
     if cfg.mode == "disabled":
         return None
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    modes = ["online", "offline"] if cfg.mode == "online" else ["offline"]
+    modes: list[Mode] = ["online", "offline"] if cfg.mode == "online" else ["offline"]
     for mode in modes:
         try:
             return _init(cfg, mode, name, folder, config)
@@ -83,9 +84,7 @@ def _start(cfg: TrackingConfig, name: str, folder: Path, config: dict[str, Any])
     return None
 
 
-def _init(
-    cfg: TrackingConfig, mode: str, name: str, folder: Path, config: dict[str, Any]
-) -> Any:
+def _init(cfg: TrackingConfig, mode: Mode, name: str, folder: Path, config: dict[str, Any]) -> Any:
     import wandb
 
     if mode == "online" and not wandb.login(prompt=False, verify=False):
@@ -119,7 +118,7 @@ def _init(
 
 
 def _summary(record: dict[str, Any]) -> dict[str, float]:
-    """Return the record's metrics flat: `gen/ttr`, `gen/ttr_low`, `gen/ttr_high`, and the baseline's."""
+    """Return the record's metrics flat: `gen/ttr`, `gen/ttr_low`, …, `baseline/gen/ttr`, …"""
     flat: dict[str, float] = {}
     for prefix, metrics in (("", record["metrics"]), ("baseline/", record["baseline"])):
         for key, value in metrics.items():
@@ -132,7 +131,9 @@ def _summary(record: dict[str, Any]) -> dict[str, float]:
 def _table(record: dict[str, Any]) -> Any:
     import wandb
 
-    table = wandb.Table(columns=["context", "continuation", "original", "reference", "ttr", "original_ttr"])
+    table = wandb.Table(
+        columns=["context", "continuation", "original", "reference", "ttr", "original_ttr"]
+    )
     ttr = record["per_text"]["metrics"]["gen/ttr"], record["per_text"]["baseline"]["gen/ttr"]
     for sample, after, before in zip(record["samples"], *ttr, strict=True):
         table.add_data(

@@ -11,7 +11,6 @@ The three never share a document, and which document goes where does not depend 
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,9 +52,12 @@ def corpus(cfg: DatasetConfig, texts: Artefact, base: BaseModel, store: Store) -
         _, pool = split(sources.load(texts), cfg.evaluation_share)
         documents = in_order(pool, cfg.seed)
         tokenizer = Tokenizer(base)
-        take = _prefixes if cfg.sequences == "prefix" else _packed
-        val, rest = take(documents, cfg.n_val, cfg.seq_len, tokenizer, cfg.seed)
-        train, _ = take(rest, cfg.n_train, cfg.seq_len, tokenizer, cfg.seed, choice=_CHOICE)
+        if cfg.sequences == "prefix":
+            val, rest = _prefixes(documents, cfg.n_val, cfg.seq_len, tokenizer)
+            train, _ = _prefixes(rest, cfg.n_train, cfg.seq_len, tokenizer)
+        else:
+            val, rest = _packed(documents, cfg.n_val, cfg.seq_len, tokenizer, cfg.seed)
+            train, _ = _packed(rest, cfg.n_train, cfg.seq_len, tokenizer, cfg.seed, _CHOICE)
         _check_number("dataset.n_val", cfg.n_val, len(val), cfg, "validation")
         _check_number("dataset.n_train", cfg.n_train, len(train), cfg, "training")
         _save(work / "val.npy", val)
@@ -85,7 +87,7 @@ def load_corpus(artefact: Artefact) -> Corpus:
 def evaluation_texts(
     cfg: DatasetConfig, evaluation: EvaluationConfig, texts: Artefact, base: BaseModel, store: Store
 ) -> Artefact:
-    """Return the artefact of the held-out texts: contexts with the continuation they really have."""
+    """Return the artefact of the held-out texts: contexts and how they really go on."""
     length = evaluation.context_len + evaluation.new_tokens
 
     def make(work: Path) -> None:
@@ -94,7 +96,7 @@ def evaluation_texts(
         documents = in_order(pool, 0)
         if cfg.sequences == "packed":
             documents = passages(documents, length)
-        found, _ = _prefixes(documents, evaluation.n_texts, length, Tokenizer(base), 0)
+        found, _ = _prefixes(documents, evaluation.n_texts, length, Tokenizer(base))
         _check_number("evaluation.n_texts", evaluation.n_texts, len(found), cfg, "evaluation")
         _save(work / "texts.npy", found)
 
@@ -145,7 +147,7 @@ def _check_number(field: str, wanted: int, found: int, cfg: DatasetConfig, role:
             hint=f"{field}={max(found, 1)}, more texts, another dataset.{more}"
             + (", or dataset.sequences=packed" if cfg.sequences == "prefix" else "")
             + (
-                "; a long text is one document unless dataset.document_start says where others begin"
+                "; one text is one document, unless dataset.document_start says where others begin"
                 if found == 0
                 else ""
             ),
@@ -202,7 +204,7 @@ def _passages_of(document: str, length: int) -> Iterator[str]:
 
 
 class Tokenizer:
-    """A model's tokenizer as documents need it: no padding, an opening token if the model has one."""
+    """A model's tokenizer as documents need it: with its opening token, without padding."""
 
     def __init__(self, base: BaseModel) -> None:
         self._tokenizer = base.tokenizer()
@@ -227,23 +229,14 @@ class Tokenizer:
 
 
 Taken = tuple[list[list[int]], list[str]]
+"""Sequences of token ids, and the documents that were not needed for them."""
 
 
-def _prefixes(
-    documents: list[str],
-    n: int,
-    length: int,
-    tokenizer: Tokenizer,
-    seed: int,
-    choice: int = 1,
-) -> Taken:
+def _prefixes(documents: list[str], n: int, length: int, tokenizer: Tokenizer) -> Taken:
     """Return the first ``length`` tokens of the first ``n`` long enough documents, and the rest."""
     found: list[list[int]] = []
-    used = 0
-    for used, document in enumerate(documents, 1):
-        if len(found) == n:
-            used -= 1
-            break
+    rest = iter(documents)
+    for document in rest:
         if words(document) < length:
             continue
         # 40 characters a token is more than any tokenizer needs; a long text is not read to its end
@@ -252,28 +245,25 @@ def _prefixes(
             log.info("a document of %d words has only %d tokens", words(document), len(tokens))
             continue
         found.append(tokens)
-    return found, documents[used:]
+        if len(found) == n:
+            break
+    return found, list(rest)
 
 
 def _packed(
-    documents: list[str],
-    n: int,
-    length: int,
-    tokenizer: Tokenizer,
-    seed: int,
-    choice: int = 1,
+    documents: list[str], n: int, length: int, tokenizer: Tokenizer, seed: int, choice: int = 1
 ) -> Taken:
     """Return ``n`` random cuts of ``length`` tokens out of documents end to end, and the rest.
 
     As many documents are packed as hold ``choice * n`` sequences by their number of words.
     """
     stream: list[int] = []
-    counted = used = 0
-    for used, document in enumerate(documents, 1):
-        counted += words(document)
+    counted = 0
+    rest = iter(documents)
+    for document in rest:
         stream += tokenizer(document) + tokenizer.separator
+        counted += words(document)
         if counted >= choice * n * length:
             break
-    blocks = len(stream) // length
-    chosen = np.random.default_rng(seed).permutation(blocks)[:n]
-    return [stream[b * length : (b + 1) * length] for b in chosen], documents[used:]
+    chosen = np.random.default_rng(seed).permutation(len(stream) // length)[:n]
+    return [stream[block * length : (block + 1) * length] for block in chosen], list(rest)

@@ -110,7 +110,9 @@ def _shakespeare(path: Path) -> Iterator[str]:
     text = path.read_text("utf-8")
     for scene in re.split(r"^#{2,4} ", text, flags=re.MULTILINE)[1:]:
         _, _, body = scene.partition("\n")
-        lines = [re.sub(r"(\*\*|__|[*_])(.+?)\1", r"\2", line).rstrip() for line in body.splitlines()]
+        lines = [
+            re.sub(r"(\*\*|__|[*_])(.+?)\1", r"\2", line).rstrip() for line in body.splitlines()
+        ]
         body = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
         if body:
             yield body

@@ -79,7 +79,9 @@ def _hub(cfg: DatasetConfig) -> _Origin:
             rows = load_dataset(repo, cfg.subset, split=cfg.split, revision=sha)
         return _documents(_column(rows, cfg), cfg)
 
-    return _Origin(f"{repo}@{sha}", {"subset": cfg.subset, "split": cfg.split, **_row_config(cfg)}, read)
+    return _Origin(
+        f"{repo}@{sha}", {"subset": cfg.subset, "split": cfg.split, **_row_config(cfg)}, read
+    )
 
 
 def _files(cfg: DatasetConfig) -> _Origin:
@@ -106,7 +108,9 @@ def _files(cfg: DatasetConfig) -> _Origin:
 
     def read() -> Iterator[str]:
         for file in files:
-            yield from _documents(_READERS[file.suffix](file, cfg), cfg, joined=file.suffix == ".txt")
+            yield from _documents(
+                _READERS[file.suffix](file, cfg), cfg, joined=file.suffix == ".txt"
+            )
 
     return _Origin(fingerprint(names), _row_config(cfg), read)
 
@@ -144,7 +148,7 @@ def _row_config(cfg: DatasetConfig) -> dict[str, Any]:
     return {"text_field": cfg.text_field, "document_start": cfg.document_start}
 
 
-class _dataset_errors:  # noqa: N801  (reads as a statement where it is used)
+class _dataset_errors:
     """Turn what `datasets` raises for a wrong name, subset or split into a message."""
 
     def __init__(self, cfg: DatasetConfig) -> None:
@@ -170,7 +174,8 @@ def _no_field(cfg: DatasetConfig, where: str, there: Iterable[str]) -> UserError
         field="dataset.text_field",
         value=cfg.text_field,
         valid=", ".join(there) or "(it has none)",
-        hint=near_matches(cfg.text_field, there) or (f"dataset.text_field={there[0]}" if there else ""),
+        hint=near_matches(cfg.text_field, there)
+        or (f"dataset.text_field={there[0]}" if there else ""),
     )
 
 

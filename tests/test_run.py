@@ -1,0 +1,269 @@
+"""The command line as users run it: from nothing to a record, killed, repeated, swept, cut off."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import command, environment, hyperfit
+
+DEBUG = ["preset=debug", "hydra.run.dir=run"]
+
+
+def record(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """All that a repeat must give again: everything but times and places."""
+    return {k: v for k, v in record(folder).items() if k not in ("timings", "git", "artefacts")}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the debug run has ended."""
+    folder = tmp_path_factory.mktemp("debug")
+    result = hyperfit(folder, *DEBUG)
+    assert result.returncode == 0, result.stderr
+    assert "type-token ratio" in result.stdout
+    assert "run/results.json" in result.stdout
+    assert result.stderr == ""
+    return folder
+
+
+def test_the_record_holds_what_the_readme_says(done: Path) -> None:
+    found = record(done / "run")
+    assert found["schema_version"] == 1
+    assert found["config"]["trainer"]["epochs"] == 3
+    assert found["config"]["dataset"]["seed"] == 0
+    assert {"python", "torch", "transformers", "hyperfitting"} <= set(found["versions"])
+    assert found["data"]["fingerprint"]
+    keys = {"gen/ttr", "gen/rep_2", "gen/rep_3", "val/loss", "val/perplexity", "val/entropy",
+            "val/top1_mass", "val/top3_mass", "val/top5_mass"}  # fmt: skip
+    for part in ("metrics", "baseline"):
+        assert set(found[part]) == keys
+        for value in found[part].values():
+            assert set(value) == {"mean", "ci95", "n"}
+            assert value["n"] == 4
+            assert value["ci95"][0] <= value["mean"] <= value["ci95"][1]
+        assert {len(values) for values in found["per_text"][part].values()} == {4}
+    assert [row["epoch"] for row in found["history"]] == [1, 2, 3]
+    assert {"train/loss", "val/loss", "val/entropy", "gen/ttr"} <= set(found["history"][0])
+    assert len(found["samples"]) == 4
+    for sample in found["samples"]:
+        for side in ("continuation", "original_continuation"):
+            assert len(sample[side]["tokens"]) == 32
+            assert "".join(sample[side]["pieces"]) == sample[side]["text"]
+
+
+def test_the_same_again_makes_nothing_and_says_the_same(done: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (done / "outputs/store").rglob("*")}
+    first = numbers(done / "run")
+    assert hyperfit(done, *DEBUG).returncode == 0
+    assert numbers(done / "run") == first
+    artefacts = [p for p in (done / "outputs/store").rglob("*") if p.suffix != ".lock"]
+    assert {path: path.stat().st_mtime_ns for path in artefacts} == {
+        path: when for path, when in before.items() if path.suffix != ".lock"
+    }
+
+
+def test_another_decoding_trains_nothing_again(done: Path) -> None:
+    tuned = set((done / "outputs/store/tuned").iterdir())
+    result = hyperfit(done, "preset=debug", "hydra.run.dir=sampled", "decode=top_p")
+    assert result.returncode == 0, result.stderr
+    assert set((done / "outputs/store/tuned").iterdir()) == tuned
+    assert numbers(done / "sampled")["metrics"] != numbers(done / "run")["metrics"]
+    likelihoods = [
+        v for k, v in numbers(done / "sampled")["metrics"].items() if k.startswith("val/")
+    ]
+    assert likelihoods == [
+        v for k, v in numbers(done / "run")["metrics"].items() if k.startswith("val/")
+    ]
+
+
+def test_the_original_model_and_the_early_stopped_state_are_members_too(done: Path) -> None:
+    result = hyperfit(done, "preset=debug", "hydra.run.dir=none", "tuning=none")
+    assert result.returncode == 0, result.stderr
+    none = record(done / "none")
+    assert none["metrics"] == none["baseline"] == record(done / "run")["baseline"]
+    assert none["history"] == []
+    result = hyperfit(done, "preset=debug", "hydra.run.dir=best", "evaluation.state=best_val")
+    assert result.returncode == 0, result.stderr
+    assert record(done / "best")["history"] == record(done / "run")["history"]
+
+
+def test_a_fresh_store_gives_the_same_numbers(done: Path, tmp_path: Path) -> None:
+    assert hyperfit(tmp_path, *DEBUG).returncode == 0
+    assert numbers(tmp_path / "run") == numbers(done / "run")
+
+
+LONGER = [*DEBUG, "trainer.epochs=6", "evaluation.new_tokens=64", "dataset.n_train=40"]
+
+
+def test_kill_9_at_any_moment_ends_with_bit_identical_numbers(tmp_path: Path) -> None:
+    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    start = time.monotonic()
+    assert hyperfit(undisturbed, *LONGER).returncode == 0
+    whole = time.monotonic() - start
+    chance = random.Random(os.getpid())  # other moments in every run of the tests
+    kills, moments = 0, []
+    for _ in range(4):
+        process = subprocess.Popen(
+            command(*LONGER), cwd=disturbed, env=environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        moments.append(chance.uniform(0.4, 1.0) * whole)
+        try:
+            process.wait(timeout=moments[-1])
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert hyperfit(disturbed, *LONGER).returncode == 0, moments
+    assert numbers(disturbed / "run") == numbers(undisturbed / "run"), moments
+    assert kills > 0
+    assert not list((disturbed / "outputs/store").rglob("*.partial"))
+
+
+def test_kill_9_in_each_phase_ends_with_bit_identical_numbers(tmp_path: Path) -> None:
+    """Aimed kills: as soon as a sign of training, of writing and of generation is on the disk."""
+    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    assert hyperfit(undisturbed, *LONGER).returncode == 0
+    signs = [
+        "tuned/*.partial/checkpoint.pt",
+        "tuned/*.partial/last.safetensors",
+        "continuations/*.partial",
+    ]
+    for sign in signs:
+        process = subprocess.Popen(
+            command(*LONGER), cwd=disturbed, env=environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while process.poll() is None and not list((disturbed / "outputs/store").glob(sign)):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (disturbed / "run/results.json").exists()
+    assert hyperfit(disturbed, *LONGER).returncode == 0
+    assert numbers(disturbed / "run") == numbers(undisturbed / "run")
+
+
+def test_a_failing_member_does_not_stop_the_others(tmp_path: Path) -> None:
+    result = hyperfit(
+        tmp_path, "-m", "preset=debug", "tracking=offline", "hydra.sweep.dir=sweep",
+        "seed=0,1", "optimizer.lr=1e-3,1e30",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "Traceback" not in result.stdout + result.stderr
+    members = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
+    assert len(members) == 4
+    finished = [p for p in members if (p / "results.json").exists()]
+    assert [p for p in members if "1e+30" in p.name or "1e30" in p.name] == [
+        p for p in members if p not in finished
+    ]
+    runs = [run.name for member in members for run in (member / "wandb").glob("offline-run-*")]
+    assert len(runs) == len(set(runs)) == 4  # each member has one of its own
+    at_once, at_the_end = result.stderr.split("2 members finished, 2 failed:")
+    for text in (at_once, at_the_end):
+        assert text.count("the training loss became") == 2
+        assert text.count("optimizer.lr=1e30") >= 2
+    assert at_once.count("failed: ") == 2
+
+
+def test_the_default_run_opens_no_connection(tmp_path: Path) -> None:
+    code = f"""
+import sys, socket
+seen = []
+def hook(event, arguments):
+    if event == "socket.connect" and arguments[0].family != socket.AF_UNIX:
+        seen.append(arguments[1])
+    elif event == "socket.getaddrinfo":
+        seen.append(arguments[0])
+sys.addaudithook(hook)
+sys.argv = ["hyperfit", *{DEBUG!r}, "tracking=offline"]
+from hyperfitting.run import main
+try: main()
+finally: print("CONNECTIONS", [a for a in seen if "127.0.0.1" not in str(a)])
+"""
+    import sys
+
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert result.stdout.splitlines()[-1] == "CONNECTIONS []"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_said_and_what_was_made_is_kept(tmp_path: Path, done: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=False
+    ).returncode:
+        pytest.skip("no permission to mount a small disk")
+    try:
+        result = hyperfit(tmp_path, *DEBUG, f"store={disk}")
+        assert result.returncode == 1
+        assert "no space left on the disk" in result.stderr
+        assert "Traceback" not in result.stderr
+        made = {p.parent.name for p in disk.rglob("manifest.json")}
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        again = hyperfit(tmp_path, *DEBUG, f"store={disk}")
+        assert again.returncode == 0, again.stderr
+        assert made <= {p.parent.name for p in disk.rglob("manifest.json")}
+        expected = numbers(done / "run")
+        expected["config"]["store"] = str(disk)
+        assert numbers(tmp_path / "run") == expected
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
+    code = f"""
+import resource, sys
+import torch, transformers
+from hyperfitting.training import loop
+def update(*a):
+    used = int(open("/proc/self/statm").read().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+    return torch.zeros(1 << 30).sum().item()  # a real allocation that really fails
+loop.update = update
+sys.argv = ["hyperfit", *{DEBUG!r}]
+from hyperfitting.run import main
+main()
+"""
+    import sys
+
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "out of memory" in result.stderr
+    assert "hardware.micro_batch_size" in result.stderr
+
+
+def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path, done: Path) -> None:
+    process = subprocess.Popen(
+        command(*DEBUG), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    while not list((tmp_path / "outputs/store").glob("tuned/*.partial")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on" in told
+    assert hyperfit(tmp_path, *DEBUG).returncode == 0
+    assert numbers(tmp_path / "run") == numbers(done / "run")
