@@ -85,7 +85,7 @@ def test_every_field_is_documented() -> None:
         ("optimizer.lr=fast", "optimizer.lr=fast", "0 or more"),
         ("dataset=files", "dataset.path=None", "dataset.path=…"),
         ("dataset=fiction_stories", "dataset.path=None", "dataset.path=…"),
-        ("model=local", "model.path=None", "model.path=…"),
+        ("model=local", "model.path=None", "model.path=DIR"),
         ("seed=-1", "seed=-1", "0 or more"),
         ("+trainer.epoch=3", "trainer.epoch=3", "did you mean epochs"),
         ("trainer.epoch_context_len=999", "trainer.epoch_context_len=999", "dataset.seq_len=128"),

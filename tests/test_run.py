@@ -107,39 +107,43 @@ def test_a_fresh_store_gives_the_same_numbers(done: Path, tmp_path: Path) -> Non
 LONGER = [*DEBUG, "trainer.epochs=6", "evaluation.new_tokens=64", "dataset.n_train=40"]
 
 
-def test_kill_9_at_any_moment_ends_with_bit_identical_numbers(tmp_path: Path) -> None:
-    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
-    undisturbed.mkdir()
-    disturbed.mkdir()
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A folder in which the longer run has ended, and how long that took, in seconds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     start = time.monotonic()
-    assert hyperfit(undisturbed, *LONGER).returncode == 0
-    whole = time.monotonic() - start
+    assert hyperfit(folder, *LONGER).returncode == 0
+    return folder, time.monotonic() - start
+
+
+def test_kill_9_at_any_moment_ends_with_bit_identical_numbers(
+    tmp_path: Path, undisturbed: tuple[Path, float]
+) -> None:
+    whole, seconds = undisturbed
     chance = random.Random(os.getpid())  # other moments in every run of the tests
     kills, moments = 0, []
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(
-            command(*LONGER), cwd=disturbed, env=environment(),
+            command(*LONGER), cwd=tmp_path, env=environment(),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        moments.append(chance.uniform(0.4, 1.0) * whole)
+        moments.append(chance.uniform(0.5, 0.95) * seconds)
         try:
             process.wait(timeout=moments[-1])
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-    assert hyperfit(disturbed, *LONGER).returncode == 0, moments
-    assert numbers(disturbed / "run") == numbers(undisturbed / "run"), moments
+    assert hyperfit(tmp_path, *LONGER).returncode == 0, moments
+    assert numbers(tmp_path / "run") == numbers(whole / "run"), moments
     assert kills > 0
-    assert not list((disturbed / "outputs/store").rglob("*.partial"))
+    assert not list((tmp_path / "outputs/store").rglob("*.partial"))
 
 
-def test_kill_9_in_each_phase_ends_with_bit_identical_numbers(tmp_path: Path) -> None:
+def test_kill_9_in_each_phase_ends_with_bit_identical_numbers(
+    tmp_path: Path, undisturbed: tuple[Path, float]
+) -> None:
     """Aimed kills: as soon as a sign of training, of writing and of generation is on the disk."""
-    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
-    undisturbed.mkdir()
-    disturbed.mkdir()
-    assert hyperfit(undisturbed, *LONGER).returncode == 0
     signs = [
         "tuned/*.partial/checkpoint.pt",
         "tuned/*.partial/last.safetensors",
@@ -147,16 +151,16 @@ def test_kill_9_in_each_phase_ends_with_bit_identical_numbers(tmp_path: Path) ->
     ]
     for sign in signs:
         process = subprocess.Popen(
-            command(*LONGER), cwd=disturbed, env=environment(),
+            command(*LONGER), cwd=tmp_path, env=environment(),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        while process.poll() is None and not list((disturbed / "outputs/store").glob(sign)):
+        while process.poll() is None and not list((tmp_path / "outputs/store").glob(sign)):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert not (disturbed / "run/results.json").exists()
-    assert hyperfit(disturbed, *LONGER).returncode == 0
-    assert numbers(disturbed / "run") == numbers(undisturbed / "run")
+        assert not (tmp_path / "run/results.json").exists()
+    assert hyperfit(tmp_path, *LONGER).returncode == 0
+    assert numbers(tmp_path / "run") == numbers(undisturbed[0] / "run")
 
 
 def test_a_failing_member_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -176,8 +180,8 @@ def test_a_failing_member_does_not_stop_the_others(tmp_path: Path) -> None:
     assert len(runs) == len(set(runs)) == 4  # each member has one of its own
     at_once, at_the_end = result.stderr.split("2 members finished, 2 failed:")
     for text in (at_once, at_the_end):
-        assert text.count("the training loss became") == 2
-        assert text.count("optimizer.lr=1e30") >= 2
+        assert text.count("training diverged in epoch 1") == 2
+        assert text.count("optimizer.lr=1e+30") >= 2
     assert at_once.count("failed: ") == 2
 
 

@@ -90,7 +90,7 @@ def test_an_offline_run_holds_curves_summary_and_continuations(tmp_path: Path) -
     assert [row["train/loss"] for row in history if "train/loss" in row] == [3.0, 2.0]
     (epoch,) = [row for row in history if "val/loss" in row]
     assert (epoch["train/epoch_loss"], epoch["val/loss"], epoch["gen/ttr"]) == (2.5, 3.1, 0.4)
-    assert any("gen/continuations" in row for row in history)
+    assert any("gen/continuations/path" in row for row in history)
     assert (summary["gen/ttr"], summary["gen/ttr_low"], summary["baseline/gen/ttr"]) == (
         0.6,
         0.5,

@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
 
     monkeypatch.setattr(loop, "update", diverges)
     with pytest.raises(
-        UserError, match=r"(?s)nan in epoch 2, update 5.*epoch 1 is kept.*optimizer\.lr"
+        UserError, match=r"(?s)epoch 2, update 5: .*nan; .*epoch 1 is kept.*optimizer\.lr"
     ):
         train(cfg, base, tmp_path / "w")
     assert (tmp_path / "w" / "checkpoint.pt").is_file()
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
 
 def test_a_real_divergence_is_found(cfg: RunConfig, base: BaseModel, tmp_path: Path) -> None:
     cfg.optimizer["lr"] = 1e30
-    with pytest.raises(UserError, match=r"the training loss became (nan|inf)"):
+    with pytest.raises(UserError, match=r"training diverged in epoch 1, update"):
         train(cfg, base, tmp_path / "w")
 
 

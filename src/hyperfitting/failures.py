@@ -149,7 +149,12 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _is_no_space(error: BaseException) -> bool:
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
-        "No space left on device" in str(error)
+def _is_no_space(error: BaseException | None) -> bool:
+    """Return whether the disk is full, also behind what torch.save makes of that."""
+    if error is None:
+        return False
+    return (
+        (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+        or "No space left on device" in str(error)
+        or _is_no_space(error.__cause__ or error.__context__)
     )

@@ -111,7 +111,7 @@ def _init(cfg: TrackingConfig, mode: Mode, name: str, folder: Path, config: dict
     )
     run.define_metric("step", hidden=True)
     run.define_metric("epoch", hidden=True)
-    run.define_metric("train/loss", step_metric="step", summary="last")
+    run.define_metric("train/loss", step_metric="step")
     for key in ("train/epoch_loss", "val/*", "gen/*"):
         run.define_metric(key, step_metric="epoch")
     return run

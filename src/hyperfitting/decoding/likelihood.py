@@ -35,7 +35,7 @@ def measure(
         For each of `MEASURES` (losses and entropies in nats) an array (N,).
 
     Raises:
-        ValueError: the model's logits hold NaN.
+        FloatingPointError: the model's logits hold NaN or infinity.
     """
     device = next(model.parameters()).device
     rows: list[dict[str, Any]] = []

@@ -34,11 +34,11 @@ def sharpness(logits: Tensor, targets: Tensor) -> Sharpness:
         targets: (...) ids of the tokens that came next.
 
     Raises:
-        ValueError: a logit is NaN, so that no distribution is defined.
+        FloatingPointError: a logit is NaN or infinite, so that no distribution is defined.
     """
     log_p = torch.log_softmax(logits.float(), dim=-1)  # (..., V)
     if bool(torch.isnan(log_p).any()):
-        raise ValueError("the logits hold NaN or infinity: there is no distribution")
+        raise FloatingPointError("the logits hold NaN or infinity: there is no distribution")
     top = log_p.topk(min(5, log_p.shape[-1]), dim=-1).values.exp().cumsum(-1)  # (..., 5)
     loss = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     p = log_p.exp()

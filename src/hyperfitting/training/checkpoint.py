@@ -38,8 +38,8 @@ class Checkpoint:
 
     def save(self, progress: Progress, **states: dict[str, Any]) -> None:
         """Replace the checkpoint by the present state."""
-        with replacing(self.path) as beside:
-            torch.save({"progress": vars(progress), **states}, beside)
+        with replacing(self.path) as beside, beside.open("wb") as file:
+            torch.save({"progress": vars(progress), **states}, file)
 
     def load(self) -> dict[str, Any] | None:
         """Return what `save` was given, or none if there is no checkpoint that can be read."""

@@ -112,12 +112,15 @@ def train(
                 losses.append(loss)
                 step = epoch * math.ceil(len(data.train) / trainer.batch_size) + len(losses)
                 if not math.isfinite(loss):
-                    raise _diverged(loss, epoch + 1, step, checkpoint)
+                    raise _diverged(f"the training loss became {loss}", epoch, step, checkpoint)
                 note({"step": step, "train/loss": loss})
                 advance(batch.numel(), epoch=epoch + 1, loss=loss)
 
             row = {"epoch": epoch + 1, "step": step, "train/loss": float(np.mean(losses))}
-            row |= look(model, data, trainer, cfg.hardware, show)
+            try:
+                row |= look(model, data, trainer, cfg.hardware, show)
+            except FloatingPointError as error:
+                raise _diverged(f"in validation, {error}", epoch, step, checkpoint) from error
             if row["val/loss"] < done.best_val:
                 done.best_val = row["val/loss"]
                 _save_parameters(work / "best_val.safetensors", trained)
@@ -241,13 +244,13 @@ def _save_parameters(path: Path, trained: dict[str, nn.Parameter]) -> None:
         save_file(tensors, beside)
 
 
-def _diverged(loss: float, epoch: int, step: int, checkpoint: Checkpoint) -> UserError:
+def _diverged(what: str, epoch: int, step: int, checkpoint: Checkpoint) -> UserError:
     kept = (
-        f"the state after epoch {epoch - 1} is kept in {checkpoint.path}"
+        f"the state after epoch {epoch} is kept in {checkpoint.path}"
         if checkpoint.path.is_file()
         else "no epoch was complete"
     )
     return UserError(
-        f"the training loss became {loss} in epoch {epoch}, update {step}; {kept}",
+        f"training diverged in epoch {epoch + 1}, update {step}: {what}; {kept}",
         hint="a lower optimizer.lr, trainer.clip_norm=1.0, or trainer.precision=float32",
     )
