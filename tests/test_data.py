@@ -153,7 +153,7 @@ def test_a_missing_file_and_sample_are_named_with_near_matches(
 
 @pytest.mark.parametrize("sample", ["news", "wikipedia", "shakespeare"])
 def test_packaged_texts_are_plain_and_readable(sample: str) -> None:
-    documents = packaged.read(sample)
+    documents = list(packaged.read(sample))
     assert len(documents) > 100
     text = "\n".join(documents)
     for debris in (

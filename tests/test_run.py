@@ -243,7 +243,7 @@ def update(*a):
     used = int(open("/proc/self/statm").read().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
     return torch.zeros(1 << 30).sum().item()  # a real allocation that really fails
-loop.update = update
+loop.Learner.update = update
 sys.argv = ["hyperfit", *{DEBUG!r}]
 from hyperfitting.run import main
 main()

@@ -147,7 +147,7 @@ def test_a_resumed_training_ends_bit_identical(
 ) -> None:
     cfg.trainer.dropout = True
     expected_rows, expected = train(cfg, base, tmp_path / "whole")
-    real_update, taken = loop.update, 0
+    real_update, taken = loop.Learner.update, 0
 
     def dies(*arguments: Any) -> float:
         nonlocal taken
@@ -156,10 +156,10 @@ def test_a_resumed_training_ends_bit_identical(
             raise KeyboardInterrupt
         return real_update(*arguments)
 
-    monkeypatch.setattr(loop, "update", dies)
+    monkeypatch.setattr(loop.Learner, "update", dies)
     with pytest.raises(KeyboardInterrupt):
         train(cfg, base, tmp_path / "cut")
-    monkeypatch.setattr(loop, "update", real_update)
+    monkeypatch.setattr(loop.Learner, "update", real_update)
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == [
         "best_val.safetensors",
         "checkpoint.pt",
@@ -184,14 +184,14 @@ def test_a_damaged_checkpoint_is_said_and_training_starts_anew(
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
     cfg: RunConfig, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_update, taken = loop.update, 0
+    real_update, taken = loop.Learner.update, 0
 
     def diverges(*arguments: Any) -> float:
         nonlocal taken
         taken += 1
         return math.nan if taken == 5 else real_update(*arguments)
 
-    monkeypatch.setattr(loop, "update", diverges)
+    monkeypatch.setattr(loop.Learner, "update", diverges)
     with pytest.raises(
         UserError, match=r"(?s)epoch 2, update 5: .*nan; .*epoch 1 is kept.*optimizer\.lr"
     ):

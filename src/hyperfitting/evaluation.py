@@ -44,6 +44,10 @@ class LoadedModel:
             self._model = self.state.load(self.device)
         return self._model
 
+    def release(self) -> None:
+        """Let go of the model's memory."""
+        self._model = None
+
 
 def likelihoods(
     model: LoadedModel, texts: Artefact, store: Store, hardware: HardwareConfig, show: Progress

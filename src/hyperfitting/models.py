@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from hyperfitting import hub
 from hyperfitting.config import HardwareConfig, ModelConfig, TuningConfig
 from hyperfitting.errors import UserError, is_out_of_memory, near_matches
+from hyperfitting.progress import Progress, silent
 from hyperfitting.store import Artefact, Store, fingerprint
 
 VERSION = 1
@@ -46,7 +47,6 @@ class BaseModel:
         Raises:
             UserError: the folder has none.
         """
-
         folder = self.folder()
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -58,10 +58,20 @@ class BaseModel:
                 hint="save one beside the model, with tokenizer.save_pretrained(DIR)",
             ) from error
 
-    def max_length(self) -> int | None:
-        """Return the longest sequence it was made for, in tokens, if its config says so."""
-        length = getattr(_config(self.folder()), "max_position_embeddings", None)
-        return int(length) if length else None
+    def check_length(self, field: str, length: int) -> None:
+        """Refuse sequences longer than the model was made for, if its config says how long that is.
+
+        Raises:
+            UserError: ``field`` asks for more tokens.
+        """
+        longest = getattr(_config(self.folder()), "max_position_embeddings", None)
+        if longest and length > longest:
+            raise UserError(
+                f"longer than the context of {self.name}",
+                field=field,
+                value=length,
+                valid=f"at most {longest} tokens",
+            )
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ class ModelState:
         return model
 
 
-def base_model(cfg: ModelConfig, store: Store) -> BaseModel:
+def base_model(cfg: ModelConfig, store: Store, show: Progress = silent) -> BaseModel:
     """Return the original model that a config names. Only its id is worked out here.
 
     Raises:
@@ -104,7 +114,7 @@ def base_model(cfg: ModelConfig, store: Store) -> BaseModel:
         _check_folder(folder)
         files = {p.name: p for p in folder.iterdir() if p.suffix in _MODEL_SUFFIXES}
         return BaseModel(f"{fingerprint(files)}:{cfg.dtype}", cfg.name, cfg.dtype, lambda: folder)
-    artefact = _converted(cfg, store) if cfg.source == "gguf" else _random(cfg, store)
+    artefact = _converted(cfg, store, show) if cfg.source == "gguf" else _random(cfg, store)
     return BaseModel(f"{artefact.id}:{cfg.dtype}", cfg.name, cfg.dtype, artefact.path)
 
 
@@ -146,7 +156,7 @@ def _package_folder(cfg: ModelConfig) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _converted(cfg: ModelConfig, store: Store) -> Artefact:
+def _converted(cfg: ModelConfig, store: Store, show: Progress) -> Artefact:
     """Return a GGUF model as float32 safetensors. Reading it takes half a minute, so it is kept."""
     folder, name = _package_folder(cfg), str(cfg.gguf_file)
     if not (folder / name).is_file():
@@ -158,8 +168,18 @@ def _converted(cfg: ModelConfig, store: Store) -> Artefact:
         )
 
     def make(work: Path) -> None:
-
-        with contextlib.redirect_stderr(io.StringIO()):  # its own progress bars
+        for package in ("gguf", "accelerate"):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"reading GGUF needs the package {package}, which is not installed",
+                    field="model.source",
+                    value="gguf",
+                    hint="`make setup`, or pip install 'hyperfitting[embedded]'",
+                )
+        with (
+            show(f"converting {cfg.name}, once", 1, "models"),
+            contextlib.redirect_stderr(io.StringIO()),  # transformers' own progress bars
+        ):
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
             model = AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file=name, dtype=torch.float32
@@ -188,7 +208,6 @@ def _random(cfg: ModelConfig, store: Store) -> Artefact:
     architecture: dict[str, Any] = dict(cfg.architecture or {})
 
     def make(work: Path) -> None:
-
         tokenizer = byte_tokenizer()
         fields = {"vocab_size": len(tokenizer), **architecture}
         try:
@@ -217,7 +236,6 @@ def _random(cfg: ModelConfig, store: Store) -> Artefact:
 
 def byte_tokenizer() -> Any:
     """Return a tokenizer whose tokens are the 256 bytes; it has no BOS, EOS or padding token."""
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -226,7 +244,6 @@ def byte_tokenizer() -> Any:
 
 
 def _config(folder: Path) -> Any:
-
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -244,7 +261,6 @@ def load(base: BaseModel) -> PreTrainedModel:
     Raises:
         UserError: the folder's weights cannot be read, or it is not a decoder-only model.
     """
-
     folder = base.folder()
     config = _config(folder)
     if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

@@ -16,7 +16,7 @@ class Progress(Protocol):
     """Where tasks are shown."""
 
     def __call__(self, task: str, total: int, unit: str) -> AbstractContextManager[Advance]:
-        """Begin a task of ``total`` units (such as "tokens"); it ends with the context."""
+        """Begin a task of ``total`` units, such as "tokens"; 0: nobody knows how many."""
         ...
 
 

@@ -22,8 +22,8 @@ from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
 
 if TYPE_CHECKING:
     from hyperfitting.progress import Progress
-    from hyperfitting.store import Artefact
     from hyperfitting.tracking import Tracker
+    from hyperfitting.training.checkpoint import Row
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +51,25 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
     start = time.perf_counter()
     device = models.prepare(cfg.hardware)
     store = Store(cfg.store)
-    base = models.base_model(cfg.model, store)
-    texts = sources.texts(cfg.dataset, store)
+    base = models.base_model(cfg.model, store, show)
+    texts = sources.texts(cfg.dataset, store, show)
     held_out = corpus.evaluation_texts(cfg.dataset, cfg.evaluation, texts, base, store)
     made = {"texts": texts, "evaluation_texts": held_out}
 
-    history: list[dict[str, float]] = []
+    history: list[Row] = []
     tuned = None
     if cfg.tuning.method != "none":
         made["corpus"] = data = corpus.corpus(cfg.dataset, texts, base, store)
-        made["tuned"] = tuned = tune(cfg, data, base, store, show, tracker.row)
-        history = trained_history(tuned, tracker)
+        told: list[Row] = []
+
+        def tell(row: "Row") -> None:
+            told.append(row)
+            tracker.row(row)
+
+        made["tuned"] = tuned = tune(cfg, data, base, store, show, tell)
+        history = json.loads(tuned.file("history.json").read_text("utf-8"))
+        for row in history[len(told) :]:  # what was trained before, or by another process
+            tracker.row(row)
 
     def measured(name: str, state: models.ModelState) -> evaluation.Scores:
         model = evaluation.LoadedModel(state, device)
@@ -70,7 +78,9 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
         )
         likely = evaluation.likelihoods(model, held_out, store, cfg.hardware, show)
         made[f"{name}_continuations"], made[f"{name}_likelihoods"] = written, likely
-        return evaluation.score(likely, written, cfg.evaluation)
+        scores = evaluation.score(likely, written, cfg.evaluation)
+        model.release()
+        return scores
 
     original = measured("original", models.ModelState(base))
     final = measured("final", models.ModelState(base, tuned, cfg.evaluation.state))
@@ -80,16 +90,6 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
     write_json(folder / record.FILE_NAME, found)
     tracker.finish(found)
     return found
-
-
-def trained_history(tuned: "Artefact", tracker: "Tracker") -> list[dict[str, float]]:
-    """Train if need be, and return the history; the tracker is told of it also if it is kept."""
-    kept = tuned.exists
-    rows: list[dict[str, float]] = json.loads(tuned.file("history.json").read_text("utf-8"))
-    if kept:
-        for row in rows:
-            tracker.row(row)
-    return rows
 
 
 def member(cfg: DictConfig) -> None:
@@ -103,9 +103,11 @@ def member(cfg: DictConfig) -> None:
         from hyperfitting.terminal import Terminal, outcome
         from hyperfitting.tracking import tracked
 
-        console = Console()
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        name = folder.name
+        console = Console() if sys.stdout.isatty() else Console(width=110)
+        hydra_config = HydraConfig.get()
+        folder = Path(hydra_config.runtime.output_dir)
+        kind = f"{config.model.name} {config.dataset.name} {config.tuning.method}"
+        name = hydra_config.job.override_dirname or f"{kind} seed={config.seed}"
         log.info("config: %s", asdict(config))
         with (
             Terminal(console) as terminal,

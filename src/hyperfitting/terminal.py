@@ -81,7 +81,7 @@ class Terminal:
     @contextmanager
     def progress(self, task: str, total: int, unit: str) -> Iterator[Advance]:
         """Show one task; see `hyperfitting.progress.Progress`."""
-        bar = self._bars.add_task(task, total=total, unit=unit, shown={})
+        bar = self._bars.add_task(task, total=total or None, unit=unit, shown={})
 
         def advance(n: int, **shown: float) -> None:
             self._bars.update(bar, advance=n)

@@ -48,7 +48,7 @@ def corpus(cfg: DatasetConfig, texts: Artefact, base: BaseModel, store: Store) -
     """Return the artefact of the training and validation sequences."""
 
     def make(work: Path) -> None:
-        _check_length("dataset.seq_len", cfg.seq_len, base)
+        base.check_length("dataset.seq_len", cfg.seq_len)
         _, pool = split(sources.load(texts), cfg.evaluation_share)
         documents = in_order(pool, cfg.seed)
         tokenizer = Tokenizer(base)
@@ -91,7 +91,7 @@ def evaluation_texts(
     length = evaluation.context_len + evaluation.new_tokens
 
     def make(work: Path) -> None:
-        _check_length("evaluation.context_len + evaluation.new_tokens", length, base)
+        base.check_length("evaluation.context_len + evaluation.new_tokens", length)
         pool, _ = split(sources.load(texts), cfg.evaluation_share)
         documents = in_order(pool, 0)
         if cfg.sequences == "packed":
@@ -122,17 +122,6 @@ def load_evaluation_texts(artefact: Artefact) -> Tokens:
 
 def _save(path: Path, sequences: Sequence[Sequence[int]]) -> None:
     np.save(path, np.asarray(sequences, dtype=np.int32), allow_pickle=False)
-
-
-def _check_length(field: str, length: int, base: BaseModel) -> None:
-    longest = base.max_length()
-    if longest is not None and length > longest:
-        raise UserError(
-            f"longer than the context of {base.name}",
-            field=field,
-            value=length,
-            valid=f"at most {longest} tokens",
-        )
 
 
 def _check_number(field: str, wanted: int, found: int, cfg: DatasetConfig, role: str) -> None:

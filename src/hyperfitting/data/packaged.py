@@ -38,10 +38,10 @@ def files(sample: str) -> list[Path]:
     return sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
 
 
-def read(sample: str) -> list[str]:
-    """Return the documents of a sample, as plain text with paragraphs set apart by blank lines."""
-    clean = _SAMPLES[sample][2]
-    return [document for path in files(sample) for document in clean(path)]
+def read(sample: str) -> Iterator[str]:
+    """Yield the documents of a sample, as plain text with paragraphs set apart by blank lines."""
+    for path in files(sample):
+        yield from _SAMPLES[sample][2](path)
 
 
 def _news(path: Path) -> Iterator[str]:

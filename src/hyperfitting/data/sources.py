@@ -16,13 +16,14 @@ from hyperfitting import hub
 from hyperfitting.config import DatasetConfig
 from hyperfitting.data import packaged
 from hyperfitting.errors import UserError, near_matches
+from hyperfitting.progress import Progress, silent
 from hyperfitting.store import Artefact, Store, fingerprint
 
 VERSION = 1
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 
 
-def texts(cfg: DatasetConfig, store: Store) -> Artefact:
+def texts(cfg: DatasetConfig, store: Store, show: Progress = silent) -> Artefact:
     """Return the artefact of a dataset's documents. Only its id is worked out here.
 
     Raises:
@@ -31,7 +32,11 @@ def texts(cfg: DatasetConfig, store: Store) -> Artefact:
     origin = _SOURCES[cfg.source](cfg)
 
     def make(work: Path) -> None:
-        documents = list(origin.read())
+        documents: list[str] = []
+        with show(f"reading {cfg.name}", 0, "documents") as advance:
+            for document in origin.read():
+                documents.append(document)
+                advance(1)
         if not documents:
             raise UserError(
                 f"no text in it: every {cfg.text_field} is empty",

@@ -36,13 +36,13 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "checkpoint.pt"
 
-    def save(self, progress: Progress, **states: dict[str, Any]) -> None:
+    def save(self, progress: Progress, state: dict[str, Any]) -> None:
         """Replace the checkpoint by the present state."""
         with replacing(self.path) as beside, beside.open("wb") as file:
-            torch.save({"progress": vars(progress), **states}, file)
+            torch.save({"progress": vars(progress), **state}, file)
 
     def load(self) -> dict[str, Any] | None:
-        """Return what `save` was given, or none if there is no checkpoint that can be read."""
+        """Return the state that `save` was given, and its `progress`; none if none can be read."""
         if not self.path.is_file():
             return None
         try:

@@ -5,9 +5,10 @@ held-out sequences: loss, entropy, and the type-token ratio of greedy continuati
 Carlsson et al.). Knows nothing of texts, tables, W&B or the terminal.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from hyperfitting.store import Artefact, Store, replacing, write_json
 from hyperfitting.training.checkpoint import Checkpoint, Progress, Row
 
 VERSION = 1
+
+log = logging.getLogger(__name__)
 
 
 def tune(
@@ -64,6 +67,89 @@ def tune(
     )
 
 
+@dataclass
+class Learner:
+    """A model with the optimizer of its trained parameters."""
+
+    model: PreTrainedModel
+    trained: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    trainer: TrainerConfig
+    micro_batch_size: int | None
+
+    @classmethod
+    def new(cls, cfg: RunConfig, base: BaseModel) -> "Learner":
+        """Return the original model, ready to be tuned.
+
+        Raises:
+            UserError: the model, the tuning or the optimizer cannot be had as asked.
+        """
+        device = models.device(cfg.hardware)
+        model = models.load(base)
+        if not cfg.trainer.dropout:
+            models.no_dropout(model)
+        trained = models.select_trainable(model, cfg.tuning)
+        nn.Module.to(model, device)
+        return cls(
+            model,
+            trained,
+            build_optimizer(cfg.optimizer, list(trained.values())),
+            torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "float16"),
+            cfg.trainer,
+            cfg.hardware.micro_batch_size,
+        )
+
+    def update(self, batch: Tensor) -> float:
+        """Take one step on a batch (B, T) and return its mean next-token loss in nats."""
+        batch = batch.to(self.model.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=batch.device)
+        for part in batch.split(self.micro_batch_size or len(batch)):  # (b, T)
+            with self._autocast():
+                logits = self.model(input_ids=part, use_cache=False).logits  # (b, T, V)
+            loss = (
+                nn.functional.cross_entropy(
+                    logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum"
+                )
+                / batch[:, 1:].numel()
+            )
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        if self.trainer.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(list(self.trained.values()), self.trainer.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return float(total)
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.trainer.precision
+        return torch.autocast(
+            self.model.device.type,
+            dtype=torch.float16 if precision == "float16" else torch.bfloat16,
+            enabled=precision != "float32",
+        )
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the trained parameters as they are now."""
+        return {name: p.detach() for name, p in self.trained.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resumed training needs of this one."""
+        return {
+            "parameters": self.parameters(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become what `state` was taken from."""
+        models.overlay(self.model, state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
 def train(
     cfg: RunConfig,
     data: Corpus,
@@ -75,24 +161,15 @@ def train(
     """Train, from the checkpoint in ``work`` if there is one, and leave the states there.
 
     Raises:
-        UserError: the loss is not finite, or the optimizer cannot be built.
+        UserError: training diverges, or what the config asks for cannot be had.
     """
-    trainer, device = cfg.trainer, models.device(cfg.hardware)
-    model = models.load(base)
-    if not trainer.dropout:
-        models.no_dropout(model)
-    trained = models.select_trainable(model, cfg.tuning)
-    nn.Module.to(model, device)
-    optimizer = build_optimizer(cfg.optimizer, list(trained.values()))
-    scaler = torch.amp.GradScaler(device.type, enabled=trainer.precision == "float16")
-
-    checkpoint, done = Checkpoint(work), Progress()
+    trainer = cfg.trainer
+    _check(trainer, base)
+    learner, checkpoint, done = Learner.new(cfg, base), Checkpoint(work), Progress()
     saved = checkpoint.load()
     if saved:
         done = saved["progress"]
-        models.overlay(model, saved["parameters"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
+        learner.restore(saved)
         for row in done.history:
             on_row(row)
 
@@ -103,13 +180,10 @@ def train(
     with show("training", (trainer.epochs - done.epoch) * data.train.size, "tokens") as advance:
         for epoch in range(done.epoch, trainer.epochs):
             losses: list[float] = []
-            model.train()
-            torch.manual_seed(
-                int(np.random.SeedSequence([trainer.seed, epoch]).generate_state(1)[0])
-            )
+            learner.model.train()
+            torch.manual_seed(_dropout_seed(trainer.seed, epoch))
             for batch in batches(data, epoch, trainer):
-                loss = update(model, optimizer, scaler, batch.to(device), trainer, cfg.hardware)
-                losses.append(loss)
+                losses.append(loss := learner.update(batch))
                 step = epoch * math.ceil(len(data.train) / trainer.batch_size) + len(losses)
                 if not math.isfinite(loss):
                     raise _diverged(f"the training loss became {loss}", epoch, step, checkpoint)
@@ -118,26 +192,40 @@ def train(
 
             row = {"epoch": epoch + 1, "step": step, "train/loss": float(np.mean(losses))}
             try:
-                row |= look(model, data, trainer, cfg.hardware, show)
+                row |= look(learner.model, data, trainer, cfg.hardware, show)
             except FloatingPointError as error:
                 raise _diverged(f"in validation, {error}", epoch, step, checkpoint) from error
             if row["val/loss"] < done.best_val:
                 done.best_val = row["val/loss"]
-                _save_parameters(work / "best_val.safetensors", trained)
+                _save_parameters(work / "best_val.safetensors", learner)
             note(row)
             done.epoch = epoch + 1
-            if done.epoch == trainer.epochs or row["train/loss"] <= (trainer.target_loss or -1):
+            reached = trainer.target_loss is not None and row["train/loss"] <= trainer.target_loss
+            if reached or done.epoch == trainer.epochs:
                 break
-            checkpoint.save(
-                done,
-                parameters={name: p.detach() for name, p in trained.items()},
-                optimizer=optimizer.state_dict(),
-                scaler=scaler.state_dict(),
-            )
+            checkpoint.save(done, learner.state())
 
-    _save_parameters(work / "last.safetensors", trained)
+    _save_parameters(work / "last.safetensors", learner)
     write_json(work / "history.json", done.history)
     checkpoint.remove()
+
+
+def _check(trainer: TrainerConfig, base: BaseModel) -> None:
+    base.check_length(
+        "trainer.epoch_context_len + trainer.epoch_new_tokens",
+        trainer.epoch_context_len + trainer.epoch_new_tokens,
+    )
+    if base.dtype != "float32":
+        log.warning(
+            "model.dtype=%s: updates much smaller than a weight are lost in it; better keep "
+            "model.dtype=float32 and set trainer.precision=%s",
+            base.dtype,
+            base.dtype,
+        )
+
+
+def _dropout_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def batches(data: Corpus, epoch: int, trainer: TrainerConfig) -> Iterator[Tensor]:
@@ -146,47 +234,6 @@ def batches(data: Corpus, epoch: int, trainer: TrainerConfig) -> Iterator[Tensor
     for start in range(0, len(order), trainer.batch_size):
         chosen = data.train[order[start : start + trainer.batch_size]]
         yield torch.as_tensor(chosen, dtype=torch.long)
-
-
-def update(
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    batch: Tensor,
-    trainer: TrainerConfig,
-    hardware: HardwareConfig,
-) -> float:
-    """Take one step on a batch (B, T) and return its mean next-token loss in nats."""
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=batch.device)
-    for part in batch.split(hardware.micro_batch_size or len(batch)):  # (b, T)
-        with autocast(batch.device, trainer):
-            logits = model(input_ids=part, use_cache=False).logits  # (b, T, V)
-        loss = (
-            nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum"
-            )
-            / batch[:, 1:].numel()
-        )
-        scaler.scale(loss).backward()
-        total += loss.detach()
-    if trainer.clip_norm is not None:
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(
-            [p for group in optimizer.param_groups for p in group["params"]], trainer.clip_norm
-        )
-    scaler.step(optimizer)
-    scaler.update()
-    return float(total)
-
-
-def autocast(device: torch.device, trainer: TrainerConfig) -> torch.autocast:
-    """Return the context that runs a forward pass in the trainer's precision."""
-    return torch.autocast(
-        device.type,
-        dtype=torch.float16 if trainer.precision == "float16" else torch.bfloat16,
-        enabled=trainer.precision != "float32",
-    )
 
 
 def look(
@@ -238,8 +285,8 @@ def build_optimizer(
     return optimizer
 
 
-def _save_parameters(path: Path, trained: dict[str, nn.Parameter]) -> None:
-    tensors = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
+def _save_parameters(path: Path, learner: Learner) -> None:
+    tensors = {name: p.cpu().contiguous() for name, p in learner.parameters().items()}
     with replacing(path) as beside:
         save_file(tensors, beside)
 
