@@ -10,6 +10,7 @@ from hyperfitting.errors import UserError
 
 Kind = Literal["model", "dataset"]
 _LOOKUP_SECONDS = 10.0
+_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @contextmanager
@@ -112,20 +113,12 @@ def model_folder(repo: str, sha: str) -> Path:
     """Return the folder of a model at a commit, downloaded if need be, as safetensors if it can.
 
     Raises:
-        UserError: no access, no network, no space.
+        UserError: no access, no network.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(
-            snapshot_download(repo, revision=sha, allow_patterns=wanted, local_files_only=True)
-        )
-    except Exception:  # not all here yet: whatever is wrong shows in the download below
-        with explained("model", repo, sha):
-            if not any(
-                name.endswith(".safetensors")
-                for name in HfApi().list_repo_files(repo, revision=sha)
-            ):
-                wanted.append("*.bin")  # read with weights_only, which runs no code
-            return Path(snapshot_download(repo, revision=sha, allow_patterns=wanted))
+    with explained("model", repo, sha):
+        folder = Path(snapshot_download(repo, revision=sha, allow_patterns=_MODEL_FILES))
+        if not any(folder.glob("*.safetensors")):  # torch reads these with weights_only: no code
+            snapshot_download(repo, revision=sha, allow_patterns=["*.bin"])
+        return folder

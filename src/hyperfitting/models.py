@@ -92,9 +92,7 @@ class ModelState:
         model = load(self.base)
         if self.tuned:
             overlay(model, load_file(self.tuned.file(f"{self.state}.safetensors")))
-        nn.Module.to(model, device)  # transformers' own .to confuses the type checker
-        model.eval()
-        return model
+        return model.to(device).eval()
 
 
 def base_model(cfg: ModelConfig, store: Store, show: Progress = silent) -> BaseModel:

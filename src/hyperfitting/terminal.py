@@ -3,10 +3,14 @@
 All texts of models and datasets are shown as they are: no markup, no terminal control codes.
 """
 
+import io
+import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -27,6 +31,7 @@ from rich.text import Text
 
 from hyperfitting.metrics.diversity import repeated
 from hyperfitting.progress import Advance
+from hyperfitting.store import replacing
 
 # keys, what a reader calls them, how they are written, and whether hyperfitting should raise them
 _ROWS = (
@@ -183,12 +188,13 @@ def _marked(continuation: dict[str, Any], colour: bool) -> Text:
 
 def picture(results: str, svg: str) -> None:
     """Draw a record as it looks on a terminal, to an SVG file (for the README)."""
-    import json
-    from pathlib import Path
-
-    console = Console(record=True, width=110, force_terminal=True, file=sys.stderr)
+    console = Console(record=True, width=110, force_terminal=True, file=io.StringIO())
     console.print(outcome(json.loads(Path(results).read_text("utf-8")), colour=True))
-    console.save_svg(svg, title="hyperfit")
+    drawn = console.export_svg(title="hyperfit")
+    # rich would have the picture load its font from the network
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
+    with replacing(Path(svg)) as beside:
+        beside.write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class Learner:
         if not cfg.trainer.dropout:
             models.no_dropout(model)
         trained = models.select_trainable(model, cfg.tuning)
-        nn.Module.to(model, device)
+        model.to(device)
         return cls(
             model,
             trained,
