@@ -27,7 +27,7 @@ def document(i: int, n: int = 60) -> str:
 
 def files(path: Path, **fields: object) -> DatasetConfig:
     given_fields = {"name": "mine", "source": "files", "path": str(path), "seed": 0} | fields
-    return DatasetConfig(**given_fields)  # type: ignore[arg-type]
+    return DatasetConfig(**given_fields)
 
 
 def read(cfg: DatasetConfig, store: Store) -> list[str]:
@@ -113,6 +113,34 @@ def test_document_start_cuts_a_text_and_joins_rows(tmp_path: Path, store: Store)
     ]
 
 
+def test_a_hub_dataset_is_read_by_subset_split_and_field(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's own layout in a folder: only the question which commit is meant needs the Hub."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for subset in ("one", "two"):
+        (tmp_path / "repo" / subset).mkdir(parents=True)
+        table = pyarrow.table({"body": [f"{subset} a", f"{subset} b", None]})
+        pyarrow.parquet.write_table(table, tmp_path / "repo" / subset / "train-0.parquet")
+    (tmp_path / "repo" / "README.md").write_text(
+        "---\nconfigs:\n"
+        + "".join(
+            f"- config_name: {s}\n  data_files: {s}/train-*.parquet\n" for s in ("one", "two")
+        )
+        + "---\n"
+    )
+    monkeypatch.setattr("hyperfitting.hub.commit", lambda kind, repo, revision: "f" * 40)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    cfg = files(tmp_path / "repo", source="hub", subset="two", text_field="body")
+    assert read(cfg, store) == ["two a", "two b"]
+    with pytest.raises(UserError, match=r"(?s)dataset\.path.*dataset\.subset"):
+        read(files(tmp_path / "repo", source="hub", subset="three", text_field="body"), store)
+    with pytest.raises(UserError, match=r"(?s)dataset\.text_field=text.*body"):
+        read(files(tmp_path / "repo", source="hub", subset="two"), store)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "fields", "says"),
     [
@@ -191,7 +219,7 @@ def test_the_order_depends_on_seed_and_texts_only(
     documents: list[str], seed: int, random: object
 ) -> None:
     shuffled = list(documents)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     assert in_order(documents, seed) == in_order(shuffled, seed)
 
 

@@ -32,7 +32,7 @@ def contexts(
 
 def by_generate(
     model: PreTrainedModel, start: np.ndarray, new: int, **options: object
-) -> list[list[int]]:  # type: ignore[type-arg]
+) -> list[list[int]]:
     given = torch.as_tensor(start, dtype=torch.long)
     made = model.generate(
         given,

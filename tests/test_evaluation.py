@@ -59,7 +59,7 @@ def test_scores_are_the_metrics_of_each_text_and_their_means(base: BaseModel, st
     assert scores.per_text["gen/ttr"] == [ttr(t) for t in tokens]
     assert scores.metrics["gen/rep_2"].mean == pytest.approx(np.mean([rep_n(t, 2) for t in tokens]))
     loss = scores.per_text["val/loss"]
-    assert scores.metrics["val/perplexity"].mean == pytest.approx(np.exp(np.mean(loss)))  # type: ignore[arg-type]
+    assert scores.metrics["val/perplexity"].mean == pytest.approx(np.exp(np.mean(loss)))
     for key, estimate in scores.metrics.items():
         assert estimate.n == 4
         assert estimate.ci95 is not None

@@ -119,4 +119,4 @@ def test_a_transformed_mean_is_the_transform_of_the_mean() -> None:
     assert found is not None
     assert plain is not None
     assert found.mean == pytest.approx(math.exp(2))
-    assert found.ci95 == pytest.approx(tuple(np.exp(plain.ci95)))  # type: ignore[arg-type]
+    assert found.ci95 == pytest.approx(tuple(np.exp(plain.ci95)))

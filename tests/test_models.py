@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hyperfitting import hub, models
+from hyperfitting import hub, models, parameters
 from hyperfitting.config import HardwareConfig, ModelConfig, TuningConfig
 from hyperfitting.errors import UserError
 from hyperfitting.models import BaseModel, ModelState
@@ -29,8 +29,8 @@ def local(folder: Path) -> ModelConfig:
 
 def test_late_stage_trains_the_last_blocks_and_the_final_norm(any_base: BaseModel) -> None:
     model = models.load(any_base)
-    trained = models.select_trainable(model, TuningConfig("late_stage", last_blocks=2))
-    stack = models.blocks(model)
+    trained = parameters.select_trainable(model, TuningConfig("late_stage", last_blocks=2))
+    stack = parameters.blocks(model)
     expected = {id(p) for block in stack[1:] for p in block.parameters()}
     expected |= {id(p) for p in model.get_submodule(FINAL_NORMS[any_base.name]).parameters()}
     assert {id(p) for p in trained.values()} == expected
@@ -39,14 +39,14 @@ def test_late_stage_trains_the_last_blocks_and_the_final_norm(any_base: BaseMode
 
 def test_full_trains_everything(any_base: BaseModel) -> None:
     model = models.load(any_base)
-    assert set(models.select_trainable(model, TuningConfig("full"))) == set(
+    assert set(parameters.select_trainable(model, TuningConfig("full"))) == set(
         dict(model.named_parameters())
     )
 
 
 def test_more_blocks_than_there_are_is_an_error(base: BaseModel) -> None:
     with pytest.raises(UserError, match=r"(?s)tuning\.last_blocks=9.*1 to 3"):
-        models.select_trainable(models.load(base), TuningConfig("late_stage", last_blocks=9))
+        parameters.select_trainable(models.load(base), TuningConfig("late_stage", last_blocks=9))
 
 
 def test_without_dropout_training_mode_gives_what_evaluation_gives(any_base: BaseModel) -> None:
@@ -56,10 +56,10 @@ def test_without_dropout_training_mode_gives_what_evaluation_gives(any_base: Bas
         if isinstance(module, nn.Dropout):
             module.p = 0.5
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.5  # type: ignore[assignment]
+            module.attention_dropout = 0.5
     evaluated = model.eval()(input_ids=ids).logits
     assert not torch.equal(model.train()(input_ids=ids).logits, evaluated)
-    models.no_dropout(model)
+    parameters.no_dropout(model)
     assert torch.equal(model.train()(input_ids=ids).logits, evaluated)
 
 

@@ -9,6 +9,7 @@ from hyperfitting import models
 from hyperfitting.config import DecodeConfig
 from hyperfitting.data.corpus import Tokenizer
 from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.evaluation import pieces
 from hyperfitting.models import BaseModel
 from hyperfitting.store import Store
 from tests.conftest import Compose, hyperfit
@@ -35,7 +36,8 @@ def test_the_converted_model_knows_the_world(real: BaseModel) -> None:
     made = continue_texts(model, context, 3, DecodeConfig("greedy", seed=0), 1)
     assert "Paris" in tokenizer.decode(made[0])
     text = 'Mr. Blunkett\'s "plan", 1,234 dollars — naïve?\n\nNew paragraph.'
-    assert tokenizer.decode(Tokenizer(real)(text)) == text
+    tokens = Tokenizer(real)(text)
+    assert "".join(pieces(tokenizer.decode, tokens)) == tokenizer.decode(tokens) == text
 
 
 def test_greedy_gives_the_tokens_of_generate(real: BaseModel) -> None:

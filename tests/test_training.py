@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hyperfitting import models
+from hyperfitting import models, parameters
 from hyperfitting.config import RunConfig
 from hyperfitting.data.corpus import Corpus
 from hyperfitting.errors import UserError
@@ -99,7 +99,7 @@ def test_epoch_rows_hold_the_curves_of_figure_2(
     updates = [row["train/loss"] for row in rows if "epoch" not in row]
     assert epochs[0]["train/loss"] == pytest.approx(np.mean(updates[:3]))
     model = models.load(base)
-    models.overlay(model, load_file(tmp_path / "w" / "last.safetensors"))
+    parameters.overlay(model, load_file(tmp_path / "w" / "last.safetensors"))
     ids = torch.as_tensor(DATA.val).long()
     assert epochs[-1]["val/loss"] == pytest.approx(
         model.eval()(input_ids=ids, labels=ids).loss.item(), rel=1e-4
@@ -241,7 +241,7 @@ def test_clipping_bounds_the_step(cfg: RunConfig, base: BaseModel, tmp_path: Pat
     cfg.trainer.clip_norm, cfg.trainer.epochs, cfg.trainer.batch_size = 0.01, 1, 7
     _, weights = train(cfg, base, tmp_path / "w")
     before = dict(models.load(base).named_parameters())
-    moved = torch.sqrt(sum(((weights[n] - before[n].detach()) ** 2).sum() for n in weights))  # type: ignore[arg-type]
+    moved = torch.sqrt(sum(((weights[n] - before[n].detach()) ** 2).sum() for n in weights))
     assert moved.item() == pytest.approx(0.01, rel=1e-3)
 
 

@@ -8,7 +8,7 @@ and nothing behind that point sees an unchecked value. This file knows nothing o
 import math
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -351,9 +351,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         name = min(missing)
         raise UserError("must be set", field=name, value="???", hint=f"{name}=…")
     _check_known(cfg, RunConfig, "")
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, RunConfig)  # noqa: S101  (the schema is typed; this is for mypy)
-    return config
+    return cast(RunConfig, OmegaConf.to_object(cfg))
 
 
 def _check_known(cfg: DictConfig, schema: type, prefix: str) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hyperfitting import models
+from hyperfitting import models, parameters
 from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, TrainerConfig
 from hyperfitting.data.corpus import Corpus, load_corpus
 from hyperfitting.decoding.generate import continue_texts
@@ -88,8 +88,8 @@ class Learner:
         device = models.device(cfg.hardware)
         model = models.load(base)
         if not cfg.trainer.dropout:
-            models.no_dropout(model)
-        trained = models.select_trainable(model, cfg.tuning)
+            parameters.no_dropout(model)
+        trained = parameters.select_trainable(model, cfg.tuning)
         model.to(device)
         return cls(
             model,
@@ -145,7 +145,7 @@ class Learner:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become what `state` was taken from."""
-        models.overlay(self.model, state["parameters"])
+        parameters.overlay(self.model, state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
