@@ -1,4 +1,4 @@
-"""Which parameters of a decoder a tuning trains, whatever its architecture. No files, no loading."""
+"""Which parameters of a decoder a tuning trains, whatever its architecture. No files here."""
 
 import torch
 from torch import nn

@@ -199,6 +199,7 @@ def train(
                 done.best_val = row["val/loss"]
                 _save_parameters(work / "best_val.safetensors", learner)
             note(row)
+            log.info("epoch %d of %d: %s", epoch + 1, trainer.epochs, row)
             done.epoch = epoch + 1
             reached = trainer.target_loss is not None and row["train/loss"] <= trainer.target_loss
             if reached or done.epoch == trainer.epochs:
