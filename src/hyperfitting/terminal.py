@@ -33,7 +33,7 @@ from hyperfitting.metrics.diversity import repeated
 from hyperfitting.progress import Advance
 from hyperfitting.store import replacing
 
-# keys, what a reader calls them, how they are written, and whether hyperfitting should raise them
+# keys, what a reader calls them, and how they are written
 _ROWS = (
     ("gen/ttr", "type-token ratio of continuations", "{:.3f}"),
     ("gen/rep_2", "repeated 2-grams", "{:.3f}"),
