@@ -1,5 +1,7 @@
 """The decoding loop against transformers' `generate` and its samplers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -54,10 +56,7 @@ def test_greedy_gives_the_tokens_of_generate(any_base: BaseModel) -> None:
         assert continue_texts(model, start, 24, GREEDY, batch_size) == expected
 
 
-def test_the_end_token_is_forbidden_or_ends_the_text(tmp_path: object) -> None:
-    from pathlib import Path
-
-    assert isinstance(tmp_path, Path)
+def test_the_end_token_is_forbidden_or_ends_the_text(tmp_path: Path) -> None:
     start = contexts(6, 5)
     model = models.load(tiny_model(tmp_path / "a", "llama")).eval()
     free = continue_texts(model, start, 24, GREEDY, 8)

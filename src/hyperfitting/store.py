@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -287,11 +286,3 @@ class Store:
         """
         recipe = {"kind": kind, "version": version, "config": config, "inputs": inputs}
         return Artefact(self.folder, kind, recipe, make)
-
-
-def discard(path: Path) -> None:
-    """Remove a file or folder that may not exist."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hyperfitting.store import discard, replacing
+from hyperfitting.store import replacing
 
 log = logging.getLogger(__name__)
 Row = dict[str, float]
@@ -49,10 +49,10 @@ class Checkpoint:
             saved: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             log.warning("%s cannot be read (%s): training starts anew", self.path, error)
-            discard(self.path)
+            self.remove()
             return None
         return {**saved, "progress": Progress(**saved["progress"])}
 
     def remove(self) -> None:
-        """Delete it: training is done."""
-        discard(self.path)
+        """Delete it: training is done, or it cannot be read."""
+        self.path.unlink(missing_ok=True)
