@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hyperfitting.metrics.distribution import sharpness
-from hyperfitting.metrics.diversity import rep_n, repeated, ttr
-from hyperfitting.metrics.uncertainty import bootstrap_mean
+from hyperfitting.metrics.distribution import sharpness, top1_agreement
+from hyperfitting.metrics.diversity import (
+    distinct_n,
+    ends_in_loop,
+    final_loop,
+    longest_loop,
+    rep_n,
+    repetition,
+    ttr,
+)
+from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
 
 texts = st.lists(st.integers(0, 6), max_size=40)
 
@@ -30,15 +38,53 @@ def test_rep_n_counts_ngrams_seen_before(tokens: list[int], n: int) -> None:
     expected = again / len(grams) if grams else math.nan
     assert rep_n(tokens, n) == pytest.approx(expected, nan_ok=True)
 
+    assert distinct_n(tokens, n) == pytest.approx(1 - expected, nan_ok=True)
 
-@given(texts, st.integers(1, 5))
-def test_repeated_marks_the_ngrams_seen_before(tokens: list[int], n: int) -> None:
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    expected = [False] * len(tokens)
-    for i, gram in enumerate(grams):
-        if gram in grams[:i]:
-            expected[i : i + n] = [True] * n
-    assert repeated(tokens, n).tolist() == expected
+
+def loops(tokens: list[int]) -> list[tuple[int, int]]:
+    """All stretches (start, end) that are two or more copies of a unit and perhaps a part of it."""
+    n = len(tokens)
+    return [
+        (start, end)
+        for start in range(n)
+        for end in range(start + 2, n + 1)
+        if any(
+            all(tokens[i] == tokens[i - period] for i in range(start + period, end))
+            for period in range(1, (end - start) // 2 + 1)
+        )
+    ]
+
+
+@given(st.lists(st.integers(0, 2), max_size=24))
+def test_loops_are_the_stretches_made_of_copies(tokens: list[int]) -> None:
+    found = loops(tokens)
+    longest = max((end - start for start, end in found), default=0)
+    final = max((end - start for start, end in found if end == len(tokens)), default=0)
+    nothing = math.nan if not tokens else None
+    assert longest_loop(tokens) == pytest.approx(nothing or longest, nan_ok=True)
+    assert final_loop(tokens) == pytest.approx(nothing or final, nan_ok=True)
+    assert ends_in_loop(tokens) == pytest.approx(nothing or float(final >= 10), nan_ok=True)
+
+
+def test_examples_of_loops() -> None:
+    assert longest_loop([1, 2, 3, 1, 2, 3, 1]) == 7
+    assert longest_loop([1, 2, 3]) == 0
+    assert ends_in_loop([*range(20), 7, 7]) == 0  # "that that"
+    assert ends_in_loop([*range(20), *range(50, 55), *range(50, 55)]) == 1
+    assert ends_in_loop([*range(5), *range(5), 9]) == 0
+
+
+@given(texts)
+def test_repetition_is_the_longest_stretch_that_stands_earlier(tokens: list[int]) -> None:
+    expected = [0] * len(tokens)
+    for start in range(len(tokens)):
+        for end in range(start + 1, len(tokens) + 1):
+            stretch = tokens[start:end]
+            earlier = (tokens[i : i + len(stretch)] for i in range(start))
+            if any(other == stretch for other in earlier):
+                for i in range(start, end):
+                    expected[i] = max(expected[i], len(stretch))
+    assert repetition(tokens).tolist() == expected
 
 
 def test_an_ngram_of_no_tokens_is_an_error() -> None:
@@ -62,6 +108,9 @@ def test_sharpness_agrees_with_float64_numpy(seed: int, vocabulary: int, scale: 
     close = {"rtol": 1e-4, "atol": 1e-5 * scale}
     np.testing.assert_allclose(found.entropy, entropy, **close)
     np.testing.assert_allclose(found.loss, loss, **close)
+    chosen = np.take_along_axis(logits.astype(np.float32), targets[..., None], -1)
+    assert found.rank.tolist() == (1 + (logits.astype(np.float32) > chosen).sum(-1)).tolist()
+    assert found.top1.tolist() == logits.astype(np.float32).argmax(-1).tolist()
     for k, mass in ((1, found.top1_mass), (3, found.top3_mass), (5, found.top5_mass)):
         np.testing.assert_allclose(mass, falling[..., :k].sum(-1), **close)
 
@@ -120,3 +169,56 @@ def test_a_transformed_mean_is_the_transform_of_the_mean() -> None:
     assert plain is not None
     assert found.mean == pytest.approx(math.exp(2))
     assert found.ci95 == pytest.approx(tuple(np.exp(plain.ci95)))
+
+
+def test_agreement_is_the_share_of_equal_predictions() -> None:
+    assert top1_agreement([[1, 2], [3, 4]], [[1, 9], [3, 4]]).tolist() == [0.5, 1]
+    with pytest.raises(ValueError, match="not of the same texts"):
+        top1_agreement([[1, 2]], [[1, 2, 3]])
+
+
+@pytest.mark.parametrize("n", [5, 11, 40])
+def test_the_paired_test_agrees_with_scipy(n: int) -> None:
+    rng = np.random.default_rng(n)
+    after, before = rng.normal(0.4, 1, n), rng.normal(0, 1, n)
+    ours = paired_difference(after, before, 20_000)
+    theirs = stats.permutation_test(
+        (after, before),
+        lambda x, y, axis: (x - y).mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=20_000 if n > 12 else np.inf,
+        rng=np.random.default_rng(1),
+    )
+    assert ours is not None
+    assert ours.p is not None
+    assert ours.mean == pytest.approx(theirs.statistic)
+    # few texts: both try all flips; many: two Monte Carlo estimates, 4 standard errors apart at most
+    error = 0 if n <= 12 else 4 * math.sqrt(2 * theirs.pvalue * (1 - theirs.pvalue) / 20_000)
+    assert ours.p == pytest.approx(theirs.pvalue, abs=1e-12 + error)
+    if n == 5:  # the resampled means are few, and the ends jump between them
+        return
+    interval = stats.bootstrap(
+        (after - before,), np.mean, method="percentile", n_resamples=20_000,
+        rng=np.random.default_rng(2),
+    ).confidence_interval  # fmt: skip
+    np.testing.assert_allclose(ours.ci95, interval, atol=0.05 * (after - before).std())
+
+
+def test_a_difference_of_constants_of_one_text_and_of_none() -> None:
+    same = paired_difference([1.0] * 20, [1.0] * 20, 200)
+    assert same is not None
+    assert (same.mean, same.ci95, same.n, same.p) == (0, (0, 0), 20, 1)
+    one = paired_difference([2.0, math.nan], [1.5, 1.0], 200)
+    assert one is not None
+    assert (one.mean, one.ci95, one.n, one.p) == (0.5, None, 1, None)
+    assert paired_difference([math.nan], [1.0], 200) is None
+    with pytest.raises(ValueError, match="not of the same texts"):
+        paired_difference([1.0], [1.0, 2.0], 200)
+
+
+def test_under_no_difference_p_is_uniform() -> None:
+    rng = np.random.default_rng(0)
+    found = [paired_difference(*rng.normal(size=(2, 30)), 200, seed=i) for i in range(300)]
+    p = [one.p for one in found if one is not None]
+    assert stats.kstest(p, "uniform").pvalue > 1e-3

@@ -37,6 +37,12 @@ def _above_zero(name: str, value: float | None) -> None:
         raise UserError("out of range", field=name, value=value, valid="a number above 0")
 
 
+def _in_range(name: str, value: float, low: float, high: float, low_included: bool = True) -> None:
+    if not ((low <= value if low_included else low < value) and value <= high):
+        above = f"{low} or more" if low_included else f"above {low}"
+        raise UserError("out of range", field=name, value=value, valid=f"{above}, at most {high}")
+
+
 def _share(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise UserError("out of range", field=name, value=value, valid="above 0 and below 1")
@@ -85,8 +91,8 @@ class ModelConfig:
 
 
 @dataclass
-class DatasetConfig:
-    """Which texts, and how they become sequences of tokens."""
+class TextsConfig:
+    """Which texts, and what in them is one text."""
 
     name: str = MISSING
     """Short name for tables and for W&B."""
@@ -106,37 +112,44 @@ class DatasetConfig:
     """Regular expression; a row (or line of a .txt) that matches at its start begins a new
     document. Without it each row and each .txt file is one document."""
     sequences: str = "prefix"
-    """`prefix`: the first `seq_len` tokens of each document (the paper's way); `packed`:
-    documents end to end, cut every `seq_len` tokens."""
-    seq_len: int = 256
-    """Tokens in a training or validation sequence."""
-    n_train: int = 2000
-    """Training sequences."""
-    n_val: int = 128
-    """Validation sequences: loss, entropy and TTR after each epoch."""
-    evaluation_share: float = 0.2
-    """Share of the documents kept for evaluation texts, by a hash of their text: whatever the
-    seed, model or number of sequences, these documents are never trained or validated on."""
-    seed: int = MISSING
-    """Which documents are trained and validated on, independent of the model."""
+    """`prefix`: the first tokens of each document (the paper's way); `packed`: for few and long
+    documents: training sequences are cut from documents end to end, evaluation texts are passages
+    that begin with a paragraph."""
 
-    def __post_init__(self) -> None:
-        _one_of("dataset.source", self.source, ("hub", "files", "package"))
-        _one_of("dataset.sequences", self.sequences, ("prefix", "packed"))
+    def check(self, at: str) -> None:
+        """Refuse values that are not valid; ``at`` is where in the config this stands."""
+        _one_of(f"{at}.source", self.source, ("hub", "files", "package"))
+        _one_of(f"{at}.sequences", self.sequences, ("prefix", "packed"))
         _needs(
-            "dataset.path",
+            f"{at}.path",
             self.path,
             {
                 "hub": "the dataset's id on the Hub",
                 "files": "your file or folder",
                 "package": "the name of a packaged sample",
             }[self.source],
-            f"dataset={self.name} dataset.path=…",
+            f"{at}.path=…",
         )
+
+
+@dataclass
+class DatasetConfig(TextsConfig):
+    """Which texts are trained on, and how they become sequences of tokens."""
+
+    seq_len: int = 256
+    """Tokens in a training or validation sequence."""
+    n_train: int = 2000
+    """Training sequences."""
+    n_val: int = 128
+    """Validation sequences: loss, entropy and TTR after each epoch."""
+    seed: int = MISSING
+    """Which documents are trained and validated on, independent of the model."""
+
+    def __post_init__(self) -> None:
+        self.check("dataset")
         _at_least("dataset.seq_len", self.seq_len, 2)
         _at_least("dataset.n_train", self.n_train, 1)
         _at_least("dataset.n_val", self.n_val, 1)
-        _share("dataset.evaluation_share", self.evaluation_share)
         _at_least("dataset.seed", self.seed, 0)
 
 
@@ -193,57 +206,153 @@ class TrainerConfig:
 
 
 @dataclass
+class CitationBlockerConfig:
+    """Never go on as the training data does (Carlsson et al., section 5)."""
+
+    enabled: bool = False
+    """Whether it is on. The original model has no training data: for it, nothing is forbidden."""
+    n: int = 5
+    """Tokens in a row that must occur in a training sequence before what follows is forbidden."""
+    whole_words: bool = True
+    """A word that has begun may finish (the paper's); off: the very next token is forbidden, and
+    no continuation shares n + 1 tokens in a row with the training data."""
+    count_context: bool = False
+    """The last n tokens may begin in the context; off: all of them must be generated ones."""
+
+    def __post_init__(self) -> None:
+        _at_least("decode.citation_blocker.n", self.n, 1)
+
+
+@dataclass
 class DecodeConfig:
     """How the next token is chosen."""
 
     name: str = MISSING
     """Short name for tables and for W&B."""
     strategy: str = "greedy"
-    """`greedy`: the most likely token. `sample`: a draw, after temperature, top-k and top-p."""
+    """`greedy`: the most likely token. `sample`: a draw from what temperature, top-k, top-p,
+    min-p and typical-p leave, in this order. `beam`: the likeliest of `num_beams` texts.
+    `contrastive`: of the `top_k` likeliest tokens the one that balances probability against
+    likeness to what is there already (Su et al., 2022)."""
     temperature: float = 1.0
     """`sample`: logits are divided by this."""
     top_k: int | None = None
-    """`sample`: only the k most likely tokens."""
+    """`sample`: only the k most likely tokens. `contrastive`: the number of candidates."""
     top_p: float = 1.0
     """`sample`: only the fewest most likely tokens that together reach this mass (nucleus)."""
+    min_p: float = 0.0
+    """`sample`: only tokens at least this many times as likely as the likeliest (Nguyen, 2024)."""
+    typical_p: float = 1.0
+    """`sample`: only the tokens closest in surprise to the entropy that together reach this mass
+    (locally typical; Meister et al., 2023)."""
+    num_beams: int = 1
+    """`beam`: texts kept at each step."""
+    alpha: float = 0.0
+    """`contrastive`: weight of the likeness, from 0 (greedy) to 1."""
+    repetition_penalty: float = 1.0
+    """Any strategy: logits of tokens already in context or continuation are divided by this where
+    positive, multiplied where negative (Keskar et al., 2019)."""
+    no_repeat_ngram: int | None = None
+    """Any strategy: no n-gram of this length comes twice in context and continuation together."""
+    citation_blocker: CitationBlockerConfig = field(default_factory=CitationBlockerConfig)
     stop_at_eos: bool = False
     """Let a continuation end at the end-of-text token. Off: that token is forbidden, so that
     every continuation has full length and their type-token ratios compare."""
     seed: int = MISSING
-    """`sample`: the draws; each text has its own stream, whatever the batch."""
+    """`sample`: the draws; each context has its own stream, whatever the batch."""
 
     def __post_init__(self) -> None:
-        _one_of("decode.strategy", self.strategy, ("greedy", "sample"))
+        _one_of("decode.strategy", self.strategy, tuple(STRATEGY_FIELDS))
         _above_zero("decode.temperature", self.temperature)
-        _at_least("decode.top_k", self.top_k, 1)
-        if not 0 < self.top_p <= 1:
-            raise UserError(
-                "out of range", field="decode.top_p", value=self.top_p, valid="above 0, at most 1"
-            )
+        _at_least("decode.top_k", self.top_k, 2 if self.strategy == "contrastive" else 1)
+        _in_range("decode.top_p", self.top_p, 0, 1, low_included=False)
+        _in_range("decode.min_p", self.min_p, 0, 1)
+        _in_range("decode.typical_p", self.typical_p, 0, 1, low_included=False)
+        _at_least("decode.num_beams", self.num_beams, 2 if self.strategy == "beam" else 1)
+        _in_range("decode.alpha", self.alpha, 0, 1)
+        _above_zero("decode.repetition_penalty", self.repetition_penalty)
+        _at_least("decode.no_repeat_ngram", self.no_repeat_ngram, 1)
         _at_least("decode.seed", self.seed, 0)
+        if self.strategy == "contrastive":
+            _needs("decode.top_k", self.top_k, "the candidates", "decode=contrastive")
+        self._refuse_what_changes_nothing()
+
+    def _refuse_what_changes_nothing(self) -> None:
+        for name in sorted({name for names in STRATEGY_FIELDS.values() for name in names}):
+            default = DecodeConfig.__dataclass_fields__[name].default
+            if name not in STRATEGY_FIELDS[self.strategy] and getattr(self, name) != default:
+                users = [s for s, names in STRATEGY_FIELDS.items() if name in names]
+                raise UserError(
+                    f"changes nothing with decode.strategy={self.strategy}",
+                    field=f"decode.{name}",
+                    value=getattr(self, name),
+                    valid=f"only with decode.strategy={' or '.join(users)}",
+                )
+
+
+STRATEGY_FIELDS: dict[str, tuple[str, ...]] = {
+    "greedy": (),
+    "sample": ("temperature", "top_k", "top_p", "min_p", "typical_p"),
+    "beam": ("num_beams",),
+    "contrastive": ("top_k", "alpha"),
+}
+"""The fields that only some strategies read."""
 
 
 @dataclass
 class EvaluationConfig:
     """What the tuned and the original model are measured on."""
 
+    contexts: dict[str, TextsConfig] = field(default_factory=dict)
+    """Sets of texts by name, each a dataset (`dataset@evaluation.contexts.NAME=OPTION`); none: the
+    held-out texts of the dataset that is trained on. The same texts for every model and seed."""
     n_texts: int = 100
-    """Held-out texts; all members with one dataset and tokenizer get the same ones."""
+    """Texts of each set."""
     context_len: int = 32
     """Tokens at the start of each text that the model is given."""
-    new_tokens: int = 96
-    """Tokens it continues with. The reference is as many tokens of the text itself."""
+    new_tokens: list[int] = field(default_factory=lambda: [96, 224])
+    """Lengths in tokens at which continuations are measured, all cut from one of the longest."""
+    text_len: int | None = None
+    """Tokens of each original text, context included, for perplexity and sharpness; none:
+    `context_len` and the longest of `new_tokens`."""
+    share: float = 0.2
+    """Share of the documents of any dataset kept for evaluation, by a hash of their text: whatever
+    the seed, model or number of sequences, these documents are never trained or validated on."""
     state: str = "last"
     """Which state of the tuned model: `last` (hyperfitted), `best_val` (early-stopped)."""
+    unit: str = "token"
+    """What Self-BLEU, Dataset BLEU and dataset overlap count: `token` or `word`."""
+    bleu_n: int = 4
+    """Longest n-grams of Self-BLEU and Dataset BLEU."""
+    mauve: str | None = None
+    """MAUVE (Pillutla et al., 2021) with features from this model: `original`, or a folder in
+    Hugging Face format; none: not measured. Needs the extra `hyperfitting[mauve]`."""
     bootstrap: int = 10_000
-    """Resamples of the texts behind each 95% interval."""
+    """Resamples of the texts behind each 95% interval, and permutations behind each p-value."""
 
     def __post_init__(self) -> None:
+        for name, texts in self.contexts.items():
+            texts.check(f"evaluation.contexts.{name}")
         _at_least("evaluation.n_texts", self.n_texts, 1)
         _at_least("evaluation.context_len", self.context_len, 1)
-        _at_least("evaluation.new_tokens", self.new_tokens, 1)
+        if not self.new_tokens:
+            raise UserError(
+                "no length to measure at", field="evaluation.new_tokens", value="[]", valid="[96]"
+            )
+        for length in self.new_tokens:
+            _at_least("evaluation.new_tokens", length, 1)
+        self.new_tokens = sorted(set(self.new_tokens))
+        _at_least("evaluation.text_len", self.text_len, self.context_len + 1)
+        _share("evaluation.share", self.share)
         _one_of("evaluation.state", self.state, ("last", "best_val"))
+        _one_of("evaluation.unit", self.unit, ("token", "word"))
+        _at_least("evaluation.bleu_n", self.bleu_n, 1)
         _at_least("evaluation.bootstrap", self.bootstrap, 100)
+
+    @property
+    def longest(self) -> int:
+        """The number of new tokens that are generated."""
+        return self.new_tokens[-1]
 
 
 @dataclass
@@ -333,6 +442,35 @@ class RunConfig:
                 value=self.trainer.epoch_context_len,
                 valid=f"at most dataset.seq_len={self.dataset.seq_len}",
             )
+        self._check_ngrams()
+
+    def _check_ngrams(self) -> None:
+        """Refuse n-grams longer than what they are looked for in."""
+        shortest = self.evaluation.new_tokens[0]
+        whole = self.evaluation.context_len + self.evaluation.longest
+        blocker = self.decode.citation_blocker
+        for name, n, longest, where in (
+            ("evaluation.bleu_n", self.evaluation.bleu_n, shortest, "evaluation.new_tokens"),
+            (
+                "decode.no_repeat_ngram",
+                self.decode.no_repeat_ngram,
+                whole,
+                "context and new tokens",
+            ),
+            (
+                "decode.citation_blocker.n",
+                blocker.n if blocker.enabled else None,
+                self.dataset.seq_len - 1,
+                "dataset.seq_len less the token that follows",
+            ),
+        ):
+            if n is not None and n > longest:
+                raise UserError(
+                    "an n-gram longer than the text it is looked for in",
+                    field=name,
+                    value=n,
+                    valid=f"at most {longest} ({where})",
+                )
 
 
 def register() -> None:
@@ -368,6 +506,9 @@ def _check_known(cfg: DictConfig, schema: type, prefix: str) -> None:
             )
         if is_dataclass(known[name]):
             _check_known(cfg[name], known[name], f"{prefix}{name!s}.")
+    if schema is EvaluationConfig:
+        for name in cfg.contexts:
+            _check_known(cfg.contexts[name], TextsConfig, f"{prefix}contexts.{name}.")
 
 
 def conf_dir() -> Path:

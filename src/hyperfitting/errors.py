@@ -28,6 +28,16 @@ class UserError(Exception):
             lines.append(f"  try:   {hint}")
         super().__init__("\n".join(lines))
 
+    def moved(self, old: str, new: str) -> "UserError":
+        """Return the same error about fields that stand elsewhere in the config."""
+        return UserError(
+            self.problem,
+            field=self.field.replace(old, new),
+            value=self.value,
+            valid=self.valid.replace(old, new),
+            hint=self.hint.replace(old, new),
+        )
+
 
 def near_matches(word: str, options: Iterable[str]) -> str:
     """Return "did you mean …?" with the options closest to ``word``, or "" if none is close."""

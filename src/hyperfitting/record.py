@@ -5,30 +5,38 @@ Its fields are documented in the README ("results.json"). Raise SCHEMA_VERSION w
 
 import platform
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hyperfitting.config import RunConfig
-from hyperfitting.evaluation import Scores
+from hyperfitting.metrics.overlap import Overlap
 from hyperfitting.metrics.uncertainty import Estimate
+from hyperfitting.scoring import Compared, Corpus, Slice, notes, per_text, slices
 from hyperfitting.store import Artefact, package_versions
 from hyperfitting.training.checkpoint import Row
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "results.json"
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a run found out."""
+
+    history: list[Row]
+    compared: Compared
+    corpus: Corpus
+    notes: list[str]
+
+
 def build(
-    cfg: RunConfig,
-    artefacts: dict[str, Artefact],
-    history: list[Row],
-    tuned: Scores,
-    original: Scores,
-    seconds: float,
-    device: str,
+    cfg: RunConfig, artefacts: dict[str, Artefact], found: Found, seconds: float, device: str
 ) -> dict[str, Any]:
     """Return the record of a finished run. Only `timings` and `git` may differ between repeats."""
+    final, original = found.compared.final, found.compared.original
+    sides = {"metrics": final, "baseline": original, "reference": found.compared.reference}
+    cut = [_slice(one) for one in slices(found.compared, found.corpus, cfg.evaluation)]
     return {
         "schema_version": SCHEMA_VERSION,
         "config": asdict(cfg),
@@ -43,19 +51,41 @@ def build(
                 name: artefact.seconds() for name, artefact in artefacts.items() if artefact.exists
             },
         },
-        "metrics": {key: _estimate(value) for key, value in tuned.metrics.items()},
-        "baseline": {key: _estimate(value) for key, value in original.metrics.items()},
-        "history": [row for row in history if "epoch" in row],
-        "per_text": {"metrics": tuned.per_text, "baseline": original.per_text},
+        "notes": found.notes + notes(found.compared),
+        **{key: cut[0][key] for key in ("metrics", "baseline", "reference", "difference")},
+        "slices": cut,
+        "history": [row for row in found.history if "epoch" in row],
+        "steps": {side: scores.steps() for side, scores in sides.items()},
+        "overlap_histogram": {side: scores.overlap_histogram() for side, scores in sides.items()},
+        "per_text": {
+            side: per_text(scores, found.corpus, cfg.evaluation.bleu_n)
+            for side, scores in sides.items()
+        },
         "samples": [
             {
+                "set": texts,
                 "context": after["context"],
                 "reference": after["reference"],
-                "continuation": _continuation(after),
-                "original_continuation": _continuation(before),
+                "continuation": _continuation(after, final.overlap, row),
+                "original_continuation": _continuation(before, original.overlap, row),
             }
-            for after, before in zip(tuned.samples, original.samples, strict=True)
+            for row, (texts, after, before) in enumerate(
+                zip(final.output.sets, final.output.samples, original.output.samples, strict=True)
+            )
         ],
+    }
+
+
+def _slice(one: Slice) -> dict[str, Any]:
+    return {
+        "set": one.texts,
+        "new_tokens": one.new_tokens,
+        "metrics": {key: _estimate(value) for key, value in one.metrics.items()},
+        "baseline": {key: _estimate(value) for key, value in one.baseline.items()},
+        "reference": {key: _estimate(value) for key, value in one.reference.items()},
+        "difference": {
+            key: _estimate(value) | {"p": value.p} for key, value in one.difference.items()
+        },
     }
 
 
@@ -63,11 +93,12 @@ def _estimate(value: Estimate) -> dict[str, Any]:
     return {"mean": value.mean, "ci95": list(value.ci95) if value.ci95 else None, "n": value.n}
 
 
-def _continuation(sample: dict[str, Any]) -> dict[str, Any]:
+def _continuation(sample: dict[str, Any], overlap: Overlap, row: int) -> dict[str, Any]:
     return {
         "text": "".join(sample["pieces"]),
         "pieces": sample["pieces"],
         "tokens": sample["tokens"],
+        "overlap": {name: int(values[row]) for name, values in vars(overlap).items()},
     }
 
 

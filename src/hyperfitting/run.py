@@ -43,8 +43,9 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
     Raises:
         UserError: something only the user can mend; all that was made before is kept.
     """
-    from hyperfitting import evaluation, models, record
+    from hyperfitting import models, record, scoring
     from hyperfitting.data import corpus, sources
+    from hyperfitting.evaluation import Evaluator
     from hyperfitting.store import Store, write_json
     from hyperfitting.training.loop import tune
 
@@ -53,40 +54,34 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
     store = Store(cfg.store)
     base = models.base_model(cfg.model, store, show)
     texts = sources.texts(cfg.dataset, store, show)
-    held_out = corpus.evaluation_texts(cfg.dataset, cfg.evaluation, texts, base, store)
-    made = {"texts": texts, "evaluation_texts": held_out}
+    sequences = corpus.corpus(cfg.dataset, cfg.evaluation.share, texts, base, store)
+    sets = corpus.evaluation_sets(cfg.dataset, cfg.evaluation, base, store, show)
+    evaluator = Evaluator(cfg, sets, sequences, store, device, show)
+    made = {"texts": texts, "corpus": sequences}
+    made |= {f"evaluation_texts/{name}": artefact for name, artefact in sets.items()}
 
     history: list[Row] = []
+    notes: list[str] = []
     tuned = None
     if cfg.tuning.method != "none":
-        made["corpus"] = data = corpus.corpus(cfg.dataset, texts, base, store)
         told: list[Row] = []
 
         def tell(row: "Row") -> None:
             told.append(row)
             tracker.row(row)
 
-        made["tuned"] = tuned = tune(cfg, data, base, store, show, tell)
+        made["tuned"] = tuned = tune(cfg, sequences, base, store, show, tell)
         history = json.loads(tuned.file("history.json").read_text("utf-8"))
         for row in history[len(told) :]:  # what was trained before, or by another process
             tracker.row(row)
+    elif cfg.decode.citation_blocker.enabled:
+        notes.append("the original model has no training data to cite: the blocker forbids nothing")
 
-    def measured(name: str, state: models.ModelState) -> evaluation.Scores:
-        model = evaluation.LoadedModel(state, device)
-        written = evaluation.continuations(
-            model, held_out, cfg.decode, cfg.evaluation, store, cfg.hardware, show
-        )
-        likely = evaluation.likelihoods(model, held_out, store, cfg.hardware, show)
-        made[f"{name}_continuations"], made[f"{name}_likelihoods"] = written, likely
-        scores = evaluation.score(likely, written, cfg.evaluation)
-        model.release()
-        return scores
-
-    original = measured("original", models.ModelState(base))
-    final = measured("final", models.ModelState(base, tuned, cfg.evaluation.state))
-    found = record.build(
-        cfg, made, history, final, original, time.perf_counter() - start, str(device)
-    )
+    *outputs, artefacts = evaluator.compare(base, tuned)
+    counted = evaluator.counted(base)
+    compared = scoring.compare(*outputs, counted, cfg.evaluation)
+    outcome = record.Found(history, compared, counted, notes)
+    found = record.build(cfg, made | artefacts, outcome, time.perf_counter() - start, str(device))
     write_json(folder / record.FILE_NAME, found)
     tracker.finish(found)
     return found

@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,31 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from hyperfitting.metrics.diversity import repeated
 from hyperfitting.progress import Advance
+from hyperfitting.reporting.colouring import stretches
 from hyperfitting.store import replacing
 
 # keys, what a reader calls them, and how they are written
 _ROWS = (
-    ("gen/ttr", "type-token ratio of continuations", "{:.3f}"),
+    ("gen/ttr", "type-token ratio", "{:.3f}"),
     ("gen/rep_2", "repeated 2-grams", "{:.3f}"),
     ("gen/rep_3", "repeated 3-grams", "{:.3f}"),
-    ("val/perplexity", "perplexity of held-out texts", "{:.1f}"),
-    ("val/entropy", "entropy of predictions (nats)", "{:.2f}"),
-    ("val/top1_mass", "probability mass of the top 1", "{:.3f}"),
+    ("gen/ends_in_loop", "texts that end in a loop", "{:.2f}"),
+    ("gen/self_bleu", "Self-BLEU", "{:.3f}"),
+    ("gen/dataset_overlap", "tokens shared with training", "{:.1f}"),
+    ("gen/entropy", "entropy while writing (nats)", "{:.2f}"),
+    ("gen/original_perplexity", "perplexity to the original", "{:.1f}"),
+    ("gen/original_rank_over_1", "not the original's 1st choice", "{:.3f}"),
+    ("gen/mauve", "MAUVE", "{:.3f}"),
+    ("val/perplexity", "perplexity of real texts", "{:.1f}"),
+    ("val/entropy", "entropy on them (nats)", "{:.2f}"),
+    ("val/top1_mass", "mass of the top 1", "{:.3f}"),
     ("val/top3_mass", "of the top 3", "{:.3f}"),
     ("val/top5_mass", "of the top 5", "{:.3f}"),
+    ("val/top1_agreement", "top 1 as the original's", "{:.3f}"),
 )
-_REPEATED_N = 3
+_STYLES = ("", "yellow", "dark_orange", "red", "bold red")
+_MARKED = 2  # the shade from which a stretch is marked where there is no colour
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -116,6 +124,7 @@ def outcome(record: dict[str, Any], colour: bool) -> RenderableType:
                 f"from epoch 1 to {last['epoch']:.0f}\n"
             )
         )
+    parts += [Text(f"note: {plain(note)}\n") for note in record["notes"]]
     parts += [
         _sample(sample, number, colour) for number, sample in enumerate(record["samples"][:2], 1)
     ]
@@ -127,10 +136,10 @@ def _comparison(record: dict[str, Any]) -> Table:
     model, dataset, decode = (
         record["config"][key]["name"] for key in ("model", "dataset", "decode")
     )
-    n = record["metrics"]["gen/ttr"]["n"] if "gen/ttr" in record["metrics"] else 0
     table = Table(
-        title=f"{model} on {dataset}: {tuning} tuning, {decode} decoding, {n} held-out texts",
-        caption="mean [95% interval over texts]",
+        title=f"{model} on {dataset}: {tuning} tuning, {decode} decoding, "
+        f"{len(record['samples'])} held-out texts",
+        caption="mean [95% interval over texts]; p of the paired permutation test",
         box=SIMPLE,
     )
     table.add_column("")
@@ -138,13 +147,32 @@ def _comparison(record: dict[str, Any]) -> Table:
     table.add_column(
         "not tuned" if tuning == "none" else "hyperfitted", justify="right", style="bold"
     )
+    table.add_column("difference", justify="right")
+    table.add_column("p", justify="right")
     for key, label, form in _ROWS:
-        table.add_row(
-            label,
-            _value(record["baseline"].get(key), form),
-            _value(record["metrics"].get(key), form),
-        )
+        if key in record["metrics"]:
+            table.add_row(label, *_cells(record, key, form))
+    longest = record["slices"][0]["new_tokens"]
+    for one in record["slices"][1:]:
+        which = f", {one['set']}" if one["set"] else ""
+        length = f" at {one['new_tokens']} tokens" if one["new_tokens"] != longest else ""
+        if "gen/ttr" in one["metrics"]:
+            table.add_row(f"TTR{which}{length}", *_cells(one, "gen/ttr", "{:.3f}"))
     return table
+
+
+def _cells(scores: dict[str, Any], key: str, form: str) -> list[str]:
+    difference = scores["difference"].get(key)
+    return [
+        _value(scores["baseline"].get(key), form),
+        _value(scores["metrics"][key], form),
+        _value(difference, form.replace(":", ":+")),
+        _p(difference["p"] if difference else None),
+    ]
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _value(estimate: dict[str, Any] | None, form: str) -> str:
@@ -163,10 +191,10 @@ def _sample(sample: dict[str, Any], number: int, colour: bool) -> Panel:
     columns.add_row(
         _marked(sample["original_continuation"], colour), _marked(sample["continuation"], colour)
     )
-    how = "red" if colour else "«in marks»"
+    how = "darker" if colour else "«in marks»"
     return Panel(
         Group(Text(plain(sample["context"]), style="dim"), Text(), columns),
-        title=f"held-out text {number} (repeated {_REPEATED_N}-grams {how})",
+        title=f"{plain(sample['set'])}, text {number} (what the text had before: {how})",
         title_align="left",
     )
 
@@ -174,15 +202,12 @@ def _sample(sample: dict[str, Any], number: int, colour: bool) -> Panel:
 def _marked(continuation: dict[str, Any], colour: bool) -> Text:
     """Return a continuation with its repeated stretches marked."""
     text = Text()
-    marks = repeated(continuation["tokens"], _REPEATED_N)
-    for again, group in groupby(
-        zip(continuation["pieces"], marks, strict=True), key=lambda x: x[1]
-    ):
-        stretch = plain("".join(piece for piece, _ in group))
-        if again and not colour:
-            lead = len(stretch) - len(stretch.lstrip())
-            stretch = f"{stretch[:lead]}«{stretch[lead:]}»"
-        text.append(stretch, style="red" if again else "")
+    for stretch, shade in stretches(continuation["pieces"], continuation["tokens"]):
+        shown = plain(stretch)
+        if shade >= _MARKED and not colour:
+            lead = len(shown) - len(shown.lstrip())
+            shown = f"{shown[:lead]}«{shown[lead:]}»"
+        text.append(shown, style=_STYLES[shade])
     return text
 
 

@@ -2,7 +2,7 @@
 
 The three never share a document, and which document goes where does not depend on the tokenizer:
 
-1. A hash of its own text puts `evaluation_share` of the documents aside for evaluation. So the
+1. A hash of its own text puts `evaluation.share` of the documents aside for evaluation. So the
    evaluation texts stay the same for every seed and number of sequences.
 2. The others stand in a random order set by `dataset.seed`; validation takes the first ones that it
    needs, training the next ones.
@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfitting.config import DatasetConfig, EvaluationConfig
+from hyperfitting.config import DatasetConfig, EvaluationConfig, TextsConfig
 from hyperfitting.data import sources
 from hyperfitting.errors import UserError
 from hyperfitting.models import BaseModel
+from hyperfitting.progress import Progress, silent
 from hyperfitting.store import Artefact, Store
 
 VERSION = 1
@@ -44,12 +45,14 @@ class Corpus:
     val: Tokens
 
 
-def corpus(cfg: DatasetConfig, texts: Artefact, base: BaseModel, store: Store) -> Artefact:
+def corpus(
+    cfg: DatasetConfig, evaluation_share: float, texts: Artefact, base: BaseModel, store: Store
+) -> Artefact:
     """Return the artefact of the training and validation sequences."""
 
     def make(work: Path) -> None:
         base.check_length("dataset.seq_len", cfg.seq_len)
-        _, pool = split(sources.load(texts), cfg.evaluation_share)
+        _, pool = split(sources.load(texts), evaluation_share)
         documents = in_order(pool, cfg.seed)
         tokenizer = Tokenizer(base)
         if cfg.sequences == "prefix":
@@ -58,8 +61,8 @@ def corpus(cfg: DatasetConfig, texts: Artefact, base: BaseModel, store: Store) -
         else:
             val, rest = _packed(documents, cfg.n_val, cfg.seq_len, tokenizer, cfg.seed)
             train, _ = _packed(rest, cfg.n_train, cfg.seq_len, tokenizer, cfg.seed, _CHOICE)
-        _check_number("dataset.n_val", cfg.n_val, len(val), cfg, "validation")
-        _check_number("dataset.n_train", cfg.n_train, len(train), cfg, "training")
+        _check_number("dataset.n_val", cfg.n_val, len(val), cfg, cfg.seq_len)
+        _check_number("dataset.n_train", cfg.n_train, len(train), cfg, cfg.seq_len)
         _save(work / "val.npy", val)
         _save(work / "train.npy", train)
 
@@ -71,7 +74,7 @@ def corpus(cfg: DatasetConfig, texts: Artefact, base: BaseModel, store: Store) -
             "seq_len": cfg.seq_len,
             "n_train": cfg.n_train,
             "n_val": cfg.n_val,
-            "evaluation_share": cfg.evaluation_share,
+            "evaluation_share": evaluation_share,
             "seed": cfg.seed,
         },
         inputs={"texts": texts.id, "model": base.id},
@@ -85,19 +88,19 @@ def load_corpus(artefact: Artefact) -> Corpus:
 
 
 def evaluation_texts(
-    cfg: DatasetConfig, evaluation: EvaluationConfig, texts: Artefact, base: BaseModel, store: Store
+    cfg: TextsConfig, evaluation: EvaluationConfig, texts: Artefact, base: BaseModel, store: Store
 ) -> Artefact:
-    """Return the artefact of the held-out texts: contexts and how they really go on."""
-    length = evaluation.context_len + evaluation.new_tokens
+    """Return the artefact of the held-out texts of one set: contexts and how they really go on."""
+    length = evaluation.text_len or evaluation.context_len + evaluation.longest
 
     def make(work: Path) -> None:
-        base.check_length("evaluation.context_len + evaluation.new_tokens", length)
-        pool, _ = split(sources.load(texts), cfg.evaluation_share)
+        base.check_length("evaluation.text_len", length)
+        pool, _ = split(sources.load(texts), evaluation.share)
         documents = in_order(pool, 0)
         if cfg.sequences == "packed":
             documents = passages(documents, length)
         found, _ = _prefixes(documents, evaluation.n_texts, length, Tokenizer(base))
-        _check_number("evaluation.n_texts", evaluation.n_texts, len(found), cfg, "evaluation")
+        _check_number("evaluation.n_texts", evaluation.n_texts, len(found), cfg, length)
         _save(work / "texts.npy", found)
 
     return store.artefact(
@@ -107,15 +110,40 @@ def evaluation_texts(
             "sequences": cfg.sequences,
             "n": evaluation.n_texts,
             "length": length,
-            "evaluation_share": cfg.evaluation_share,
+            "evaluation_share": evaluation.share,
         },
         inputs={"texts": texts.id, "model": base.id},
         make=make,
     )
 
 
+def evaluation_sets(
+    dataset: DatasetConfig,
+    evaluation: EvaluationConfig,
+    base: BaseModel,
+    store: Store,
+    show: Progress = silent,
+) -> dict[str, Artefact]:
+    """Return the held-out texts of each set, by its name; all are there before anything is trained.
+
+    Raises:
+        UserError: a set cannot be had; the message names its fields.
+    """
+    sets = evaluation.contexts or {dataset.name: dataset}
+    found: dict[str, Artefact] = {}
+    for name, cfg in sets.items():
+        at = f"evaluation.contexts.{name}." if evaluation.contexts else "dataset."
+        try:
+            texts = sources.texts(cfg, store, show)
+            found[name] = evaluation_texts(cfg, evaluation, texts, base, store)
+            found[name].ensure()
+        except UserError as error:
+            raise error.moved("dataset.", at) from error
+    return found
+
+
 def load_evaluation_texts(artefact: Artefact) -> Tokens:
-    """Return the held-out texts (N, context_len + new_tokens) of token ids."""
+    """Return the held-out texts (N, text_len) of token ids."""
     tokens: Tokens = np.load(artefact.file("texts.npy"))
     return tokens
 
@@ -124,16 +152,26 @@ def _save(path: Path, sequences: Sequence[Sequence[int]]) -> None:
     np.save(path, np.asarray(sequences, dtype=np.int32), allow_pickle=False)
 
 
-def _check_number(field: str, wanted: int, found: int, cfg: DatasetConfig, role: str) -> None:
+_ROLES = {
+    "dataset.n_train": ("training sequences", "dataset.seq_len"),
+    "dataset.n_val": ("validation sequences", "dataset.seq_len"),
+    "evaluation.n_texts": (
+        "held-out texts",
+        "evaluation.share or shorter evaluation.text_len (or evaluation.new_tokens)",
+    ),
+}
+"""What the field counts, and which others decide how many there are."""
+
+
+def _check_number(field: str, wanted: int, found: int, cfg: TextsConfig, length: int) -> None:
     if found < wanted:
-        kind = "texts" if role == "evaluation" else f"sequences of {cfg.seq_len} tokens"
-        more = "evaluation_share" if role == "evaluation" else "seq_len"
+        what, deciding = _ROLES[field]
         raise UserError(
-            f"{cfg.name} has only {found} {role} {kind} ({cfg.sequences})",
+            f"{cfg.name} has only {found} {what} of {length} tokens ({cfg.sequences})",
             field=field,
             value=wanted,
             valid=f"at most {found}" if found else "nothing, with these texts",
-            hint=f"{field}={max(found, 1)}, more texts, another dataset.{more}"
+            hint=f"{field}={max(found, 1)}, more texts, another {deciding}"
             + (", or dataset.sequences=packed" if cfg.sequences == "prefix" else "")
             + (
                 "; one text is one document, unless dataset.document_start says where others begin"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperfitting import hub
-from hyperfitting.config import DatasetConfig
+from hyperfitting.config import TextsConfig
 from hyperfitting.data import packaged
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.progress import Progress, silent
@@ -23,7 +23,7 @@ VERSION = 1
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 
 
-def texts(cfg: DatasetConfig, store: Store, show: Progress = silent) -> Artefact:
+def texts(cfg: TextsConfig, store: Store, show: Progress = silent) -> Artefact:
     """Return the artefact of a dataset's documents. Only its id is worked out here.
 
     Raises:
@@ -67,13 +67,13 @@ class _Origin:
     read: Callable[[], Iterable[str]]
 
 
-def _package(cfg: DatasetConfig) -> _Origin:
+def _package(cfg: TextsConfig) -> _Origin:
     sample = str(cfg.path)
     files = {path.name: path for path in packaged.files(sample)}
     return _Origin(fingerprint(files), {"sample": sample}, lambda: packaged.read(sample))
 
 
-def _hub(cfg: DatasetConfig) -> _Origin:
+def _hub(cfg: TextsConfig) -> _Origin:
     repo = str(cfg.path)
     sha = hub.commit("dataset", repo, cfg.revision)
 
@@ -89,7 +89,7 @@ def _hub(cfg: DatasetConfig) -> _Origin:
     )
 
 
-def _files(cfg: DatasetConfig) -> _Origin:
+def _files(cfg: TextsConfig) -> _Origin:
     path = Path(str(cfg.path)).expanduser().absolute()
     if not path.exists():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -120,7 +120,7 @@ def _files(cfg: DatasetConfig) -> _Origin:
     return _Origin(fingerprint(names), _row_config(cfg), read)
 
 
-def _datasets_folder(path: Path, cfg: DatasetConfig) -> _Origin:
+def _datasets_folder(path: Path, cfg: TextsConfig) -> _Origin:
     files = {str(p.relative_to(path)): p for p in sorted(path.rglob("*")) if p.is_file()}
 
     def read() -> Iterator[str]:
@@ -142,21 +142,21 @@ def _datasets_folder(path: Path, cfg: DatasetConfig) -> _Origin:
     return _Origin(fingerprint(files), {"split": cfg.split, **_row_config(cfg)}, read)
 
 
-_SOURCES: dict[str, Callable[[DatasetConfig], _Origin]] = {
+_SOURCES: dict[str, Callable[[TextsConfig], _Origin]] = {
     "hub": _hub,
     "files": _files,
     "package": _package,
 }
 
 
-def _row_config(cfg: DatasetConfig) -> dict[str, Any]:
+def _row_config(cfg: TextsConfig) -> dict[str, Any]:
     return {"text_field": cfg.text_field, "document_start": cfg.document_start}
 
 
 class _dataset_errors:
     """Turn what `datasets` raises for a wrong name, subset or split into a message."""
 
-    def __init__(self, cfg: DatasetConfig) -> None:
+    def __init__(self, cfg: TextsConfig) -> None:
         self.cfg = cfg
 
     def __enter__(self) -> None:
@@ -172,7 +172,7 @@ class _dataset_errors:
             ) from error
 
 
-def _no_field(cfg: DatasetConfig, where: str, there: Iterable[str]) -> UserError:
+def _no_field(cfg: TextsConfig, where: str, there: Iterable[str]) -> UserError:
     there = list(there)
     return UserError(
         f"{where} has no such field",
@@ -184,7 +184,7 @@ def _no_field(cfg: DatasetConfig, where: str, there: Iterable[str]) -> UserError
     )
 
 
-def _not_text(cfg: DatasetConfig, where: str, value: Any) -> UserError:
+def _not_text(cfg: TextsConfig, where: str, value: Any) -> UserError:
     return UserError(
         f"{where} holds {type(value).__name__} there, not text",
         field="dataset.text_field",
@@ -192,7 +192,7 @@ def _not_text(cfg: DatasetConfig, where: str, value: Any) -> UserError:
     )
 
 
-def _column(rows: Any, cfg: DatasetConfig) -> Iterator[str]:
+def _column(rows: Any, cfg: TextsConfig) -> Iterator[str]:
     if cfg.text_field not in rows.column_names:
         raise _no_field(cfg, f"dataset {cfg.path}", rows.column_names)
     for value in rows[cfg.text_field]:
@@ -228,11 +228,11 @@ def _text_of(path: Path) -> str:
         ) from error
 
 
-def _txt(path: Path, cfg: DatasetConfig) -> Iterator[str]:
+def _txt(path: Path, cfg: TextsConfig) -> Iterator[str]:
     yield from _text_of(path).splitlines(keepends=True)
 
 
-def _jsonl(path: Path, cfg: DatasetConfig) -> Iterator[str]:
+def _jsonl(path: Path, cfg: TextsConfig) -> Iterator[str]:
     for number, line in enumerate(_text_of(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -253,7 +253,7 @@ def _jsonl(path: Path, cfg: DatasetConfig) -> Iterator[str]:
         yield row[cfg.text_field]
 
 
-def _csv(path: Path, cfg: DatasetConfig) -> Iterator[str]:
+def _csv(path: Path, cfg: TextsConfig) -> Iterator[str]:
     csv.field_size_limit(1 << 30)
     rows = csv.DictReader(_text_of(path).splitlines(keepends=True))
     if cfg.text_field not in (rows.fieldnames or ()):
@@ -262,7 +262,7 @@ def _csv(path: Path, cfg: DatasetConfig) -> Iterator[str]:
         yield row[cfg.text_field] or ""
 
 
-def _parquet(path: Path, cfg: DatasetConfig) -> Iterator[str]:
+def _parquet(path: Path, cfg: TextsConfig) -> Iterator[str]:
     import pyarrow.parquet
     from pyarrow.lib import ArrowException
 
@@ -288,7 +288,7 @@ class _Rows:
         return self.table.column(name).to_pylist()
 
 
-_READERS: dict[str, Callable[[Path, DatasetConfig], Iterator[str]]] = {
+_READERS: dict[str, Callable[[Path, TextsConfig], Iterator[str]]] = {
     ".txt": _txt,
     ".jsonl": _jsonl,
     ".csv": _csv,
@@ -296,7 +296,7 @@ _READERS: dict[str, Callable[[Path, DatasetConfig], Iterator[str]]] = {
 }
 
 
-def _documents(rows: Iterable[str], cfg: DatasetConfig, joined: bool = False) -> Iterator[str]:
+def _documents(rows: Iterable[str], cfg: TextsConfig, joined: bool = False) -> Iterator[str]:
     """Group rows into documents, without white space around them; empty ones are dropped.
 
     A row that matches ``document_start`` begins a new one; without that each row is one, or, if

@@ -1,10 +1,14 @@
-"""Continue contexts with a model: a batched loop over its key-value cache.
+"""Continue contexts with a model: batched loops over its key-value cache.
 
-The contexts of one call have one length, so nothing is padded. A strategy turns logits into
-tokens; the loop knows nothing of what it does, and neither knows about tokenizers or files.
+The contexts of one call have one length, so nothing is padded. Greedy and sampled texts grow by one
+token at a time; beam search and contrastive search keep several candidates a text. All of them pass
+their scores through the same constraints. Nothing here knows about tokenizers or files.
 """
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +17,27 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hyperfitting.config import DecodeConfig
+from hyperfitting.decoding.blocker import CitationBlocker
+from hyperfitting.decoding.constraints import forbid_repeated_ngrams, penalise_repetition
+from hyperfitting.decoding.sampling import sample, streams
+from hyperfitting.errors import UserError
+from hyperfitting.metrics.distribution import sharpness
 from hyperfitting.progress import Advance
 
-Strategy = Callable[[Tensor, int], Tensor]
-"""(logits (B, V), step) -> next tokens (B,)"""
 Tokens = NDArray[np.int32]
+STEP_MEASURES = ("loss", "entropy", "top1_mass", "rank")
+"""What is kept of the model's own distribution at each step; see `metrics.distribution`."""
+
+
+@dataclass(frozen=True)
+class Continued:
+    """Continuations of N contexts."""
+
+    tokens: list[list[int]]
+    """N lists of ids: ``new_tokens`` each, or fewer where a text was let end."""
+    measures: dict[str, NDArray[np.float32]]
+    """For each of `STEP_MEASURES` (N, new_tokens): of the model's distribution before anything was
+    forbidden or cut off, and of the token chosen from it. NaN past the end of a text."""
 
 
 @torch.inference_mode()
@@ -28,60 +48,39 @@ def continue_texts(
     decode: DecodeConfig,
     batch_size: int,
     advance: Advance | None = None,
-) -> list[list[int]]:
+    blocker: CitationBlocker | None = None,
+) -> Continued:
     """Return a continuation of each context, in their order.
 
     Args:
         model: a causal language model in evaluation mode.
-        contexts: (N, T) token ids.
+        contexts: (N, T) token ids, T at least 1.
         new_tokens: length of a continuation, in tokens.
         decode: how tokens are chosen.
         batch_size: contexts continued at once; it changes the speed, not the texts.
         advance: told of every new token.
-
-    Returns:
-        N lists of ``new_tokens`` ids; shorter ones where ``decode.stop_at_eos`` let a text end.
+        blocker: forbids what would go on with the training data.
 
     Raises:
-        FloatingPointError: the model's logits hold NaN.
+        FloatingPointError: the model's logits hold NaN or infinity.
+        UserError: all tokens are forbidden, so that no text can go on.
+        ValueError: the contexts are empty.
     """
+    if contexts.shape[1] == 0:
+        raise ValueError("a context has 1 token or more; these have none")
     eos = end_tokens(model)
-    out: list[list[int]] = []
+    tokens: list[list[int]] = []
+    measures: list[NDArray[np.float32]] = []
     for start in range(0, len(contexts), batch_size):
         batch = contexts[start : start + batch_size]
-        choose = strategy(decode, start, len(batch), new_tokens)
-        tokens = _continue_batch(
-            model, batch, new_tokens, choose, eos if not decode.stop_at_eos else [], advance
-        )
-        out += [_until(row, eos) if decode.stop_at_eos else row for row in tokens.tolist()]
-    return out
-
-
-def _continue_batch(
-    model: PreTrainedModel,
-    contexts: Tokens,
-    new_tokens: int,
-    choose: Strategy,
-    forbidden: list[int],
-    advance: Advance | None,
-) -> Tensor:
-    """Return (B, new_tokens) token ids that continue contexts (B, T)."""
-    device = next(model.parameters()).device
-    tokens = torch.as_tensor(contexts, dtype=torch.long, device=device)  # (B, T)
-    made: list[Tensor] = []
-    cache = None
-    for step in range(new_tokens):
-        output = model(input_ids=tokens, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        logits = output.logits[:, -1].float()  # (B, V)
-        if bool(torch.isnan(logits).any()):
-            raise FloatingPointError(f"the model's logits hold NaN at new token {step + 1}")
-        logits[:, forbidden] = -torch.inf
-        tokens = choose(logits, step).unsqueeze(1)  # (B, 1)
-        made.append(tokens)
-        if advance:
-            advance(len(contexts))
-    return torch.cat(made, dim=1)
+        decoder = _Decoder(model, decode, eos, blocker, advance)
+        made, found = decoder.run(batch, new_tokens)  # (B, new), (M, B, new)
+        for row, text in enumerate(made.tolist()):
+            tokens.append(_until(text, eos) if decode.stop_at_eos else text)
+            found[:, row, len(tokens[-1]) :] = torch.nan
+        measures.append(found.cpu().numpy())
+    whole = np.concatenate(measures, axis=1)
+    return Continued(tokens, dict(zip(STEP_MEASURES, whole, strict=True)))
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
@@ -98,55 +97,201 @@ def _until(tokens: list[int], eos: list[int]) -> list[int]:
     return tokens[: ends[0]] if ends else tokens
 
 
-def strategy(decode: DecodeConfig, first: int, texts: int, new_tokens: int) -> Strategy:
-    """Return the function that chooses tokens for the texts numbered from ``first``."""
-    if decode.strategy == "greedy":
-        return lambda logits, step: logits.argmax(dim=-1)
-    # one stream of uniform numbers a text, so that a draw does not depend on the batch
-    draws = np.stack(
-        [np.random.default_rng([decode.seed, first + i]).random(new_tokens) for i in range(texts)]
-    )
+class _Rows:
+    """Texts that grow together: their tokens, and what the model thought at each step."""
 
-    def sample(logits: Tensor, step: int) -> Tensor:
-        u = torch.as_tensor(draws[:, step], dtype=torch.float32, device=logits.device)
-        return inverse_cdf(*nucleus(logits / decode.temperature, decode.top_k, decode.top_p), u)
+    def __init__(self, contexts: Tensor, new_tokens: int) -> None:
+        rows, self.start = contexts.shape
+        self.length = self.start
+        space = contexts.new_empty(rows, new_tokens)
+        self._tokens = torch.cat([contexts, space], dim=1)  # (R, T + new)
+        self._measures = torch.empty(
+            len(STEP_MEASURES), rows, new_tokens, device=contexts.device
+        )  # (M, R, new)
 
-    return sample
+    @property
+    def history(self) -> Tensor:
+        """All tokens so far: (R, length)."""
+        return self._tokens[:, : self.length]
+
+    def append(self, tokens: Tensor, logits: Tensor) -> None:
+        """Add one token (R,) to each text, chosen from the model's own logits (R, V)."""
+        step = self.length - self.start
+        try:
+            found = sharpness(logits, tokens)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} (NaN at new token {step + 1})") from error
+        self._tokens[:, self.length] = tokens
+        for measure, name in zip(self._measures, STEP_MEASURES, strict=True):
+            measure[:, step] = getattr(found, name)
+        self.length += 1
+
+    def select(self, rows: Tensor) -> None:
+        """Become the texts of these rows."""
+        self._tokens, self._measures = self._tokens[rows], self._measures[:, rows]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return the continuations (R, new) and their measures (M, R, new)."""
+        return self._tokens[:, self.start :], self._measures
 
 
-def nucleus(logits: Tensor, top_k: int | None, top_p: float) -> tuple[Tensor, Tensor]:
-    """Return the probabilities of the tokens that top-k and then top-p leave, and their ids.
+class _Decoder:
+    """One batch on its way through the model, by any strategy."""
 
-    As in transformers, and so in the paper: top-p counts within what top-k left, and keeps the
-    token that crosses the mass.
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        decode: DecodeConfig,
+        eos: list[int],
+        blocker: CitationBlocker | None,
+        advance: Advance | None,
+    ) -> None:
+        self._model, self._decode, self._eos = model, decode, eos
+        self._blocker = blocker
+        self._advance = advance
+        self._cache: Any = None
+        # of a context only the last position is needed, and all of them may not fit into memory
+        last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._options = {"logits_to_keep": 1} if last_only else {}
 
-    Args:
-        logits: (B, V).
-        top_k: how many of the most likely tokens stay; none: all.
-        top_p: mass in (0, 1].
+    def run(self, contexts: Tokens, new_tokens: int) -> tuple[Tensor, Tensor]:
+        """Return new tokens (B, new_tokens) and their measures (M, B, new_tokens)."""
+        device = next(self._model.parameters()).device
+        given = torch.as_tensor(contexts, dtype=torch.long, device=device)  # (B, T)
+        if self._decode.strategy == "beam":
+            return self._beam(given, new_tokens)
+        if self._decode.strategy == "contrastive":
+            return self._contrastive(given, new_tokens)
+        return self._one_by_one(given, new_tokens, self._chooser(contexts, new_tokens))
 
-    Returns:
-        (B, K) probabilities in falling order, 0 where cut off, not renormalised; (B, K) ids.
-    """
-    k = min(top_k or logits.shape[-1], logits.shape[-1])
-    top, ids = logits.topk(k, dim=-1)  # (B, K), sorted
-    p = torch.softmax(top, dim=-1)
-    before = p.cumsum(-1) - p  # mass of the more likely ones
-    return torch.where(before < top_p, p, 0.0), ids
+    def _chooser(self, contexts: Tokens, new_tokens: int) -> Callable[[Tensor, int], Tensor]:
+        """Return the function of scores (B, V) and step that chooses tokens (B,)."""
+        if self._decode.strategy == "greedy":
+            return lambda scores, step: scores.argmax(dim=-1)
+        u = streams(self._decode.seed, contexts, new_tokens)
+        return lambda scores, step: sample(
+            scores, self._decode, torch.as_tensor(u[:, step], device=scores.device)
+        )
 
+    def _one_by_one(
+        self, given: Tensor, new_tokens: int, choose: Callable[[Tensor, int], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        rows = _Rows(given, new_tokens)
+        for step in range(new_tokens):
+            logits = self._forward(given)
+            chosen = choose(self._constrained(logits, rows), step)
+            rows.append(chosen, logits)
+            given = chosen.unsqueeze(1)  # (B, 1)
+            self._tell(len(chosen))
+        return rows.result()
 
-def inverse_cdf(p: Tensor, ids: Tensor, u: Tensor) -> Tensor:
-    """Draw one id a row by inverting the cumulative distribution.
+    def _beam(self, given: Tensor, new_tokens: int) -> tuple[Tensor, Tensor]:
+        """Keep the likeliest texts at each step, and return the likeliest a token at the end.
 
-    Args:
-        p: (B, K) probabilities, not necessarily normalised.
-        ids: (B, K) the ids they belong to.
-        u: (B,) uniform draws in [0, 1).
+        A text that may end and has ended keeps its place by its score, and grows no more.
+        """
+        texts, width = len(given), self._decode.num_beams
+        rows = _Rows(given.repeat_interleave(width, 0), new_tokens)  # (B * width, …)
+        score = given.new_full((texts, width), -torch.inf, dtype=torch.float32)
+        score[:, 0] = 0  # all beams of a text are the same yet
+        ended = torch.zeros(texts * width, dtype=torch.bool, device=given.device)
+        lengths = torch.zeros(texts * width, device=given.device)
+        first = torch.arange(texts, device=given.device).unsqueeze(1) * width
+        logits = self._forward(given).repeat_interleave(width, 0)
+        self._cache.batch_repeat_interleave(width)
+        for step in range(new_tokens):
+            scores = self._constrained(torch.log_softmax(logits, -1), rows, ended)
+            size = scores.shape[-1]
+            total = (score.view(-1, 1) + scores).view(texts, width * size)
+            score, best = total.topk(width, dim=-1)  # (B, width)
+            source = (first + best // size).flatten()
+            chosen = (best % size).flatten()
+            rows.select(source)
+            rows.append(chosen, logits[source])
+            lengths, ended = lengths[source] + ~ended[source], ended[source]
+            if self._decode.stop_at_eos:
+                ended = ended | torch.isin(chosen, chosen.new_tensor(self._eos))
+            self._tell(texts)
+            if step + 1 < new_tokens:
+                self._cache.reorder_cache(source)
+                logits = self._forward(chosen.unsqueeze(1))
+        best = (score / lengths.view(texts, width)).argmax(-1, keepdim=True)
+        rows.select((first + best).flatten())
+        return rows.result()
 
-    Returns:
-        (B,) ids.
-    """
-    cdf = p.cumsum(-1)
-    drawn = (cdf <= u.unsqueeze(1) * cdf[:, -1:]).sum(-1, keepdim=True)  # (B, 1)
-    last = (p > 0).sum(-1, keepdim=True) - 1  # rounding must not reach a token cut off
-    return ids.gather(-1, torch.minimum(drawn, last)).squeeze(-1)
+    def _contrastive(self, given: Tensor, new_tokens: int) -> tuple[Tensor, Tensor]:
+        """Weigh the probability of each candidate against its likeness to all tokens before it.
+
+        Likeness is the highest cosine of its last hidden state with theirs. Every candidate takes
+        one forward pass of its own (Su et al., 2022).
+        """
+        texts, k, alpha = len(given), int(self._decode.top_k or 0), self._decode.alpha
+        rows = _Rows(given, new_tokens)
+        logits, states = self._forward_with_states(given)  # (B, V), (B, T, H)
+        k = min(k, logits.shape[-1])
+        first = torch.arange(texts, device=given.device) * k
+        self._cache.batch_repeat_interleave(k)
+        for _ in range(new_tokens):
+            p, ids = torch.softmax(self._constrained(logits, rows), -1).topk(k, dim=-1)  # (B, k)
+            ahead, state = self._forward_with_states(ids.view(-1, 1))  # (B * k, V), (B * k, 1, H)
+            likeness = torch.einsum("bkh,bth->bkt", state.view(texts, k, -1), states).amax(-1)
+            worth = ((1 - alpha) * p - alpha * likeness).masked_fill(p == 0, -torch.inf)
+            best = worth.argmax(-1)  # (B,)
+            rows.append(ids.gather(1, best.unsqueeze(1)).squeeze(1), logits)
+            source = first + best
+            self._cache.reorder_cache(source.repeat_interleave(k))
+            logits, states = ahead[source], torch.cat([states, state[source]], dim=1)
+            self._tell(texts)
+        return rows.result()
+
+    def _forward(self, given: Tensor) -> Tensor:
+        """Return the next-token logits (B, V) after tokens (B, T), which enter the cache."""
+        output = self._model(
+            input_ids=given, past_key_values=self._cache, use_cache=True, **self._options
+        )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _forward_with_states(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, V), and the last hidden states (B, T, H) at length 1."""
+        output = self._model(
+            input_ids=given,
+            past_key_values=self._cache,
+            use_cache=True,
+            output_hidden_states=True,
+            **self._options,
+        )
+        self._cache = output.past_key_values
+        states = torch.nn.functional.normalize(output.hidden_states[-1].float(), dim=-1)
+        return output.logits[:, -1].float(), states
+
+    def _constrained(self, scores: Tensor, rows: _Rows, ended: Tensor | None = None) -> Tensor:
+        """Return scores (B, V) with -inf for what may not come next; ``ended`` rows only end."""
+        decode = self._decode
+        scores = scores.clone()
+        if decode.repetition_penalty != 1:
+            scores = penalise_repetition(scores, rows.history, decode.repetition_penalty)
+        if decode.no_repeat_ngram is not None:
+            scores = forbid_repeated_ngrams(scores, rows.history, decode.no_repeat_ngram)
+        if self._blocker is not None:
+            scores = self._blocker(scores, rows.history, rows.start)
+        if not decode.stop_at_eos:
+            scores[:, self._eos] = -torch.inf
+        elif ended is not None and bool(ended.any()):
+            scores[ended] = -torch.inf
+            scores[ended, self._eos[0]] = 0
+        may_forbid_all = decode.no_repeat_ngram is not None or self._blocker is not None
+        if may_forbid_all and bool(torch.isneginf(scores.amax(-1)).any()):
+            raise UserError(
+                f"every token is forbidden after {rows.length - rows.start} new ones: "
+                "no text can go on",
+                field="decode.no_repeat_ngram, decode.citation_blocker.n",
+                value=f"{decode.no_repeat_ngram}, {decode.citation_blocker.n}",
+                hint="a longer n-gram for each, or decode.stop_at_eos=true",
+            )
+        return scores
+
+    def _tell(self, n: int) -> None:
+        if self._advance:
+            self._advance(n)

@@ -1,7 +1,6 @@
 """Forward passes over given texts: how well a model predicts them, and how sharply."""
 
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ def measure(
     batch_size: int,
     advance: Advance | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the mean of each measure of sharpness over the tokens of each text.
+    """Return each measure of sharpness at every token of each text but its first.
 
     The first token of a text is given, not predicted.
 
@@ -32,21 +31,59 @@ def measure(
         advance: told of every token.
 
     Returns:
-        For each of `MEASURES` (losses and entropies in nats) an array (N,).
+        For each of `MEASURES` (losses and entropies in nats) an array (N, T - 1).
 
     Raises:
         FloatingPointError: the model's logits hold NaN or infinity.
     """
     device = next(model.parameters()).device
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(texts), batch_size):
+    n, length = texts.shape
+    found = {name: np.empty((n, length - 1)) for name in MEASURES}
+    for start in range(0, n, batch_size):
         batch = torch.as_tensor(
             texts[start : start + batch_size], dtype=torch.long, device=device
         )  # (B, T)
         logits = model(input_ids=batch, use_cache=False).logits  # (B, T, V)
-        for text, scores in zip(batch, logits, strict=True):  # one at a time: (T, V) is large
-            found = sharpness(scores[:-1], text[1:])
-            rows.append({name: value.double().mean().item() for name, value in vars(found).items()})
+        for offset, (text, scores) in enumerate(zip(batch, logits, strict=True)):
+            # one at a time: (T, V) is large
+            for name, value in vars(sharpness(scores[:-1], text[1:])).items():
+                found[name][start + offset] = value.cpu().numpy()
         if advance:
             advance(batch.numel())
-    return {name: np.array([row[name] for row in rows]) for name in MEASURES}
+    return found
+
+
+@torch.inference_mode()
+def features(
+    model: PreTrainedModel,
+    texts: list[list[int]],
+    batch_size: int,
+    advance: Advance | None = None,
+) -> NDArray[np.float32]:
+    """Return the model's last hidden state at the last token of each text, for MAUVE.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        texts: N lists of token ids, none empty.
+        batch_size: texts in one forward pass.
+        advance: told of every text.
+
+    Returns:
+        (N, H).
+    """
+    device = next(model.parameters()).device
+    found: list[NDArray[np.float32]] = []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        longest = max(map(len, batch))
+        # what comes after a token does not change its state, so any padding will do
+        padded = torch.tensor(
+            [text + [0] * (longest - len(text)) for text in batch], device=device
+        )  # (B, T)
+        states = model(input_ids=padded, use_cache=False, output_hidden_states=True).hidden_states
+        last = torch.tensor([len(text) - 1 for text in batch], device=device)
+        rows = torch.arange(len(batch), device=device)
+        found.append(states[-1][rows, last].float().cpu().numpy())  # (B, H)
+        if advance:
+            advance(len(batch))
+    return np.concatenate(found)

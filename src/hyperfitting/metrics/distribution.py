@@ -6,7 +6,9 @@ the logits.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 
@@ -24,10 +26,14 @@ class Sharpness:
     """Of the three most likely tokens together."""
     top5_mass: Tensor
     """Of the five most likely tokens together."""
+    rank: Tensor
+    """Of the target: 1 plus the number of tokens more likely than it."""
+    top1: Tensor
+    """Id of the most likely token."""
 
 
 def sharpness(logits: Tensor, targets: Tensor) -> Sharpness:
-    """Return loss, entropy and top-k mass at every position.
+    """Return loss, entropy, top-k mass and rank at every position.
 
     Args:
         logits: (..., V) scores of the next token, any float type.
@@ -37,10 +43,12 @@ def sharpness(logits: Tensor, targets: Tensor) -> Sharpness:
         FloatingPointError: a logit is NaN or infinite, so that no distribution is defined.
     """
     log_p = torch.log_softmax(logits.float(), dim=-1)  # (..., V)
-    if bool(torch.isnan(log_p).any()):
+    likeliest = log_p.topk(min(5, log_p.shape[-1]), dim=-1)  # (..., 5)
+    if bool(torch.isnan(likeliest.values[..., 0]).any()):  # topk puts NaN before all numbers
         raise FloatingPointError("the logits hold NaN or infinity: there is no distribution")
-    top = log_p.topk(min(5, log_p.shape[-1]), dim=-1).values.exp().cumsum(-1)  # (..., 5)
-    loss = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    top = likeliest.values.exp().cumsum(-1)
+    target = log_p.gather(-1, targets.unsqueeze(-1))  # (..., 1)
+    rank = 1 + (log_p > target).sum(-1)
     p = log_p.exp()
     # a forbidden token has p = 0 and log p = -inf; its share of the entropy is 0
     entropy = -torch.where(p > 0, p * log_p, 0.0).sum(-1)
@@ -48,4 +56,25 @@ def sharpness(logits: Tensor, targets: Tensor) -> Sharpness:
     def mass(k: int) -> Tensor:
         return top[..., min(k, top.shape[-1]) - 1]
 
-    return Sharpness(loss, entropy, mass(1), mass(3), mass(5))
+    return Sharpness(
+        -target.squeeze(-1), entropy, mass(1), mass(3), mass(5), rank, likeliest.indices[..., 0]
+    )
+
+
+def top1_agreement(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
+    """Return how often two models' most likely tokens are the same (Carlsson et al., Figure 5).
+
+    Args:
+        first: (N, T) ids of one model's most likely token at each position of N texts.
+        second: (N, T) the same of another model, on the same texts.
+
+    Returns:
+        (N,) shares from 0 to 1, one a text.
+
+    Raises:
+        ValueError: the shapes differ, so the models did not read the same texts.
+    """
+    a, b = np.asarray(first), np.asarray(second)
+    if a.shape != b.shape:
+        raise ValueError(f"predictions of shapes {a.shape} and {b.shape} are not of the same texts")
+    return (a == b).mean(axis=-1, dtype=np.float64)

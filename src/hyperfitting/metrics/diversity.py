@@ -1,7 +1,10 @@
-"""How varied a token sequence is. Tokens are ids, shape (T,); results are shares from 0 to 1."""
+"""How varied a token sequence is, and how it repeats itself. Tokens are ids, shape (T,)."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+LOOP_TOKENS = 10
+"""A text ends in a loop if its last unit comes twice or more in a row, over this many tokens."""
 
 
 def ttr(tokens: ArrayLike) -> float:
@@ -13,50 +16,108 @@ def ttr(tokens: ArrayLike) -> float:
     Returns:
         A share in (0, 1]; NaN for an empty sequence, which has no ratio.
     """
-    tokens = np.asarray(tokens)
-    return len(np.unique(tokens)) / len(tokens) if len(tokens) else float("nan")
+    return distinct_n(tokens, 1)
 
 
-def rep_n(tokens: ArrayLike, n: int) -> float:
-    """Return the share of n-grams that occurred earlier: 1 - distinct-n (Li et al.).
+def distinct_n(tokens: ArrayLike, n: int) -> float:
+    """Return distinct n-grams over n-grams (Li et al., 2016).
 
     Args:
         tokens: (T,) token ids.
         n: length of the n-grams, 1 or more.
 
     Returns:
-        1 - distinct n-grams / n-grams; NaN if the sequence is shorter than n.
+        A share in (0, 1]; NaN if the sequence is shorter than n.
 
     Raises:
         ValueError: n is below 1.
     """
     grams = _ngrams(np.asarray(tokens), n)
-    return 1 - len(np.unique(grams, axis=0)) / len(grams) if len(grams) else float("nan")
+    return len(np.unique(grams, axis=0)) / len(grams) if len(grams) else float("nan")
 
 
-def repeated(tokens: ArrayLike, n: int) -> NDArray[np.bool_]:
-    """Return which tokens lie in an n-gram that occurred earlier in the sequence.
+def rep_n(tokens: ArrayLike, n: int) -> float:
+    """Return the share of n-grams that occurred earlier: 1 - distinct-n (Li et al., ICML 2026).
+
+    Args, result and errors are those of `distinct_n`.
+    """
+    return 1 - distinct_n(tokens, n)
+
+
+def longest_loop(tokens: ArrayLike) -> float:
+    """Return how many tokens the longest immediate loop takes.
+
+    A loop is a stretch in which one unit, of any length, comes twice or more in a row; a last,
+    incomplete repeat counts. "a b c a b c a" takes 7 tokens.
 
     Args:
         tokens: (T,) token ids.
-        n: length of the n-grams, 1 or more.
 
     Returns:
-        (T,) booleans.
-
-    Raises:
-        ValueError: n is below 1.
+        Tokens, 0 if nothing is repeated immediately; NaN for an empty sequence.
     """
     tokens = np.asarray(tokens)
-    marks = np.zeros(len(tokens), dtype=bool)
-    grams = _ngrams(tokens, n)
-    if len(grams) == 0:
-        return marks
-    _, first, inverse = np.unique(grams, axis=0, return_index=True, return_inverse=True)
-    again = np.flatnonzero(first[inverse.ravel()] != np.arange(len(grams)))
-    for offset in range(n):
-        marks[again + offset] = True
-    return marks
+    if len(tokens) == 0:
+        return float("nan")
+    longest = 0
+    for period in range(1, len(tokens) // 2 + 1):
+        run = int(_runs(tokens[period:] == tokens[:-period]).max(initial=0))
+        if run >= period:
+            longest = max(longest, run + period)
+    return float(longest)
+
+
+def final_loop(tokens: ArrayLike) -> float:
+    """Return how many tokens the loop takes in which the sequence ends.
+
+    Args and result are those of `longest_loop`, of loops that reach the last token.
+    """
+    tokens = np.asarray(tokens)
+    if len(tokens) == 0:
+        return float("nan")
+    longest = 0
+    for period in range(1, len(tokens) // 2 + 1):
+        differs = np.flatnonzero(tokens[period:] != tokens[:-period])
+        run = len(tokens) - period - (differs[-1] + 1 if len(differs) else 0)
+        if run >= period:
+            longest = max(longest, run + period)
+    return float(longest)
+
+
+def ends_in_loop(tokens: ArrayLike) -> float:
+    """Return 1 if the sequence ends in a loop of `LOOP_TOKENS` tokens or more, else 0.
+
+    NaN for an empty sequence. "that that" at the end of a text is not yet a loop; a sentence said
+    twice is.
+    """
+    length = final_loop(tokens)
+    return length if np.isnan(length) else float(length >= LOOP_TOKENS)
+
+
+def repetition(tokens: ArrayLike) -> NDArray[np.int64]:
+    """Return how much of the sequence each token repeats (the colouring of Figure 1).
+
+    Args:
+        tokens: (T,) token ids.
+
+    Returns:
+        (T,): for each token, the length of the longest stretch around it that also stands earlier
+        in the sequence; 0 for a token that is new.
+    """
+    tokens = np.asarray(tokens)
+    found = np.zeros(len(tokens), dtype=np.int64)
+    for lag in range(1, len(tokens)):
+        np.maximum(found[lag:], _runs(tokens[lag:] == tokens[:-lag]), out=found[lag:])
+    return found
+
+
+def _runs(marks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return for each position the length of the run of true values that it is in; 0 if false."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marks, [False]])))
+    lengths = edges[1::2] - edges[::2]
+    runs = np.zeros(len(marks), dtype=np.int64)
+    runs[marks] = np.repeat(lengths, lengths)
+    return runs
 
 
 def _ngrams(tokens: NDArray[np.generic], n: int) -> NDArray[np.generic]:

@@ -261,7 +261,7 @@ def look(
     return {
         "val/loss": float(found["loss"].mean()),
         "val/entropy": float(found["entropy"].mean()),
-        "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations])),
+        "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations.tokens])),
     }
 
 
