@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run debug test test-fast lint format constraints picture clean distclean
+.PHONY: help setup run debug test test-fast bench lint format constraints picture clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: lint ## Lint, type check, and all tests, with the slow ones on the real mo
 
 test-fast: setup ## Only the tests that take seconds
 	$(BIN)/pytest -m "not slow" $(ARGS)
+
+bench: setup ## Speed against named peers: make bench ARGS=metrics for a part
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check

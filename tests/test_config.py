@@ -1,11 +1,13 @@
 """Every option composes, the defaults are the paper's, and bad values get a clear message."""
 
-from dataclasses import fields
+import inspect
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hyperfitting import config
 from hyperfitting.config import RunConfig, conf_dir
 from hyperfitting.errors import UserError, near_matches
 from tests.conftest import Compose, hyperfit
@@ -39,7 +41,7 @@ def test_a_hub_model_and_dataset_give_the_papers_protocol(compose: Compose) -> N
     assert cfg.optimizer["_target_"] == "torch.optim.Adam"
     assert (cfg.optimizer["lr"], cfg.optimizer["weight_decay"]) == (1e-6, 0)
     assert (cfg.tuning.method, cfg.trainer.clip_norm, cfg.trainer.dropout) == ("full", None, False)
-    assert (cfg.evaluation.context_len, cfg.evaluation.new_tokens) == (32, 96)
+    assert (cfg.evaluation.context_len, cfg.evaluation.new_tokens) == (32, [96, 224])
 
 
 def test_the_paper_preset_undoes_all_that_the_embedded_one_changes(compose: Compose) -> None:
@@ -54,16 +56,14 @@ def test_one_seed_sets_all_and_each_can_be_set(compose: Compose) -> None:
 
 
 def test_every_field_is_documented() -> None:
-    source = (Path(__file__).parents[1] / "src/hyperfitting/config.py").read_text()
-    parts = [
-        f.type
-        for f in fields(RunConfig)
-        if isinstance(f.type, type) and hasattr(f.type, "__dataclass_fields__")
-    ]
-    assert len(parts) == 8
+    parts = [part for part in vars(config).values() if is_dataclass(part) and part is not RunConfig]
+    assert len(parts) == 10
     for part in parts:
+        source = "".join(
+            inspect.getsource(one) for one in part.__mro__ if one.__module__ == config.__name__
+        )
         for one in fields(part):
-            after = source.split(f"class {part.__name__}", 1)[1].split(f"    {one.name}: ", 1)[1]
+            after = source.split(f"    {one.name}: ", 1)[1]
             assert after.split("\n", 1)[1].lstrip().startswith('"""'), f"{part.__name__}.{one.name}"
 
 
@@ -75,8 +75,23 @@ def test_every_field_is_documented() -> None:
         ("hardware.micro_batch_size=0", "hardware.micro_batch_size=0", "1 or more"),
         ("dataset.n_train=-5", "dataset.n_train=-5", "1 or more"),
         ("dataset.seq_len=1", "dataset.seq_len=1", "2 or more"),
-        ("dataset.evaluation_share=1.5", "dataset.evaluation_share=1.5", "below 1"),
-        ("decode.top_p=0", "decode.top_p=0", "at most 1"),
+        ("evaluation.share=1.5", "evaluation.share=1.5", "below 1"),
+        ("evaluation.new_tokens=[]", "evaluation.new_tokens=[]", "valid: [96]"),
+        ("evaluation.new_tokens=[96,0]", "evaluation.new_tokens=0", "1 or more"),
+        ("evaluation.text_len=32", "evaluation.text_len=32", "33 or more"),
+        ("evaluation.unit=chars", "evaluation.unit=chars", "token, word"),
+        ("evaluation.bleu_n=97", "evaluation.bleu_n=97", "at most 96"),
+        ("decode.no_repeat_ngram=129", "decode.no_repeat_ngram=129", "at most 128"),
+        ("decode.repetition_penalty=0", "decode.repetition_penalty=0", "above 0"),
+        ("decode.temperature=0.5", "decode.temperature=0.5", "decode.strategy=sample"),
+        ("decode.num_beams=4", "decode.num_beams=4", "decode.strategy=beam"),
+        ("decode.strategy=beam", "decode.num_beams=1", "2 or more"),
+        ("decode.strategy=contrastive", "decode.top_k=None", "decode=contrastive"),
+        ("decode.top_p=0", "decode.top_p=0", "above 0, at most 1"),
+        ("decode.top_p=1.01", "decode.top_p=1.01", "above 0, at most 1"),
+        ("decode.top_p=nan", "decode.top_p=nan", "above 0, at most 1"),
+        ("decode.min_p=-0.1", "decode.min_p=-0.1", "0 or more, at most 1"),
+        ("decode.typical_p=0", "decode.typical_p=0", "above 0, at most 1"),
         ("decode.temperature=0", "decode.temperature=0", "above 0"),
         ("decode.strategy=gredy", "decode.strategy=gredy", "did you mean greedy?"),
         ("tuning.method=lora2", "tuning.method=lora2", "none, full, late_stage"),
@@ -98,6 +113,61 @@ def test_a_bad_value_names_field_value_and_remedy(
         compose(override)
     assert names in str(told.value)
     assert says in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names", "says"),
+    [
+        (["decode=top_p", "decode.temperature=0"], "decode.temperature=0", "above 0"),
+        (["decode=contrastive", "decode.alpha=1.5"], "decode.alpha=1.5", "at most 1"),
+        (["decode=beam", "decode.top_p=0.9"], "decode.top_p=0.9", "decode.strategy=sample"),
+        (
+            ["decode=citation_blocker", "decode.citation_blocker.n=128"],
+            "decode.citation_blocker.n=128",
+            "at most 127",
+        ),
+        (
+            ["evaluation=embedded", "evaluation.contexts.news.path=null"],
+            "evaluation.contexts.news.path=None",
+            "evaluation.contexts.news.path=…",
+        ),
+        (
+            ["evaluation=embedded", "+evaluation.contexts.news.patch=x"],
+            "evaluation.contexts.news.patch=x",
+            "did you mean path?",
+        ),
+    ],
+)
+def test_a_bad_combination_names_field_value_and_remedy(
+    compose: Compose, overrides: list[str], names: str, says: str
+) -> None:
+    with pytest.raises(UserError) as told:
+        compose(*overrides)
+    assert names in str(told.value)
+    assert says in str(told.value)
+
+
+def test_the_decodings_of_the_papers_have_their_settings(compose: Compose) -> None:
+    top_p = compose("decode=top_p").decode
+    assert (top_p.top_p, top_p.temperature, top_p.top_k) == (0.9, 0.7, 50)
+    blocker = compose("decode=citation_blocker").decode.citation_blocker
+    assert (blocker.enabled, blocker.n, blocker.whole_words) == (True, 5, True)
+    both = compose("decode=top_p", "decode.citation_blocker.enabled=true").decode
+    assert (both.strategy, both.citation_blocker.enabled) == ("sample", True)
+
+
+def test_evaluation_sets_are_datasets_and_more_can_be_added(compose: Compose) -> None:
+    paper = compose("model=tinyllama", "evaluation=paper").evaluation
+    assert [(name, texts.source) for name, texts in paper.contexts.items()] == [
+        ("fiction", "hub"), ("wikipedia", "hub"), ("news", "hub"),
+    ]  # fmt: skip
+    assert (paper.n_texts, paper.new_tokens) == (100, [96, 224])
+    more = compose(
+        "evaluation=embedded",
+        "+dataset@evaluation.contexts.mine=files",
+        "evaluation.contexts.mine.path=x.txt",
+    ).evaluation
+    assert list(more.contexts) == ["fiction", "wikipedia", "news", "mine"]
 
 
 def test_near_matches_are_near() -> None:

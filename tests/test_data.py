@@ -13,7 +13,7 @@ from hyperfitting.config import DatasetConfig, EvaluationConfig
 from hyperfitting.data import corpus, packaged, sources
 from hyperfitting.data.corpus import in_order, passages, split, words
 from hyperfitting.errors import UserError
-from hyperfitting.models import BaseModel
+from hyperfitting.models import BaseModel, byte_tokenizer
 from hyperfitting.store import Store
 from tests.conftest import tiny_model
 
@@ -23,6 +23,9 @@ WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "
 def document(i: int, n: int = 60) -> str:
     rng = np.random.default_rng(i)
     return f"{i:05d} " + " ".join(rng.choice(WORDS, n))
+
+
+BYTES = byte_tokenizer()
 
 
 def files(path: Path, **fields: object) -> DatasetConfig:
@@ -227,11 +230,13 @@ def build(
     base: BaseModel, folder: Path, store: Store, **fields: object
 ) -> tuple[corpus.Corpus, corpus.Tokens]:
     cfg = files(folder, **({"seq_len": 32, "n_train": 20, "n_val": 8} | fields))
-    evaluation = EvaluationConfig(n_texts=10, context_len=8, new_tokens=24)
+    evaluation = EvaluationConfig(n_texts=10, context_len=8, new_tokens=[12, 24])
     texts = sources.texts(cfg, store)
     return (
-        corpus.load_corpus(corpus.corpus(cfg, texts, base, store)),
-        corpus.load_evaluation_texts(corpus.evaluation_texts(cfg, evaluation, texts, base, store)),
+        corpus.load_corpus(corpus.corpus(cfg, evaluation.share, texts, base, store)),
+        corpus.load_evaluation_texts(
+            corpus.evaluation_texts(cfg, evaluation, texts, base, store)
+        ).tokens,
     )
 
 
@@ -356,3 +361,50 @@ def test_one_long_text_is_one_document_and_the_message_says_what_to_do(
     (tmp_path / "book.txt").write_text("word " * 5000)
     with pytest.raises(UserError, match="document_start"):
         build(base, tmp_path / "book.txt", store)
+
+
+def test_evaluation_sets_are_datasets_of_their_own_with_the_text_of_each_token(
+    base: BaseModel, many: Path, store: Store, tmp_path: Path
+) -> None:
+    other = write(tmp_path, ".jsonl", [f"z{document(i)}" for i in range(60)])
+    evaluation = EvaluationConfig(
+        contexts={"other": files(other), "mine": files(many)},
+        n_texts=5, context_len=8, new_tokens=[24],
+    )  # fmt: skip
+    found = corpus.evaluation_sets(files(many), evaluation, base, store)
+    assert list(found) == ["other", "mine"]
+    for name, artefact in found.items():
+        texts = corpus.load_evaluation_texts(artefact)
+        assert texts.tokens.shape == (5, 32)
+        for row, pieces in zip(texts.tokens, texts.pieces, strict=True):
+            assert "".join(pieces) == base.tokenizer().decode(row)
+            assert pieces[0].startswith("z") == (name == "other")
+    alone = EvaluationConfig(n_texts=5, context_len=8, new_tokens=[24])
+    own = corpus.evaluation_sets(files(many), alone, base, store)
+    assert {name: artefact.id for name, artefact in own.items()} == {"mine": found["mine"].id}
+
+
+def test_a_set_that_cannot_be_had_names_its_own_fields(
+    base: BaseModel, many: Path, store: Store, tmp_path: Path
+) -> None:
+    absent = {"away": files(tmp_path / "nowhere.txt")}
+    with pytest.raises(UserError, match=r"evaluation\.contexts\.away\.path="):
+        corpus.evaluation_sets(files(many), EvaluationConfig(contexts=absent), base, store)
+    short = EvaluationConfig(contexts={"short": files(many)}, n_texts=5, text_len=900)
+    with pytest.raises(UserError, match="only 0 held-out texts of 900 tokens") as told:
+        corpus.evaluation_sets(files(many), short, base, store)
+    assert "evaluation.contexts.short.sequences=packed" in str(told.value)
+    assert "evaluation.n_texts=5" in str(told.value)
+
+
+@given(st.text(max_size=20))
+def test_the_pieces_join_to_the_text_even_inside_characters(text: str) -> None:
+    tokens = BYTES(text).input_ids
+    found = corpus.pieces(BYTES.decode, tokens)
+    assert len(found) == len(tokens)
+    assert "".join(found) == BYTES.decode(tokens) == text
+
+
+@given(st.lists(st.integers(0, 255), max_size=30))
+def test_every_sequence_of_tokens_has_pieces(tokens: list[int]) -> None:
+    assert len(corpus.pieces(BYTES.decode, tokens)) == len(tokens)

@@ -193,7 +193,7 @@ def test_the_paired_test_agrees_with_scipy(n: int) -> None:
     assert ours is not None
     assert ours.p is not None
     assert ours.mean == pytest.approx(theirs.statistic)
-    # few texts: both try all flips; many: two Monte Carlo estimates, 4 standard errors apart at most
+    # few texts: both try all flips; many: two Monte Carlo estimates, within 4 standard errors
     error = 0 if n <= 12 else 4 * math.sqrt(2 * theirs.pvalue * (1 - theirs.pvalue) / 20_000)
     assert ours.p == pytest.approx(theirs.pvalue, abs=1e-12 + error)
     if n == 5:  # the resampled means are few, and the ends jump between them

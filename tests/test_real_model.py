@@ -7,9 +7,8 @@ import pytest
 
 from hyperfitting import models
 from hyperfitting.config import DecodeConfig
-from hyperfitting.data.corpus import Tokenizer
+from hyperfitting.data.corpus import Tokenizer, pieces
 from hyperfitting.decoding.generate import continue_texts
-from hyperfitting.evaluation import pieces
 from hyperfitting.models import BaseModel
 from hyperfitting.store import Store
 from tests.conftest import Compose, hyperfit
@@ -33,7 +32,7 @@ def real(compose: Compose, folder: Path) -> BaseModel:
 def test_the_converted_model_knows_the_world(real: BaseModel) -> None:
     tokenizer, model = real.tokenizer(), models.load(real).eval()
     context = np.array([tokenizer("The capital of France is").input_ids], dtype=np.int32)
-    made = continue_texts(model, context, 3, DecodeConfig("greedy", seed=0), 1)
+    made = continue_texts(model, context, 3, DecodeConfig("greedy", seed=0), 1).tokens
     assert "Paris" in tokenizer.decode(made[0])
     text = 'Mr. Blunkett\'s "plan", 1,234 dollars — naïve?\n\nNew paragraph.'
     tokens = Tokenizer(real)(text)
@@ -44,7 +43,7 @@ def test_greedy_gives_the_tokens_of_generate(real: BaseModel) -> None:
     tokenizer, model = real.tokenizer(), models.load(real).eval()
     texts = ["The Prime Minister said today that the", "In the early hours of the morning,"]
     contexts = np.array([tokenizer(text).input_ids[:7] for text in texts], dtype=np.int32)
-    ours = continue_texts(model, contexts, 24, DecodeConfig("greedy", seed=0), 8)
+    ours = continue_texts(model, contexts, 24, DecodeConfig("greedy", seed=0), 8).tokens
     assert ours == by_generate(model, contexts, 24, min_new_tokens=24)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -13,6 +14,11 @@ import pytest
 
 from tests.conftest import command, environment, hyperfit
 
+README = Path(__file__).parents[1] / "README.md"
+BLOCKED = [
+    "decode.citation_blocker.enabled=true", "decode.citation_blocker.n=3",
+    "decode.citation_blocker.whole_words=false",
+]  # fmt: skip
 DEBUG = ["preset=debug", "hydra.run.dir=run"]
 
 
@@ -40,20 +46,29 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_record_holds_what_the_readme_says(done: Path) -> None:
     found = record(done / "run")
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     assert found["config"]["trainer"]["epochs"] == 3
     assert found["config"]["dataset"]["seed"] == 0
     assert {"python", "torch", "transformers", "hyperfitting"} <= set(found["versions"])
     assert found["data"]["fingerprint"]
-    keys = {"gen/ttr", "gen/rep_2", "gen/rep_3", "val/loss", "val/perplexity", "val/entropy",
-            "val/top1_mass", "val/top3_mass", "val/top5_mass"}  # fmt: skip
-    for part in ("metrics", "baseline"):
+    documented = re.findall(r"`((?:gen|val)/[a-z0-9_]+)`", README.read_text())
+    generated = {key for key in documented if key.startswith("gen/")} - {"gen/mauve"}
+    assert len(generated) > 15
+    for part in ("metrics", "baseline", "reference", "difference"):
+        keys = generated if part == "reference" else set(documented) - {"gen/mauve"}
         assert set(found[part]) == keys
-        for value in found[part].values():
-            assert set(value) == {"mean", "ci95", "n"}
+        for key, value in found[part].items():
+            assert set(value) == {"mean", "ci95", "n"} | ({"p"} if part == "difference" else set())
             assert value["n"] == 4
-            assert value["ci95"][0] <= value["mean"] <= value["ci95"][1]
+            assert value["ci95"][0] <= value["mean"] <= value["ci95"][1], key
+    for part in ("metrics", "baseline", "reference"):
         assert {len(values) for values in found["per_text"][part].values()} == {4}
+        assert sum(found["overlap_histogram"][part]) == 4
+        assert {len(steps) for steps in found["steps"][part].values()} == {32}
+    assert [(one["set"], one["new_tokens"]) for one in found["slices"]] == [(None, 32), (None, 16)]
+    assert found["slices"][0]["metrics"] == found["metrics"]
+    short = [len(set(s["continuation"]["tokens"][:16])) / 16 for s in found["samples"]]
+    assert found["slices"][1]["metrics"]["gen/ttr"]["mean"] == pytest.approx(sum(short) / 4)
     assert [row["epoch"] for row in found["history"]] == [1, 2, 3]
     assert {"train/loss", "val/loss", "val/entropy", "gen/ttr"} <= set(found["history"][0])
     assert len(found["samples"]) == 4
@@ -80,12 +95,30 @@ def test_another_decoding_trains_nothing_again(done: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert set((done / "outputs/store/tuned").iterdir()) == tuned
     assert numbers(done / "sampled")["metrics"] != numbers(done / "run")["metrics"]
-    likelihoods = [
-        v for k, v in numbers(done / "sampled")["metrics"].items() if k.startswith("val/")
+    of_the_texts = [
+        {k: v for k, v in record(done / name)["metrics"].items() if k.startswith("val/")}
+        for name in ("sampled", "run")
     ]
-    assert likelihoods == [
-        v for k, v in numbers(done / "run")["metrics"].items() if k.startswith("val/")
-    ]
+    assert of_the_texts[0] == of_the_texts[1]
+
+
+def test_a_blocked_member_cites_nothing_and_shares_its_baseline(done: Path) -> None:
+    """The training data is made long and repetitive, so that the model would cite it."""
+    options = [
+        "preset=debug", "trainer.epochs=60", "optimizer.lr=1e-2", "dataset.n_train=1",
+        "trainer.batch_size=1",
+    ]  # fmt: skip
+    for name, more in (("free", []), ("blocked", BLOCKED)):
+        result = hyperfit(done, *options, f"hydra.run.dir={name}", *more)
+        assert result.returncode == 0, result.stderr
+    free, blocked = record(done / "free"), record(done / "blocked")
+    assert free["metrics"]["gen/dataset_overlap"]["mean"] > 3
+    assert max(blocked["per_text"]["metrics"]["gen/dataset_overlap"]) <= 3
+    assert blocked["baseline"] == free["baseline"]
+    none = hyperfit(done, "preset=debug", "hydra.run.dir=none_blocked", "tuning=none", *BLOCKED)
+    assert none.returncode == 0, none.stderr
+    assert "the original model has no training data to cite" in none.stdout
+    assert record(done / "none_blocked")["metrics"] == record(done / "run")["baseline"]
 
 
 def test_the_original_model_and_the_early_stopped_state_are_members_too(done: Path) -> None:
@@ -104,7 +137,7 @@ def test_a_fresh_store_gives_the_same_numbers(done: Path, tmp_path: Path) -> Non
     assert numbers(tmp_path / "run") == numbers(done / "run")
 
 
-LONGER = [*DEBUG, "trainer.epochs=6", "evaluation.new_tokens=64", "dataset.n_train=40"]
+LONGER = [*DEBUG, "trainer.epochs=6", "evaluation.new_tokens=[64]", "dataset.n_train=40"]
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,15 @@ def record(text: str) -> dict[str, Any]:
         },
         "metrics": {"gen/ttr": estimate},
         "baseline": {"gen/ttr": estimate | {"ci95": None}},
+        "difference": {"gen/ttr": estimate | {"p": 0.0004}},
+        "slices": [{"set": None, "new_tokens": 6}],
+        "notes": [f"mind {text}"],
         "history": [{"epoch": 1, "train/loss": 3.0, "val/loss": 3.0}],
         "samples": [
-            {"context": text, "continuation": continuation, "original_continuation": continuation}
+            {
+                "set": text, "context": text, "continuation": continuation,
+                "original_continuation": continuation,
+            }
         ],
     }  # fmt: skip
 
@@ -53,7 +59,23 @@ def test_repeated_stretches_are_marked_with_and_without_colour() -> None:
 def test_the_table_shows_means_with_intervals() -> None:
     text = shown("x", False)
     assert "0.500 [0.400, 0.600]" in text
+    assert "+0.500 [+0.400, +0.600]" in text
+    assert "<0.001" in text
     assert "1 held-out texts" in text
+    assert "note: mind x" in text
+
+
+def test_sets_and_lengths_have_rows_of_their_own() -> None:
+    found = record("x")
+    part = {key: found[key] for key in ("metrics", "baseline", "difference")}
+    found["slices"] += [
+        part | {"set": "news", "new_tokens": 6},
+        part | {"set": None, "new_tokens": 3},
+    ]
+    file = io.StringIO()
+    Console(file=file, width=120).print(outcome(found, False))
+    assert "TTR, news " in file.getvalue()
+    assert "TTR at 3 tokens" in file.getvalue()
 
 
 def test_progress_is_quiet_when_nobody_looks() -> None:

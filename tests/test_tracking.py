@@ -18,6 +18,12 @@ KEY = "0123456789abcdef" * 2 + "01234567"
 RECORD: dict[str, Any] = {
     "metrics": {"gen/ttr": {"mean": 0.6, "ci95": [0.5, 0.7], "n": 1}},
     "baseline": {"gen/ttr": {"mean": 0.3, "ci95": None, "n": 1}},
+    "difference": {"gen/ttr": {"mean": 0.3, "ci95": [0.2, 0.4], "n": 1, "p": 0.01}},
+    "slices": [
+        {"set": None, "new_tokens": 96},
+        {"set": "news", "new_tokens": 96, "metrics": {"gen/ttr": {"mean": 0.7}}},
+        {"set": None, "new_tokens": 32, "metrics": {"gen/ttr": {"mean": 0.8}}},
+    ],
     "per_text": {"metrics": {"gen/ttr": [0.6]}, "baseline": {"gen/ttr": [0.3]}},
     "samples": [
         {
@@ -96,6 +102,8 @@ def test_an_offline_run_holds_curves_summary_and_continuations(tmp_path: Path) -
         0.5,
         0.3,
     )
+    assert (summary["difference/gen/ttr_high"], summary["difference/gen/ttr_p"]) == (0.4, 0.01)
+    assert (summary["news/gen/ttr"], summary["at_32/gen/ttr"]) == (0.7, 0.8)
 
 
 def test_each_member_has_a_run_of_its_own(tmp_path: Path) -> None:

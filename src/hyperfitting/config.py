@@ -255,6 +255,7 @@ class DecodeConfig:
     no_repeat_ngram: int | None = None
     """Any strategy: no n-gram of this length comes twice in context and continuation together."""
     citation_blocker: CitationBlockerConfig = field(default_factory=CitationBlockerConfig)
+    """Any strategy: what may not be quoted."""
     stop_at_eos: bool = False
     """Let a continuation end at the end-of-text token. Off: that token is forbidden, so that
     every continuation has full length and their type-token ratios compare."""

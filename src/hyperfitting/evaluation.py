@@ -1,12 +1,12 @@
 """From models to what they do on the evaluation texts, each step an artefact.
 
-How a model predicts the texts, what it writes after their contexts, and how the original model reads
-that. The original model's are made once for all members that share texts and decoding.
+How a model predicts the texts, what it writes after their contexts, and how the original model
+reads that. The original model's are made once for all members that share texts and decoding.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from hyperfitting import models
 from hyperfitting.config import STRATEGY_FIELDS, DecodeConfig, ModelConfig, RunConfig
-from hyperfitting.data.corpus import load_corpus, load_evaluation_texts
+from hyperfitting.data.corpus import load_corpus, load_evaluation_texts, pieces
 from hyperfitting.decoding.blocker import CitationBlocker
 from hyperfitting.decoding.generate import STEP_MEASURES, continue_texts
 from hyperfitting.decoding.likelihood import MEASURES, features, measure
@@ -55,6 +55,18 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
+class _Did:
+    """What one model did on each set of texts, by its name."""
+
+    likelihoods: dict[str, Artefact]
+    continuations: dict[str, Artefact]
+    readings: dict[str, Artefact] = field(default_factory=dict)
+    """How the original model reads its continuations; none: it is the original model."""
+    features: dict[str, Artefact] = field(default_factory=dict)
+    """For MAUVE, of its continuations and of the texts."""
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """What all models of a member are evaluated on, and how."""
 
@@ -81,50 +93,60 @@ class Evaluator:
             tuned: the tuned one; none: the original model takes its place.
         """
         original = LoadedModel(ModelState(base), self.device)
-        final = original
+        after = None
         if tuned is not None:
             final = LoadedModel(ModelState(base, tuned, self.cfg.evaluation.state), self.device)
-        made: dict[str, Artefact] = {}
-        outputs = []
-        for name, model in (("tuned", final), ("original", original)):
-            likely = {texts: self.likelihoods(model, texts) for texts in self.sets}
-            written = {texts: self.continuations(model, texts) for texts in self.sets}
-            for kind, found in (("likelihoods", likely), ("continuations", written)):
-                for texts, artefact in found.items():
-                    made[f"{name}_{kind}/{texts}"] = artefact
-                    artefact.ensure()
-            if model is not original:
-                model.release()  # one model in memory at a time
-            outputs.append((likely, written))
-        found = []
-        for name, (likely, written) in zip(("tuned", "original"), outputs, strict=True):
-            # of its own continuations the original model's reading is known already
-            read = dict(written)
-            if name == "tuned" and tuned is not None:
-                read = {texts: self.reading(original, texts, written[texts]) for texts in self.sets}
-                made |= {f"tuned_readings/{texts}": artefact for texts, artefact in read.items()}
-            found.append(
-                self._output(likely, written, read, self._mauve_features(base, written, made, name))
+            after = self._did(final)
+            final.release()  # one model in memory at a time
+        before = self._did(original)
+        if after is None:
+            after = before
+        else:
+            after.readings.update(
+                {
+                    name: self.reading(original, name, after.continuations[name])
+                    for name in self.sets
+                }
             )
+        outputs = [self._output(did) for did in (after, before)]
         original.release()
-        return found[0], found[1], self._reference(base, found[1]), made
+        if self.cfg.evaluation.mauve is not None:
+            outputs = self._with_mauve(base, outputs, (after, before))
+        artefacts = {
+            f"{who}_{kind}/{name}": artefact
+            for who, did in (("tuned", after), ("original", before))
+            for kind, found in vars(did).items()
+            for name, artefact in found.items()
+        }
+        return outputs[0], outputs[1], self._reference(outputs[1]), artefacts
 
-    def _reference(self, base: BaseModel, original: Output) -> Output:
+    def _did(self, model: LoadedModel) -> "_Did":
+        """Have a model read and continue all texts."""
+        did = _Did(
+            {name: self.likelihoods(model, name) for name in self.sets},
+            {name: self.continuations(model, name) for name in self.sets},
+        )
+        for artefact in (*did.likelihoods.values(), *did.continuations.values()):
+            artefact.ensure()
+        return did
+
+    def _reference(self, original: Output) -> Output:
         """Return the texts as if the original model had written them, as it has read them."""
-        evaluation = self.cfg.evaluation
-        texts = np.concatenate([load_evaluation_texts(artefact) for artefact in self.sets.values()])
-        tokens = texts[:, evaluation.context_len :][:, : evaluation.longest].tolist()
-        decode = base.tokenizer().decode
+        start, length = self.cfg.evaluation.context_len, self.cfg.evaluation.longest
+        texts = [load_evaluation_texts(artefact) for artefact in self.sets.values()]
         read = {
-            name: values[:, evaluation.context_len - 1 :][:, : evaluation.longest]
-            for name, values in original.likelihood.items()
+            name: values[:, start - 1 :][:, :length] for name, values in original.likelihood.items()
         }
         return Output(
             original.sets,
             original.likelihood,
             steps=read,
             reading=read,
-            samples=[{"tokens": text, "pieces": pieces(decode, text)} for text in tokens],
+            samples=[
+                {"tokens": tokens[start:][:length], "pieces": pieces[start:][:length]}
+                for one in texts
+                for tokens, pieces in zip(one.tokens.tolist(), one.pieces, strict=True)
+            ],
         )
 
     def counted(self, base: BaseModel) -> Corpus:
@@ -139,7 +161,7 @@ class Evaluator:
         """
 
         def make(work: Path) -> None:
-            tokens = load_evaluation_texts(self.sets[texts])
+            tokens = load_evaluation_texts(self.sets[texts]).tokens
             with self.show(f"scoring {texts} with {model.label}", tokens.size, "tokens") as advance:
                 found = measure(model(), tokens, self.cfg.hardware.evaluation_batch_size, advance)
             for name in MEASURES:
@@ -168,15 +190,16 @@ class Evaluator:
                 "evaluation.context_len + evaluation.new_tokens",
                 evaluation.context_len + evaluation.longest,
             )
-            tokens = load_evaluation_texts(self.sets[texts])
-            contexts = tokens[:, : evaluation.context_len]
+            given = load_evaluation_texts(self.sets[texts])
+            start = evaluation.context_len
             tokenizer = model.state.base.tokenizer()
             blocker = self._blocker(tokenizer) if blocked else None
             task = f"continuing {texts} with {model.label}"
-            with self.show(task, len(contexts) * evaluation.longest, "tokens") as advance:
+            total = len(given.tokens) * evaluation.longest
+            with self.show(task, total, "tokens") as advance:
                 made = continue_texts(
                     model(),
-                    contexts,
+                    given.tokens[:, :start],
                     evaluation.longest,
                     self.cfg.decode,
                     hardware.generation_batch_size,
@@ -187,12 +210,12 @@ class Evaluator:
                 work / "continuations.json",
                 [
                     {
-                        "context": tokenizer.decode(text[: evaluation.context_len]),
-                        "reference": tokenizer.decode(text[evaluation.context_len :]),
+                        "context": "".join(text[:start]),
+                        "reference": "".join(text[start:]),
                         "tokens": continuation,
                         "pieces": pieces(tokenizer.decode, continuation),
                     }
-                    for text, continuation in zip(tokens.tolist(), made.tokens, strict=True)
+                    for text, continuation in zip(given.pieces, made.tokens, strict=True)
                 ],
             )
             for name in STEP_MEASURES:
@@ -219,7 +242,7 @@ class Evaluator:
         context_len = self.cfg.evaluation.context_len
 
         def make(work: Path) -> None:
-            contexts = load_evaluation_texts(self.sets[texts])[:, :context_len]
+            contexts = load_evaluation_texts(self.sets[texts]).tokens[:, :context_len]
             tokens = [s["tokens"] for s in _samples(written)]
             lengths = np.array([len(text) for text in tokens])
             whole = np.zeros((len(tokens), context_len + self.cfg.evaluation.longest), np.int32)
@@ -241,30 +264,27 @@ class Evaluator:
             make=make,
         )
 
-    def _mauve_features(
-        self, base: BaseModel, written: Mapping[str, Artefact], made: dict[str, Artefact], name: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Return features (N, H) of contexts with continuations, and of the texts themselves."""
-        chosen = self.cfg.evaluation.mauve
-        if chosen is None:
-            return None
-        if chosen != "original":
-            base = models.base_model(
-                ModelConfig(name="mauve", source="local", path=chosen), self.store
-            )
+    def _with_mauve(
+        self, base: BaseModel, outputs: list[Output], dids: tuple[_Did, _Did]
+    ) -> list[Output]:
+        """Return the outputs with the features that MAUVE compares."""
+        if self.cfg.evaluation.mauve != "original":
+            chosen = ModelConfig(name="mauve", source="local", path=self.cfg.evaluation.mauve)
+            base = models.base_model(chosen, self.store)
         reader = LoadedModel(ModelState(base), self.device)
-        found = {}
-        for side in ("continuation", "reference"):
-            for texts, artefact in written.items():
-                made[f"{name}_mauve_{side}/{texts}"] = self._features(reader, side, texts, artefact)
-            found[side] = np.concatenate(
-                [
-                    np.load(made[f"{name}_mauve_{side}/{texts}"].file("features.npy"))
-                    for texts in written
-                ]
-            )
+        found = []
+        for output, did in zip(outputs, dids, strict=True):
+            of: dict[str, NDArray[np.float32]] = {}
+            for side in ("continuation", "reference"):
+                made = {
+                    name: self._features(reader, side, name, artefact)
+                    for name, artefact in did.continuations.items()
+                }
+                of[side] = _joined(made, ("features",))["features"]
+                did.features.update({f"{side}/{name}": one for name, one in made.items()})
+            found.append(replace(output, mauve_features=(of["continuation"], of["reference"])))
         reader.release()
-        return found["continuation"], found["reference"]
+        return found
 
     def _features(self, reader: LoadedModel, side: str, texts: str, written: Artefact) -> Artefact:
         """Return the artefact of the last hidden states of texts: `features.npy` (N, H)."""
@@ -307,21 +327,15 @@ class Evaluator:
             lambda token: str(tokenizer.decode([*anchor, token]))[before:],
         )
 
-    def _output(
-        self,
-        likely: Mapping[str, Artefact],
-        written: Mapping[str, Artefact],
-        read: Mapping[str, Artefact],
-        mauve_features: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-    ) -> Output:
-        samples = {texts: _samples(artefact) for texts, artefact in written.items()}
+    def _output(self, did: _Did) -> Output:
+        samples = {name: _samples(artefact) for name, artefact in did.continuations.items()}
         return Output(
-            sets=[texts for texts, found in samples.items() for _ in found],
-            likelihood=_joined(likely, MEASURES),
-            steps=_joined(written, STEP_MEASURES),
-            reading=_joined(read, _READ),
+            sets=[name for name, found in samples.items() for _ in found],
+            likelihood=_joined(did.likelihoods, MEASURES),
+            steps=_joined(did.continuations, STEP_MEASURES),
+            # of its own continuations the original model's reading is known already
+            reading=_joined(did.readings or did.continuations, _READ),
             samples=[sample for found in samples.values() for sample in found],
-            mauve_features=mauve_features,
         )
 
 
@@ -352,25 +366,4 @@ def determining(decode: DecodeConfig, blocked: bool) -> dict[str, Any]:
         found["seed"] = decode.seed
     if blocked:
         found["citation_blocker"] = asdict(decode.citation_blocker)
-    return found
-
-
-def pieces(decode: Callable[[list[int]], str], tokens: list[int], window: int = 8) -> list[str]:
-    """Return the text of each token, so that the pieces join to the text of all.
-
-    A token that is only part of a character gives "", and the one that completes it the character.
-
-    Args:
-        decode: the tokenizer's, from ids to text.
-        tokens: (T,) ids.
-        window: tokens before it that can change how one is written.
-    """
-    found: list[str] = []
-    done = 0  # tokens whose text is out
-    for end in range(1, len(tokens) + 1):
-        start = max(0, done - window)
-        before, now = decode(tokens[start:done]), decode(tokens[start:end])
-        complete = not now.endswith("\ufffd") or end == len(tokens) or end - done >= window
-        found.append(now[len(before) :] if complete else "")
-        done = end if complete else done
     return found

@@ -77,9 +77,9 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
     elif cfg.decode.citation_blocker.enabled:
         notes.append("the original model has no training data to cite: the blocker forbids nothing")
 
-    *outputs, artefacts = evaluator.compare(base, tuned)
+    final, original, reference, artefacts = evaluator.compare(base, tuned)
     counted = evaluator.counted(base)
-    compared = scoring.compare(*outputs, counted, cfg.evaluation)
+    compared = scoring.compare(final, original, reference, counted, cfg.evaluation)
     outcome = record.Found(history, compared, counted, notes)
     found = record.build(cfg, made | artefacts, outcome, time.perf_counter() - start, str(device))
     write_json(folder / record.FILE_NAME, found)

@@ -7,6 +7,7 @@ Every metric has one value a text, so that means, intervals and differences come
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,8 @@ PERPLEXITIES = {
 
 _DIVERSITY: Mapping[str, Callable[[ArrayLike], float]] = {
     "gen/ttr": ttr,
-    **{f"gen/distinct_{n}": (lambda tokens, n=n: distinct_n(tokens, n)) for n in (2, 3, 4)},
-    **{f"gen/rep_{n}": (lambda tokens, n=n: rep_n(tokens, n)) for n in (2, 3, 4)},
+    **{f"gen/distinct_{n}": partial(distinct_n, n=n) for n in (2, 3, 4)},
+    **{f"gen/rep_{n}": partial(rep_n, n=n) for n in (2, 3, 4)},
     "gen/longest_loop": longest_loop,
     "gen/ends_in_loop": ends_in_loop,
 }

@@ -51,7 +51,7 @@ _ROWS = (
     ("val/top5_mass", "of the top 5", "{:.3f}"),
     ("val/top1_agreement", "top 1 as the original's", "{:.3f}"),
 )
-_STYLES = ("", "yellow", "dark_orange", "red", "bold red")
+_STYLES = ("", "yellow", "red", "bold red", "bold white on red")
 _MARKED = 2  # the shade from which a stretch is marked where there is no colour
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 

@@ -118,13 +118,26 @@ def _init(cfg: TrackingConfig, mode: Mode, name: str, folder: Path, config: dict
 
 
 def _summary(record: dict[str, Any]) -> dict[str, float]:
-    """Return the record's metrics flat: `gen/ttr`, `gen/ttr_low`, …, `baseline/gen/ttr`, …"""
+    """Return the record's metrics flat: `gen/ttr`, `gen/ttr_low`, …, `baseline/gen/ttr`, …
+
+    The sets and shorter lengths of the evaluation give their means alone: `news/gen/ttr`,
+    `at_96/gen/ttr`, `news/at_96/gen/ttr`.
+    """
     flat: dict[str, float] = {}
-    for prefix, metrics in (("", record["metrics"]), ("baseline/", record["baseline"])):
-        for key, value in metrics.items():
+    for part in ("metrics", "baseline", "difference"):
+        prefix = "" if part == "metrics" else f"{part}/"
+        for key, value in record[part].items():
             flat[prefix + key] = value["mean"]
             if value["ci95"]:
                 flat[f"{prefix}{key}_low"], flat[f"{prefix}{key}_high"] = value["ci95"]
+            if value.get("p") is not None:
+                flat[f"{prefix}{key}_p"] = value["p"]
+    longest = record["slices"][0]["new_tokens"]
+    for one in record["slices"][1:]:
+        where = f"{one['set']}/" if one["set"] else ""
+        length = f"at_{one['new_tokens']}/" if one["new_tokens"] != longest else ""
+        for key, value in one["metrics"].items():
+            flat[where + length + key] = value["mean"]
     return flat
 
 

@@ -11,9 +11,10 @@ The three never share a document, and which document goes where does not depend 
 """
 
 import hashlib
+import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +27,10 @@ from hyperfitting.data import sources
 from hyperfitting.errors import UserError
 from hyperfitting.models import BaseModel
 from hyperfitting.progress import Progress, silent
-from hyperfitting.store import Artefact, Store
+from hyperfitting.store import Artefact, Store, write_json
 
 VERSION = 1
+EVALUATION_VERSION = 2
 Tokens = NDArray[np.int32]
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
 # Packed training sequences are drawn from this many times as many, where the texts allow.
@@ -102,10 +104,12 @@ def evaluation_texts(
         found, _ = _prefixes(documents, evaluation.n_texts, length, Tokenizer(base))
         _check_number("evaluation.n_texts", evaluation.n_texts, len(found), cfg, length)
         _save(work / "texts.npy", found)
+        decode = base.tokenizer().decode
+        write_json(work / "pieces.json", [pieces(decode, text) for text in found])
 
     return store.artefact(
         "evaluation_texts",
-        version=VERSION,
+        version=EVALUATION_VERSION,
         config={
             "sequences": cfg.sequences,
             "n": evaluation.n_texts,
@@ -142,10 +146,22 @@ def evaluation_sets(
     return found
 
 
-def load_evaluation_texts(artefact: Artefact) -> Tokens:
-    """Return the held-out texts (N, text_len) of token ids."""
-    tokens: Tokens = np.load(artefact.file("texts.npy"))
-    return tokens
+@dataclass(frozen=True)
+class EvaluationTexts:
+    """Held-out texts of one length."""
+
+    tokens: Tokens
+    """(N, text_len) token ids."""
+    pieces: list[list[str]]
+    """N lists of the text of each token."""
+
+
+def load_evaluation_texts(artefact: Artefact) -> EvaluationTexts:
+    """Return the held-out texts of an artefact."""
+    return EvaluationTexts(
+        np.load(artefact.file("texts.npy")),
+        json.loads(artefact.file("pieces.json").read_text("utf-8")),
+    )
 
 
 def _save(path: Path, sequences: Sequence[Sequence[int]]) -> None:
@@ -294,3 +310,24 @@ def _packed(
             break
     chosen = np.random.default_rng(seed).permutation(len(stream) // length)[:n]
     return [stream[block * length : (block + 1) * length] for block in chosen], list(rest)
+
+
+def pieces(decode: Callable[[list[int]], str], tokens: list[int], window: int = 8) -> list[str]:
+    """Return the text of each token, so that the pieces join to the text of all.
+
+    A token that is only part of a character gives "", and the one that completes it the character.
+
+    Args:
+        decode: the tokenizer's, from ids to text.
+        tokens: (T,) ids.
+        window: tokens before it that can change how one is written.
+    """
+    found: list[str] = []
+    done = 0  # tokens whose text is out
+    for end in range(1, len(tokens) + 1):
+        start = max(0, done - window)
+        before, now = decode(tokens[start:done]), decode(tokens[start:end])
+        complete = not now.endswith("\ufffd") or end == len(tokens) or end - done >= window
+        found.append(now[len(before) :] if complete else "")
+        done = end if complete else done
+    return found

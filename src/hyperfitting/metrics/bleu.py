@@ -47,9 +47,7 @@ def self_bleu(texts: Sequence[ArrayLike], n: int = 4, epsilon: float = EPSILON) 
 
 
 def _matches_with_others(number: Ints, text: Ints, texts: int) -> Floats:
-    """Return for each text how many of its n-grams the others have, each at most as often as the
-    one that has it most.
-    """  # fmt: skip
+    """Return (N,) n-grams of each text that others have, each as often as one of them at most."""
     keys, count = np.unique(number * texts + text, return_counts=True)
     gram, who = keys // texts, keys % texts
     order = np.lexsort((-count, gram))
@@ -60,7 +58,8 @@ def _matches_with_others(number: Ints, text: Ints, texts: int) -> Floats:
     has_second[has_second] = gram[second[has_second]] == gram[has_second]
     runner_up = np.where(has_second, count[np.minimum(second, len(count) - 1)], 0)
     others = np.where(who == who[first], runner_up, count[first])
-    return np.bincount(who, np.minimum(count, others), texts)
+    shared: Floats = np.bincount(who, np.minimum(count, others), texts).astype(np.float64)
+    return shared
 
 
 def dataset_bleu(

@@ -77,4 +77,5 @@ def top1_agreement(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     a, b = np.asarray(first), np.asarray(second)
     if a.shape != b.shape:
         raise ValueError(f"predictions of shapes {a.shape} and {b.shape} are not of the same texts")
-    return (a == b).mean(axis=-1, dtype=np.float64)
+    agreement: NDArray[np.float64] = (a == b).mean(axis=-1, dtype=np.float64)
+    return agreement

@@ -6,6 +6,11 @@ is biased and noisy, and only values from equally many texts compare.
 """
 
 import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +19,8 @@ from hyperfitting.errors import UserError
 
 SEEDS = 5
 """Clusterings averaged: one alone moves the value by several hundredths."""
-LEAST = 20
-"""Texts below which nothing is clustered."""
+LEAST = 100
+"""Texts below which the clusters hold too little to say anything (a tenth as many clusters)."""
 
 
 def check_installed() -> None:
@@ -47,8 +52,23 @@ def mauve(texts: NDArray[np.float32], real: NDArray[np.float32]) -> float:
         return float("nan")
     from mauve import compute_mauve
 
-    found = [
-        compute_mauve(p_features=real, q_features=texts, seed=seed, verbose=False).mauve
-        for seed in range(SEEDS)
-    ]
+    with _quiet():
+        found = [
+            compute_mauve(p_features=real, q_features=texts, seed=seed, verbose=False).mauve
+            for seed in range(SEEDS)
+        ]
     return float(np.mean(found))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let nothing reach stderr: the C++ clustering warns at the package's own settings."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,4 +1,4 @@
-"""How long a stretch a text shares with the training data, and where (Carlsson et al., Figure 3)."""
+"""How long a run a text shares with the training data, and where (Carlsson et al., Figure 3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -124,13 +124,12 @@ def read(folder: Path) -> list[Record]:
 def tables(records: list[Record]) -> str:
     """Return all tables of records that share model, data and evaluation texts, as Markdown."""
     first = records[0]
+    model, dataset, evaluation = (first["config"][k] for k in ("model", "dataset", "evaluation"))
     parts = [
-        "Means over "
-        f"{len(first['samples'])} texts ({_sets(first)}) with 95% bootstrap intervals over texts; "
-        f"continuations of {first['slices'][0]['new_tokens']} tokens after "
-        f"{first['config']['evaluation']['context_len']}. Model: {first['config']['model']['name']}, "
-        f"hyperfitted on {first['config']['dataset']['n_train']} sequences of "
-        f"{first['config']['dataset']['seq_len']} tokens of {first['config']['dataset']['name']}"
+        f"Means over {len(first['samples'])} texts ({_sets(first)}) with 95% bootstrap intervals "
+        f"over texts; continuations of {first['slices'][0]['new_tokens']} tokens after "
+        f"{evaluation['context_len']}. Model: {model['name']}, hyperfitted on "
+        f"{dataset['n_train']} sequences of {dataset['seq_len']} tokens of {dataset['name']}"
         f"{_loss(first)}."
     ]
     for title, columns in _PARTS:
@@ -207,8 +206,9 @@ def _loss(record: Record) -> str:
 
 def _label(record: Record) -> str:
     decode = record["config"]["decode"]
-    blocked = decode["citation_blocker"]["enabled"] and decode["name"] != "citation_blocker"
-    return decode["name"] + (" + citation_blocker" if blocked else "")
+    name = str(decode["name"])
+    blocked = decode["citation_blocker"]["enabled"] and name != "citation_blocker"
+    return name + (" + citation_blocker" if blocked else "")
 
 
 def _heads(columns: tuple[Column, ...] | list[Column]) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""How fast it is, always as a ratio against a named peer in the same run."""

@@ -1,0 +1,96 @@
+"""What the citation blocker costs: its index, and decoding with it against plain greedy."""
+
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import hydra
+import numpy as np
+
+from benchmarks.timing import Result, Timing, seconds
+from hyperfitting import models
+from hyperfitting.config import (
+    CitationBlockerConfig,
+    DecodeConfig,
+    RunConfig,
+    conf_dir,
+    from_hydra,
+    register,
+)
+from hyperfitting.data import packaged
+from hyperfitting.data.corpus import Tokenizer
+from hyperfitting.decoding.blocker import CitationBlocker, NgramIndex
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.store import Store
+
+BATCH, NEW, PAIRS = 32, 16, 12
+
+
+def config() -> RunConfig:
+    """Return the embedded default."""
+    register()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return from_hydra(hydra.compose("config"))
+
+
+def run() -> Iterator[Result]:
+    """Yield every comparison of this file."""
+    base = models.base_model(config().model, Store("outputs/store"))
+    tokenizer = Tokenizer(base)
+    stream = [token for scene in packaged.read("shakespeare") for token in tokenizer(scene)]
+    cuts = np.array(stream[: 2000 * 256], dtype=np.int32).reshape(2000, 256)
+    index = seconds(lambda: NgramIndex(cuts, 5), 5)
+    tracemalloc.start()
+    NgramIndex(cuts, 5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    model = models.load(base).eval()
+    contexts = cuts[:BATCH, :32]
+    greedy = DecodeConfig("greedy", seed=0)
+    decode = base.tokenizer().decode
+    # the model never saw these sequences; so that matches come as often as after hyperfitting,
+    # and more, what it writes freely is made part of them
+    free = continue_texts(model, contexts, NEW, greedy, BATCH).tokens
+    cuts[:BATCH, 32 : 32 + NEW] = free
+    blocker = CitationBlocker(cuts, CitationBlockerConfig(True), lambda token: str(decode([token])))
+
+    def timed(blocker: CitationBlocker | None) -> float:
+        start = time.perf_counter()
+        continue_texts(model, contexts, NEW, greedy, BATCH, blocker=blocker)
+        return time.perf_counter() - start
+
+    timed(blocker)
+    with_, without = [], []
+    for pair in range(PAIRS):  # the order turns, so that neither always follows the other
+        for blocked in (True, False) if pair % 2 else (False, True):
+            (with_ if blocked else without).append(timed(blocker if blocked else None))
+    ratios = [a / b for a, b in zip(with_, without, strict=True)]
+    yield Result(
+        "blocker_overhead",
+        float(np.median(ratios)),
+        f"greedy decoding with the citation blocker over without, batch {BATCH}, smollm2_135m "
+        f"(median of {PAIRS} pairs)",
+        Timing(with_),
+        Timing(without),
+        {
+            "pair_ratios": ratios,
+            "index_2000x256_seconds": index.median,
+            "index_2000x256_peak_megabytes": peak / 1e6,
+            "inside_blocker_share": inside_share(blocker, cuts, without),
+        },
+    )
+
+
+def inside_share(blocker: CitationBlocker, cuts: np.ndarray, without: list[float]) -> float:
+    """Return the time inside the blocker itself, as a share of a plain decoding's."""
+    import torch
+
+    history = torch.as_tensor(cuts[:BATCH, : 32 + NEW], dtype=torch.long)
+    scores = torch.zeros(BATCH, 49152)
+
+    def steps() -> None:
+        for step in range(NEW):
+            blocker(scores, history[:, : 32 + step], 32)
+
+    return seconds(steps, 20).median / Timing(without).median

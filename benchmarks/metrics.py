@@ -1,0 +1,125 @@
+"""Metrics against nltk and brute force, on real texts, and how they grow with the corpus."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import numpy as np
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from numpy.typing import NDArray
+
+from benchmarks.timing import Result, Timing, interleaved, seconds
+from hyperfitting.data import packaged
+from hyperfitting.metrics.bleu import dataset_bleu, self_bleu
+from hyperfitting.metrics.overlap import dataset_overlap
+
+Tokens = NDArray[np.int64]
+TEXTS, TEXT_LEN = 300, 224
+CORPUS, SEQ_LEN = 2000, 256
+
+
+@cache
+def stream() -> Tokens:
+    """Return all packaged texts end to end, as numbers of words and marks: 2.3 million."""
+    import re
+
+    words = [
+        word
+        for sample in ("news", "wikipedia", "shakespeare")
+        for document in packaged.read(sample)
+        for word in re.findall(r"\w+|[^\w\s]", document)
+    ]
+    return np.unique(np.array(words), return_inverse=True)[1]
+
+
+def windows(n: int, length: int, seed: int) -> list[Tokens]:
+    """Return ``n`` random cuts of real text."""
+    starts = np.random.default_rng(seed).integers(0, len(stream()) - length, n)
+    return [stream()[start : start + length] for start in starts]
+
+
+def by_nltk(texts: list[list[int]], references: list[list[list[int]]]) -> list[float]:
+    """BLEU as users of nltk take it."""
+    smoothing = SmoothingFunction().method1
+    return [
+        float(sentence_bleu(refs, text, smoothing_function=smoothing))
+        for text, refs in zip(texts, references, strict=True)
+    ]
+
+
+def by_brute_force(texts: list[Tokens], corpus: Tokens) -> list[int]:
+    """Longest common runs by the textbook table, one numpy operation a row for all sequences."""
+    found = []
+    for text in texts:
+        run = np.zeros((len(corpus), corpus.shape[1] + 1), dtype=np.int32)
+        longest = 0
+        for token in text:
+            run[:, 1:] = np.where(corpus == token, run[:, :-1] + 1, 0)
+            longest = max(longest, int(run.max()))
+        found.append(longest)
+    return found
+
+
+def run() -> Iterator[Result]:
+    """Yield every comparison of this file."""
+    texts, corpus = windows(TEXTS, TEXT_LEN, 0), windows(CORPUS, SEQ_LEN, 1)
+    lists, references = [t.tolist() for t in texts], [s.tolist() for s in corpus]
+
+    others = [lists[:i] + lists[i + 1 :] for i in range(TEXTS)]
+    np.testing.assert_allclose(self_bleu(texts)[:5], by_nltk(lists[:5], others[:5]), atol=1e-9)
+    ours, peer = interleaved(lambda: self_bleu(texts), lambda: by_nltk(lists, others), 3)
+    yield Result(
+        "self_bleu_vs_nltk",
+        peer.median / ours.median,
+        f"Self-BLEU of {TEXTS} texts of {TEXT_LEN} tokens, times faster than nltk's sentence_bleu",
+        ours,
+        peer,
+        {},
+    )
+
+    few = 20
+    found = dataset_bleu(texts[:2], corpus, brevity_penalty=True)
+    np.testing.assert_allclose(found, by_nltk(lists[:2], [references] * 2), atol=1e-9)
+    ours, peer = interleaved(
+        lambda: dataset_bleu(texts[:few], corpus),
+        lambda: by_nltk(lists[:few], [references] * few),
+        3,
+    )
+    yield Result(
+        "dataset_bleu_vs_nltk",
+        peer.median / ours.median,
+        f"Dataset BLEU of {few} texts against {CORPUS} x {SEQ_LEN}, times faster than nltk's",
+        ours,
+        peer,
+        {"grows": growth(lambda corpus: dataset_bleu(texts, corpus))},
+    )
+
+    table = np.array(corpus)
+    assert dataset_overlap(texts[:few], corpus).length.tolist() == by_brute_force(
+        texts[:few], table
+    )
+    ours, peer = interleaved(
+        lambda: dataset_overlap(texts[:few], corpus), lambda: by_brute_force(texts[:few], table), 3
+    )
+    yield Result(
+        "overlap_vs_bruteforce",
+        peer.median / ours.median,
+        f"longest shared runs of {few} texts with {CORPUS} x {SEQ_LEN}, times faster than the "
+        "textbook table in numpy",
+        ours,
+        peer,
+        {"grows": growth(lambda corpus: dataset_overlap(texts, corpus))},
+    )
+
+
+def growth(job: Callable[[list[Tokens]], object]) -> dict[str, dict[str, float]]:
+    """Return seconds for all texts against 1, 2, 4 and 8 times the corpus, and their ratio to 1."""
+    corpora = {times: windows(CORPUS * times, SEQ_LEN, times) for times in (1, 2, 4, 8)}
+    found: dict[int, list[float]] = {times: [] for times in corpora}
+    for _ in range(5):
+        for times, corpus in corpora.items():
+            found[times] += seconds(lambda corpus=corpus: job(corpus), 1).seconds
+    once = Timing(found[1]).median
+    return {
+        f"{times}x": {"seconds": Timing(all_).median, "over_1x": Timing(all_).median / once}
+        for times, all_ in found.items()
+    }
