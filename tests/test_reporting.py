@@ -38,6 +38,23 @@ def test_the_colouring_is_escaped_and_loses_no_text() -> None:
     assert set(reader.tags) == {"div", "span"}
 
 
+def test_the_page_of_a_hostile_record_holds_no_script_and_loads_nothing() -> None:
+    side = {"pieces": [HOSTILE, " b"], "tokens": [1, 2]}
+    sample = {
+        "set": HOSTILE, "context": HOSTILE, "reference": HOSTILE,
+        "continuation": side, "original_continuation": side,
+    }  # fmt: skip
+    names = {key: {"name": HOSTILE} for key in ("model", "dataset", "decode")}
+    page = colouring.page({"config": names, "samples": [sample, sample]})
+    reader = Reader()
+    reader.feed(page)
+    assert "script" not in reader.tags
+    assert reader.text.count(HOSTILE) == 2 * 3 + 2 * 5
+    assert reader.tags.count("tr") == 3
+    assert "default-src 'none'" in page
+    assert not re.search(r"(src|href)\s*=", page)
+
+
 def test_a_longer_repeat_is_darker() -> None:
     new = list(range(100, 130))
     for length, shade in ((1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (9, 3), (10, 4), (20, 4)):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hyperfitting.training.checkpoint import Row
 
 log = logging.getLogger(__name__)
+PAGE = "continuations.html"
 
 
 def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> dict[str, Any]:
@@ -33,7 +34,7 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
 
     Args:
         cfg: the member.
-        folder: where `results.json` goes.
+        folder: where `results.json` and `continuations.html` go.
         tracker: told of the training history and of the outcome.
         show: shows how far it is.
 
@@ -46,7 +47,8 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
     from hyperfitting import models, record, scoring
     from hyperfitting.data import corpus, sources
     from hyperfitting.evaluation import Evaluator
-    from hyperfitting.store import Store, write_json
+    from hyperfitting.reporting import colouring
+    from hyperfitting.store import Store, write_json, write_text
     from hyperfitting.training.loop import tune
 
     start = time.perf_counter()
@@ -82,6 +84,7 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
     compared = scoring.compare(final, original, reference, counted, cfg.evaluation)
     outcome = record.Found(history, compared, counted, notes)
     found = record.build(cfg, made | artefacts, outcome, time.perf_counter() - start, str(device))
+    write_text(folder / PAGE, colouring.page(found))
     write_json(folder / record.FILE_NAME, found)
     tracker.finish(found)
     return found
@@ -112,6 +115,7 @@ def member(cfg: DictConfig) -> None:
             tracked_in = tracker.folder
         console.print(outcome(found, colour=console.is_terminal and not console.no_color))
         console.print(f"record     {folder / 'results.json'}", highlight=False, soft_wrap=True)
+        console.print(f"texts      {folder / PAGE}", highlight=False, soft_wrap=True)
         if "tuned" in found["artefacts"]:
             console.print(
                 f"model      {found['artefacts']['tuned']}", highlight=False, soft_wrap=True

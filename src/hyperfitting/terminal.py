@@ -30,7 +30,7 @@ from rich.text import Text
 
 from hyperfitting.progress import Advance
 from hyperfitting.reporting.colouring import stretches
-from hyperfitting.store import replacing
+from hyperfitting.store import write_text
 
 # keys, what a reader calls them, and how they are written
 _ROWS = (
@@ -218,8 +218,7 @@ def picture(results: str, svg: str) -> None:
     drawn = console.export_svg(title="hyperfit")
     # rich would have the picture load its font from the network
     drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
-    with replacing(Path(svg)) as beside:
-        beside.write_text(drawn, encoding="utf-8")
+    write_text(Path(svg), drawn)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ one word again is no repetition, ten tokens in a row are.
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -58,3 +59,49 @@ def html(pieces: Sequence[str], tokens: ArrayLike) -> str:
         for text, shade in stretches(pieces, tokens)
     ]
     return f'<div class="repetition">{"".join(parts)}</div>'
+
+
+def page(record: dict[str, Any]) -> str:
+    """Return a record's continuations, original and tuned side by side, as one HTML page.
+
+    It needs nothing from anywhere, and lets no script run.
+    """
+    rows = "\n".join(
+        f"<tr><th scope='row'>{escape(sample['set'])}<br>{number}</th>"
+        f"<td class='context'>{escape(sample['context'])}</td>"
+        + "".join(
+            f"<td>{html(sample[side]['pieces'], sample[side]['tokens'])}</td>"
+            for side in ("original_continuation", "continuation")
+        )
+        + f"<td class='context'>{escape(sample['reference'])}</td></tr>"
+        for number, sample in enumerate(record["samples"], 1)
+    )
+    title = escape(
+        " ".join(record["config"][key]["name"] for key in ("model", "dataset", "decode"))
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{_PAGE}{STYLE}</style></head><body>
+<h1>{title}</h1>
+<p>The darker, the longer the stretch that the text had before: {", ".join(map(str, SHADES))} tokens
+or more.</p>
+<table><thead><tr><th scope="col">text</th><th scope="col">context</th><th scope="col">original</th>
+<th scope="col">hyperfitted</th><th scope="col">as it really goes on</th></tr></thead>
+<tbody>
+{rows}
+</tbody></table></body></html>
+"""
+
+
+_PAGE = """
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
+body { margin: 1.5rem; }
+h1 { font-size: 1.2rem; }
+table { border-collapse: collapse; width: 100%; table-layout: fixed; }
+th:first-child { width: 7rem; }
+th, td { text-align: left; vertical-align: top; padding: .6rem; border-top: 1px solid #8886; }
+td { overflow-wrap: anywhere; white-space: pre-wrap; }
+.context { opacity: .75; }
+"""

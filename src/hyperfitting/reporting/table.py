@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.uncertainty import paired_difference
 from hyperfitting.record import FILE_NAME, SCHEMA_VERSION
-from hyperfitting.store import replacing
+from hyperfitting.store import write_text
 
 Column = tuple[str, str, str]
 """A metric's key, its heading, and how it is written."""
@@ -88,9 +88,7 @@ def write(folder: Path) -> Path:
         UserError: there is no record, or one that this version does not know.
     """
     path = folder / "tables.md"
-    text = tables(read(folder))
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    write_text(path, tables(read(folder)))
     return path
 
 
@@ -140,7 +138,7 @@ def tables(records: list[Record]) -> str:
             for record in _distinct(records, side)
         ]
         if any(key in first["reference"] for key, _, _ in there):
-            rows.append(["", "real text", *(_cell(first, "reference", *c) for c in there)])
+            rows.append(["none", "real text", *(_cell(first, "reference", *c) for c in there)])
         parts.append(f"### {title}\n\n" + _table(["decoding", "model", *_heads(there)], rows))
     rows = [
         [name, *(_cell(first, side, *column) for column in _MODELS)]
