@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hyperfitting.models import BaseModel
 from tests.conftest import command, environment, hyperfit
 
 README = Path(__file__).parents[1] / "README.md"
@@ -290,6 +292,23 @@ main()
     assert result.returncode == 1
     assert "out of memory" in result.stderr
     assert "hardware.micro_batch_size" in result.stderr
+
+
+def test_a_model_whose_numbers_are_nan_is_said_not_scored(tmp_path: Path, base: BaseModel) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base.folder(), tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    result = hyperfit(
+        tmp_path, *DEBUG, "model=local", f"model.path={tmp_path}/model", "tuning=none"
+    )
+    assert result.returncode == 1
+    assert "the logits hold NaN or infinity" in result.stderr
+    assert "model.dtype=float32" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run/results.json").exists()
 
 
 def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path, done: Path) -> None:

@@ -104,6 +104,15 @@ def test_an_empty_continuation_has_no_values_and_that_is_said() -> None:
     assert alone.difference["gen/ttr"].p is None
 
 
+def test_shorter_originals_are_said() -> None:
+    corpus = Corpus(TRAIN, None)
+    texts = random_texts(3)
+    outputs = [output(one, ["a"] * 3, 0) for one in (texts, texts, [text[:8] for text in texts])]
+    both = scoring.compare(*outputs, corpus, EVALUATION)
+    assert any("go on for 8 tokens only" in note for note in scoring.notes(both))
+    assert scoring.notes(compared(texts, texts, ["a"] * 3, corpus)) == []
+
+
 def test_words_are_counted_if_asked() -> None:
     words = Corpus(TRAIN, lambda tokens: " ".join(f"w{t}" for t in tokens))
     tokens = Corpus(TRAIN, None)

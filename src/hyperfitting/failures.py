@@ -106,6 +106,12 @@ def explain(error: BaseException, log_file: Path | None) -> str:
             "hardware.generation_batch_size or hardware.evaluation_batch_size; "
             "tuning=late_stage; a smaller model; the same command goes on"
         )
+    if isinstance(error, FloatingPointError):
+        return (
+            f"the model's numbers went wrong: {_first_line(error)}\n"
+            "  try:   model.dtype=float32 and trainer.precision=float32; a lower optimizer.lr; "
+            "and that the model itself is sound, with tuning=none"
+        )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _explain_config(error)
     where = f"; the traceback is in {log_file}" if log_file else f"; {_FULL_ERROR}=1 shows more"

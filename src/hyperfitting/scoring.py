@@ -319,6 +319,9 @@ def notes(compared: Compared) -> list[str]:
                 f"{empty} of {len(scores.output.samples)} continuations of the {name} model are "
                 "empty: they have no gen/ values and are left out of the means"
             )
+    real = len(compared.reference.output.samples[0]["tokens"])
+    if real < max(final.at):
+        found.append(f"the texts themselves go on for {real} tokens only; `reference` is of these")
     counts = {name: final.output.sets.count(name) for name in dict.fromkeys(final.output.sets)}
     for name, count in counts.items():
         if count == 1:

@@ -30,6 +30,7 @@ from rich.text import Text
 
 from hyperfitting.progress import Advance
 from hyperfitting.reporting.colouring import stretches
+from hyperfitting.reporting.numbers import estimate, p_value
 from hyperfitting.store import write_text
 
 # keys, what a reader calls them, and how they are written
@@ -164,24 +165,11 @@ def _comparison(record: dict[str, Any]) -> Table:
 def _cells(scores: dict[str, Any], key: str, form: str) -> list[str]:
     difference = scores["difference"].get(key)
     return [
-        _value(scores["baseline"].get(key), form),
-        _value(scores["metrics"][key], form),
-        _value(difference, form.replace(":", ":+")),
-        _p(difference["p"] if difference else None),
+        estimate(scores["baseline"].get(key), form),
+        estimate(scores["metrics"][key], form),
+        estimate(difference, form.replace(":", ":+")),
+        p_value(difference["p"] if difference else None),
     ]
-
-
-def _p(p: float | None) -> str:
-    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _value(estimate: dict[str, Any] | None, form: str) -> str:
-    if estimate is None:
-        return "-"
-    mean = form.format(estimate["mean"])
-    if not estimate["ci95"]:
-        return mean
-    return f"{mean} [{', '.join(form.format(end) for end in estimate['ci95'])}]"
 
 
 def _sample(sample: dict[str, Any], number: int, colour: bool) -> Panel:

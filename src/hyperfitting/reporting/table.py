@@ -6,6 +6,7 @@ python -m hyperfitting.reporting.table SWEEP_DIR     draws them again from what 
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.uncertainty import paired_difference
 from hyperfitting.record import FILE_NAME, SCHEMA_VERSION
+from hyperfitting.reporting.numbers import estimate, p_value
 from hyperfitting.store import write_text
 
 Column = tuple[str, str, str]
@@ -165,9 +167,11 @@ def _against(greedy: Record, records: list[Record]) -> str:
                 _numbers(greedy, "metrics", key),
                 record["config"]["evaluation"]["bootstrap"],
             )
-            value = None if found is None else {"mean": found.mean, "ci95": found.ci95}
-            p = "" if found is None or found.p is None else f", p {_p(found.p)}"
-            cells.append(_value(value, form) + p)
+            if found is None:
+                cells.append("")
+                continue
+            p = p_value(found.p)
+            cells.append(estimate(asdict(found), form) + (f", p {p}" if p else ""))
         rows.append([_label(record), *cells])
     title = "### The original model with each decoding, less the hyperfitted one greedy\n\n"
     return title + _table(["decoding", *_heads(_AGAINST)], rows)
@@ -214,24 +218,11 @@ def _heads(columns: tuple[Column, ...] | list[Column]) -> Iterator[str]:
 
 
 def _cell(record: Record, side: str, key: str, heading: str, form: str) -> str:
-    cell = _value(record[side].get(key), form)
+    cell = estimate(record[side].get(key), form)
     if key in _HIGHEST and cell:
         highest = max((v for v in record["per_text"][side][key] if v is not None), default=None)
         cell += "" if highest is None else f", highest {form.format(highest)}"
     return cell
-
-
-def _value(estimate: dict[str, Any] | None, form: str) -> str:
-    if estimate is None:
-        return ""
-    mean = form.format(estimate["mean"])
-    if not estimate["ci95"]:
-        return mean
-    return f"{mean} [{', '.join(form.format(end) for end in estimate['ci95'])}]"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
