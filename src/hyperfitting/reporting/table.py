@@ -3,6 +3,7 @@
 python -m hyperfitting.reporting.table SWEEP_DIR     draws them again from what is there
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -232,5 +233,18 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     )
 
 
+def main() -> None:
+    """Draw the tables of a sweep again."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hyperfitting.reporting.table",
+        description="Write tables.md from the records of a sweep's members.",
+    )
+    parser.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="what hydra.sweep.dir was")
+    try:
+        print(f"tables     {write(parser.parse_args().folder)}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    print(f"tables     {write(Path(sys.argv[1]))}")
+    main()
