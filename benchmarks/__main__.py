@@ -35,8 +35,9 @@ def main() -> None:
     }  # fmt: skip
     with console.status("measuring") as status:
         for name in chosen:
-            status.update(f"measuring {name}")
+            status.update(f"measuring {name}; all suites take some eight minutes")
             for result in SUITES[name]():
+                console.print(f"{result.key} {result.ratio:.4g}", highlight=False)
                 found[result.key] = result.ratio
                 found.setdefault("details", {})[result.key] = result.details()
                 PATH.parent.mkdir(parents=True, exist_ok=True)

@@ -126,9 +126,10 @@ def tables(records: list[Record]) -> str:
     """Return all tables of records that share model, data and evaluation texts, as Markdown."""
     first = records[0]
     model, dataset, evaluation = (first["config"][k] for k in ("model", "dataset", "evaluation"))
+    length = first["slices"][0]["new_tokens"]
     parts = [
         f"Means over {len(first['samples'])} texts ({_sets(first)}) with 95% bootstrap intervals "
-        f"over texts; continuations of {first['slices'][0]['new_tokens']} tokens after "
+        f"over texts; continuations of {length} tokens after "
         f"{evaluation['context_len']}. Model: {model['name']}, hyperfitted on "
         f"{dataset['n_train']} sequences of {dataset['seq_len']} tokens of {dataset['name']}"
         f"{_loss(first)}."
@@ -143,6 +144,9 @@ def tables(records: list[Record]) -> str:
         if any(key in first["reference"] for key, _, _ in there):
             rows.append(["none", "real text", *(_cell(first, "reference", *c) for c in there)])
         parts.append(f"### {title}\n\n" + _table(["decoding", "model", *_heads(there)], rows))
+    sets = [one["set"] for one in first["slices"] if one["set"] and one["new_tokens"] == length]
+    if sets:
+        parts.append(_by_set(records, sets, length))
     rows = [
         [name, *(_cell(first, side, *column) for column in _MODELS)]
         for side, name in _SIDES.items()
@@ -155,6 +159,22 @@ def tables(records: list[Record]) -> str:
         parts.append(_against(greedy[0], _distinct(records, "baseline")))
     notes = list(dict.fromkeys(note for record in records for note in record["notes"]))
     return "\n\n".join(parts + [f"Note: {note}." for note in notes]) + "\n"
+
+
+def _by_set(records: list[Record], sets: list[str], length: int) -> str:
+    """Return the type-token ratio of each evaluation set."""
+    rows = []
+    for side, model in {**_SIDES, "reference": "real text"}.items():
+        shown = records[:1] if side == "reference" else _distinct(records, side)
+        for record in shown:
+            found = {
+                one["set"]: one[side].get("gen/ttr")
+                for one in record["slices"]
+                if one["new_tokens"] == length
+            }
+            label = "none" if side == "reference" else _label(record)
+            rows.append([label, model, *(estimate(found[name], "{:.3f}") for name in sets)])
+    return "### Type-token ratio by set\n\n" + _table(["decoding", "model", *sets], rows)
 
 
 def _against(greedy: Record, records: list[Record]) -> str:
