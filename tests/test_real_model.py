@@ -1,6 +1,7 @@
 """On the real pre-trained model that a package ships: the effect itself. Minutes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,12 +40,25 @@ def test_the_converted_model_knows_the_world(real: BaseModel) -> None:
     assert "".join(pieces(tokenizer.decode, tokens)) == tokenizer.decode(tokens) == text
 
 
-def test_greedy_gives_the_tokens_of_generate(real: BaseModel) -> None:
+@pytest.mark.parametrize(
+    ("decode", "options"),
+    [
+        ({}, {}),
+        ({"strategy": "beam", "num_beams": 4}, {"num_beams": 4}),
+        (
+            {"repetition_penalty": 1.2, "no_repeat_ngram": 3},
+            {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3},
+        ),
+    ],
+)
+def test_we_write_what_generate_writes(
+    real: BaseModel, decode: dict[str, Any], options: dict[str, Any]
+) -> None:
     tokenizer, model = real.tokenizer(), models.load(real).eval()
     texts = ["The Prime Minister said today that the", "In the early hours of the morning,"]
     contexts = np.array([tokenizer(text).input_ids[:7] for text in texts], dtype=np.int32)
-    ours = continue_texts(model, contexts, 24, DecodeConfig("greedy", seed=0), 8).tokens
-    assert ours == by_generate(model, contexts, 24, min_new_tokens=24)
+    ours = continue_texts(model, contexts, 24, DecodeConfig("x", **decode, seed=0), 8).tokens
+    assert ours == by_generate(model, contexts, 24, min_new_tokens=24, **options)
 
 
 def test_hyperfitting_makes_greedy_text_less_repetitive(folder: Path) -> None:
