@@ -272,9 +272,17 @@ def test_what_is_kept_of_each_step_is_what_a_second_reading_finds(
 def test_when_all_is_forbidden_it_is_said(tmp_path: Path) -> None:
     model = models.load(tiny_model(tmp_path / "small", "llama", vocab_size=4)).eval()
     start = np.array([[0, 1]], dtype=np.int32)
-    decode = DecodeConfig("x", "greedy", no_repeat_ngram=1, seed=0)
-    with pytest.raises(UserError, match="every token is forbidden after 2 new ones"):
-        continue_texts(model, start, 5, decode, 1)
+    for fields in (
+        {"strategy": "greedy"},
+        {"strategy": "sample"},
+        {"strategy": "sample", "top_p": 0.9, "min_p": 0.1, "typical_p": 0.9},
+        {"strategy": "sample", "top_k": 3},
+        {"strategy": "beam", "num_beams": 3},
+        {"strategy": "contrastive", "top_k": 3, "alpha": 0.6},
+    ):
+        decode = DecodeConfig("x", no_repeat_ngram=1, **fields, seed=0)
+        with pytest.raises(UserError, match="every token is forbidden after 2 new ones"):
+            continue_texts(model, start, 5, decode, 1)
     with pytest.raises(ValueError, match="these have none"):
         continue_texts(model, start[:, :0], 5, decode, 1)
 

@@ -179,7 +179,9 @@ class _Decoder:
         rows = _Rows(given, new_tokens)
         for step in range(new_tokens):
             logits = self._forward(given)
-            chosen = choose(self._constrained(logits, rows), step)
+            scores = self._constrained(logits, rows)
+            chosen = choose(scores, step)
+            self._go_on(scores.gather(1, chosen.unsqueeze(1)), rows)
             rows.append(chosen, logits)
             given = chosen.unsqueeze(1)  # (B, 1)
             self._tell(len(chosen))
@@ -204,6 +206,7 @@ class _Decoder:
             size = scores.shape[-1]
             total = (score.view(-1, 1) + scores).view(texts, width * size)
             score, best = total.topk(width, dim=-1)  # (B, width)
+            self._go_on(score[:, 0], rows)
             source = (first + best // size).flatten()
             chosen = (best % size).flatten()
             rows.select(source)
@@ -232,7 +235,9 @@ class _Decoder:
         first = torch.arange(texts, device=given.device) * k
         self._cache.batch_repeat_interleave(k)
         for _ in range(new_tokens):
-            p, ids = torch.softmax(self._constrained(logits, rows), -1).topk(k, dim=-1)  # (B, k)
+            scores = self._constrained(logits, rows)
+            p, ids = torch.softmax(scores, -1).topk(k, dim=-1)  # (B, k)
+            self._go_on(scores.gather(1, ids[:, :1]), rows)
             ahead, state = self._forward_with_states(ids.view(-1, 1))  # (B * k, V), (B * k, 1, H)
             likeness = torch.einsum("bkh,bth->bkt", state.view(texts, k, -1), states).amax(-1)
             worth = ((1 - alpha) * p - alpha * likeness).masked_fill(p == 0, -torch.inf)
@@ -281,8 +286,12 @@ class _Decoder:
         elif ended is not None and bool(ended.any()):
             scores[ended] = -torch.inf
             scores[ended, self._eos[0]] = 0
-        may_forbid_all = decode.no_repeat_ngram is not None or self._blocker is not None
-        if may_forbid_all and bool(torch.isneginf(scores.amax(-1)).any()):
+        return scores
+
+    def _go_on(self, best: Tensor, rows: _Rows) -> None:
+        """Refuse to go on if what was chosen for a text, its scores (B, …), is forbidden itself."""
+        if bool(torch.isneginf(best).any()):
+            decode = self._decode
             raise UserError(
                 f"every token is forbidden after {rows.length - rows.start} new ones: "
                 "no text can go on",
@@ -290,7 +299,6 @@ class _Decoder:
                 value=f"{decode.no_repeat_ngram}, {decode.citation_blocker.n}",
                 hint="a longer n-gram for each, or decode.stop_at_eos=true",
             )
-        return scores
 
     def _tell(self, n: int) -> None:
         if self._advance:

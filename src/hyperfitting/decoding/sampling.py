@@ -97,4 +97,5 @@ def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
     total = cdf[:, -1:]
     # rounding must not reach the end of the line, where tokens of probability 0 may stand
     aim = torch.minimum(u.double().unsqueeze(1) * total, torch.nextafter(total, 0 * total))
-    return torch.searchsorted(cdf, aim, right=True).squeeze(1)
+    # where every token is forbidden p is NaN and so is the aim: any index will do
+    return torch.searchsorted(cdf, aim, right=True).squeeze(1).clamp(max=p.shape[-1] - 1)

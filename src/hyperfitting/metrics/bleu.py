@@ -92,23 +92,22 @@ def dataset_bleu(
     _check(n)
     if len(corpus) == 0:
         raise ValueError("no training sequence to compare with")
-    joined, reference = Joined.of(texts), Joined.of(corpus)
+    joined = Joined.of(texts)
     matches = np.zeros((n, len(texts)))
-    for order, shared in enumerate(islice(shared_ngrams(joined, reference), n)):
+    for order, shared in enumerate(islice(shared_ngrams(joined, corpus), n)):
+        most = np.zeros(shared.distinct, dtype=np.int64)  # in any one training sequence
+        for block in shared.blocks:
+            keys, count = np.unique(block.number * len(corpus) + block.sequence, return_counts=True)
+            np.maximum.at(most, keys // len(corpus), count)
         keys, count = np.unique(
-            shared.corpus_number * len(corpus) + reference.sequence[shared.corpus],
-            return_counts=True,
-        )
-        most = np.zeros(int(shared.corpus_number.max()) + 1, dtype=np.int64)
-        np.maximum.at(most, keys // len(corpus), count)
-        keys, count = np.unique(
-            shared.texts_number * len(texts) + joined.sequence[shared.texts], return_counts=True
+            shared.number * len(texts) + joined.sequence[shared.at], return_counts=True
         )
         clipped = np.minimum(count, most[keys // len(texts)])
         matches[order] = np.bincount(keys % len(texts), clipped, len(texts))
     closest = joined.lengths
     if brevity_penalty:
-        closest = np.array([_closest(reference.lengths, k) for k in joined.lengths])
+        lengths = np.array([len(np.asarray(sequence)) for sequence in corpus])
+        closest = np.array([_closest(lengths, k) for k in joined.lengths])
     return _bleu(matches, joined.lengths, closest, epsilon)
 
 

@@ -56,48 +56,88 @@ def ngrams(texts: Joined) -> Iterator[tuple[Ints, Ints]]:
         n += 1
 
 
+class Block:
+    """Some sequences of a corpus, and where in them n-grams of the texts begin.
+
+    Args:
+        sequences: arrays of token ids.
+        first: the number of the first of them in the corpus.
+        vocabulary: the sorted distinct tokens of the texts.
+    """
+
+    def __init__(self, sequences: Sequence[ArrayLike], first: int, vocabulary: Ints) -> None:
+        self._joined = Joined.of(sequences)
+        self._token = _find(vocabulary, self._joined.tokens)
+        self._first = first
+        self.at = np.flatnonzero(self._token >= 0)
+        self.number = self._token[self.at]
+        """The number of the n-gram at each of these places; equal numbers are equal n-grams."""
+
+    @property
+    def sequence(self) -> Ints:
+        """The sequence of the corpus that each n-gram is in."""
+        return self._joined.sequence[self.at] + self._first
+
+    @property
+    def offset(self) -> Ints:
+        """Where in its sequence each n-gram begins."""
+        return self._joined.offset[self.at]
+
+    def extend(self, n: int, base: int, longer: Ints) -> None:
+        """Keep the n-grams that go on to one of the texts' (n + 1)-grams, whose keys are given."""
+        inside = self._joined.left[self.at] > n
+        at, number = self.at[inside], self.number[inside]
+        follows = self._token[at + n]
+        number = _find(longer, np.where(follows >= 0, number * base + follows, -1))
+        self.at, self.number = at[number >= 0], number[number >= 0]
+
+
 @dataclass(frozen=True)
 class Shared:
     """The n-grams of one length that both texts and corpus have."""
 
     n: int
-    texts: Ints
+    at: Ints
     """Where they begin in the joined texts."""
-    texts_number: Ints
-    """The number of each of these."""
-    corpus: Ints
-    """Where they begin in the joined corpus, rising."""
-    corpus_number: Ints
-    """The number of each of these; equal numbers are equal n-grams."""
+    number: Ints
+    """The number of each of these, as in the blocks."""
+    distinct: int
+    """Numbers are below this."""
+    blocks: list[Block]
+    """The corpus, in order."""
 
 
-def shared_ngrams(texts: Joined, corpus: Joined) -> Iterator[Shared]:
+_BLOCK = 512  # sequences whose arrays still fit a processor's cache: the cost stays linear
+
+
+def shared_ngrams(texts: Joined, corpus: Sequence[ArrayLike]) -> Iterator[Shared]:
     """Yield the n-grams that occur in both, for n = 1, 2, … until there are none.
 
     Only what is shared at one length is looked at for the next, so the cost grows with the corpus
-    for the first lengths and with what is shared after them.
+    for the first lengths and with what is shared after them. The blocks change from one yield to
+    the next.
     """
-    vocabulary, token = np.unique(texts.tokens, return_inverse=True)
-    corpus_token = _find(vocabulary, corpus.tokens)
-    at, number = np.arange(len(token)), token
-    corpus_at = np.flatnonzero(corpus_token >= 0)
-    corpus_number = corpus_token[corpus_at]
+    vocabulary, number = np.unique(texts.tokens, return_inverse=True)
+    token, at, distinct = number, np.arange(len(number)), len(vocabulary)
+    blocks = [
+        Block(corpus[start : start + _BLOCK], start, vocabulary)
+        for start in range(0, len(corpus), _BLOCK)
+    ]
     n = 1
-    while len(corpus_at):
-        there = np.zeros(int(number.max()) + 1, dtype=bool)
-        there[corpus_number] = True
+    while True:
+        there = np.zeros(distinct, dtype=bool)
+        for block in blocks:
+            there[block.number] = True
         at, number = at[there[number]], number[there[number]]
-        yield Shared(n, at, number, corpus_at, corpus_number)
-
+        if len(at) == 0:
+            return
+        yield Shared(n, at, number, distinct, blocks)
         longer = texts.left[at] > n
         at, keys = at[longer], number[longer] * len(vocabulary) + token[at[longer] + n]
-        distinct, number = np.unique(keys, return_inverse=True)
-        longer = corpus.left[corpus_at] > n
-        corpus_at, corpus_number = corpus_at[longer], corpus_number[longer]
-        follows = corpus_token[corpus_at + n]
-        keys = np.where(follows >= 0, corpus_number * len(vocabulary) + follows, -1)
-        corpus_number = _find(distinct, keys)
-        corpus_at, corpus_number = corpus_at[corpus_number >= 0], corpus_number[corpus_number >= 0]
+        keys, number = np.unique(keys, return_inverse=True)
+        distinct = len(keys)
+        for block in blocks:
+            block.extend(n, len(vocabulary), keys)
         n += 1
 
 

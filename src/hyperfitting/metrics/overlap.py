@@ -33,17 +33,18 @@ def dataset_overlap(texts: Sequence[ArrayLike], corpus: Sequence[ArrayLike]) -> 
         texts: N sequences of token ids, of any lengths.
         corpus: M training sequences of token ids.
     """
-    joined, reference = Joined.of(texts), Joined.of(corpus)
+    joined = Joined.of(texts)
     length = np.zeros(len(texts), dtype=np.int64)
     start, sequence, offset = (np.full(len(texts), -1) for _ in range(3))
-    for shared in shared_ngrams(joined, reference):
-        text, first = np.unique(joined.sequence[shared.texts], return_index=True)
-        place = np.empty(int(shared.corpus_number.max()) + 1, dtype=np.int64)
-        place[shared.corpus_number[::-1]] = shared.corpus[::-1]  # the first of several stays
-        found = place[shared.texts_number[first]]
+    for shared in shared_ngrams(joined, corpus):
+        text, first = np.unique(joined.sequence[shared.at], return_index=True)
         length[text] = shared.n
-        start[text] = joined.offset[shared.texts[first]]
-        sequence[text], offset[text] = reference.sequence[found], reference.offset[found]
+        start[text] = joined.offset[shared.at[first]]
+        place = np.full((shared.distinct, 2), -1)  # sequence and offset of each n-gram
+        for block in reversed(shared.blocks):  # the first of several stays
+            place[block.number[::-1], 0] = block.sequence[::-1]
+            place[block.number[::-1], 1] = block.offset[::-1]
+        sequence[text], offset[text] = place[shared.number[first]].T
     return Overlap(length, start, sequence, offset)
 
 
