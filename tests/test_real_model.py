@@ -61,6 +61,17 @@ def test_we_write_what_generate_writes(
     assert ours == by_generate(model, contexts, 24, min_new_tokens=24, **options)
 
 
+def test_a_draw_does_not_depend_on_the_batch(real: BaseModel) -> None:
+    tokenizer, model = real.tokenizer(), models.load(real).eval()
+    texts = ["The Prime Minister said today that the", "In the early hours of the morning,"] * 2
+    contexts = np.array([tokenizer(text).input_ids[:7] for text in texts], dtype=np.int32)
+    contexts[2:, 0] = contexts[:2, 1]  # four different ones
+    decode = DecodeConfig("x", "sample", temperature=0.7, top_k=50, top_p=0.9, seed=0)
+    together = continue_texts(model, contexts, 16, decode, 4).tokens
+    assert continue_texts(model, contexts, 16, decode, 3).tokens == together
+    assert len(set(map(tuple, together))) == 4
+
+
 def test_hyperfitting_makes_greedy_text_less_repetitive(folder: Path) -> None:
     result = hyperfit(
         folder, "hydra.run.dir=run", "dataset.n_train=12", "dataset.n_val=2",
