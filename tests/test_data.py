@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from hyperfitting.config import DatasetConfig, EvaluationConfig
 from hyperfitting.data import corpus, packaged, sources
@@ -403,6 +405,27 @@ def test_the_pieces_join_to_the_text_even_inside_characters(text: str) -> None:
     found = corpus.pieces(BYTES.decode, tokens)
     assert len(found) == len(tokens)
     assert "".join(found) == BYTES.decode(tokens) == text
+
+
+@given(st.text(max_size=20), st.integers(0, 20))
+def test_pieces_go_on_from_what_is_given(text: str, cut: int) -> None:
+    tokens = BYTES(text).input_ids
+    found = corpus.pieces(BYTES.decode, tokens[cut:], tokens[:cut])
+    assert found == corpus.pieces(BYTES.decode, tokens)[cut:]
+
+
+def test_a_word_keeps_its_space_where_the_tokenizer_drops_that_of_a_first_word() -> None:
+    """As Llama 2's and TinyLlama's do."""
+    vocabulary = {word: i for i, word in enumerate(["a", "▁a", "▁the", "▁cat", "s", "<unk>"])}
+    model = tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    inner.decoder = tokenizers.decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert tokenizer.decode([2, 3, 4]) == "the cats"
+    assert corpus.pieces(tokenizer.decode, [3, 4]) == ["cat", "s"]
+    assert corpus.pieces(tokenizer.decode, [3, 4], [2]) == [" cat", "s"]
+    assert [corpus.piece_in_text(tokenizer)(token) for token in (3, 4)] == [" cat", "s"]
 
 
 @given(st.lists(st.integers(0, 255), max_size=30))

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from hyperfitting import models
 from hyperfitting.config import STRATEGY_FIELDS, DecodeConfig, ModelConfig, RunConfig
-from hyperfitting.data.corpus import load_corpus, load_evaluation_texts, pieces
+from hyperfitting.data.corpus import load_corpus, load_evaluation_texts, piece_in_text, pieces
 from hyperfitting.decoding.blocker import CitationBlocker
 from hyperfitting.decoding.generate import STEP_MEASURES, continue_texts
 from hyperfitting.decoding.likelihood import MEASURES, features, measure
@@ -27,7 +27,7 @@ from hyperfitting.progress import Progress
 from hyperfitting.scoring import Corpus, Output
 from hyperfitting.store import Artefact, Store, write_json
 
-VERSION = 2
+VERSION = 3
 _READ = ("loss", "rank")
 
 
@@ -213,9 +213,11 @@ class Evaluator:
                         "context": "".join(text[:start]),
                         "reference": "".join(text[start:]),
                         "tokens": continuation,
-                        "pieces": pieces(tokenizer.decode, continuation),
+                        "pieces": pieces(tokenizer.decode, continuation, tokens[:start]),
                     }
-                    for text, continuation in zip(given.pieces, made.tokens, strict=True)
+                    for tokens, text, continuation in zip(
+                        given.tokens, given.pieces, made.tokens, strict=True
+                    )
                 ],
             )
             for name in STEP_MEASURES:
@@ -319,12 +321,10 @@ class Evaluator:
         return self.cfg.decode.citation_blocker.enabled and state.tuned is not None
 
     def _blocker(self, tokenizer: Any) -> CitationBlocker:
-        anchor = tokenizer("a", add_special_tokens=False).input_ids
-        before = len(tokenizer.decode(anchor))
         return CitationBlocker(
             load_corpus(self.corpus).train,
             self.cfg.decode.citation_blocker,
-            lambda token: str(tokenizer.decode([*anchor, token]))[before:],
+            piece_in_text(tokenizer),
         )
 
     def _output(self, did: _Did) -> Output:

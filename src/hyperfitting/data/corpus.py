@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -312,22 +313,37 @@ def _packed(
     return [stream[block * length : (block + 1) * length] for block in chosen], list(rest)
 
 
-def pieces(decode: Callable[[list[int]], str], tokens: list[int], window: int = 8) -> list[str]:
+_WINDOW = 8
+"""Tokens before one that can change how it is written."""
+Decode = Callable[[list[int]], str]
+"""From ids to text, as a tokenizer does it."""
+
+
+def pieces(decode: Decode, tokens: list[int], given: Sequence[int] = ()) -> list[str]:
     """Return the text of each token, so that the pieces join to the text of all.
 
     A token that is only part of a character gives "", and the one that completes it the character.
 
     Args:
-        decode: the tokenizer's, from ids to text.
+        decode: the tokenizer's.
         tokens: (T,) ids.
-        window: tokens before it that can change how one is written.
+        given: ids that stand before them; many tokenizers write the first word of a text without
+            its space.
     """
+    before = [int(token) for token in given[-_WINDOW:]]
+    tokens = before + tokens
     found: list[str] = []
     done = 0  # tokens whose text is out
     for end in range(1, len(tokens) + 1):
-        start = max(0, done - window)
-        before, now = decode(tokens[start:done]), decode(tokens[start:end])
-        complete = not now.endswith("\ufffd") or end == len(tokens) or end - done >= window
-        found.append(now[len(before) :] if complete else "")
+        start = max(0, done - _WINDOW)
+        out, now = decode(tokens[start:done]), decode(tokens[start:end])
+        complete = not now.endswith("\ufffd") or end == len(tokens) or end - done >= _WINDOW
+        found.append(now[len(out) :] if complete else "")
         done = end if complete else done
-    return found
+    return found[len(before) :]
+
+
+def piece_in_text(tokenizer: Any) -> Callable[[int], str]:
+    """Return the function from a token to its text inside a text, with the space before it."""
+    anchor = list(tokenizer("a", add_special_tokens=False).input_ids)
+    return lambda token: pieces(tokenizer.decode, [token], anchor)[0]
