@@ -311,6 +311,20 @@ def test_a_model_whose_numbers_are_nan_is_said_not_scored(tmp_path: Path, base: 
     assert not (tmp_path / "run/results.json").exists()
 
 
+def test_continuations_too_long_for_the_model_are_refused_before_training(tmp_path: Path) -> None:
+    longer = ["evaluation.new_tokens=[3000]", "evaluation.text_len=48"]
+    result = hyperfit(tmp_path, *DEBUG, *longer)
+    assert result.returncode == 1
+    assert "evaluation.context_len + evaluation.new_tokens=3016" in result.stderr
+    assert "at most 2048 tokens" in result.stderr
+    assert not list((tmp_path / "outputs/store").glob("tuned/*"))
+    result = hyperfit(tmp_path, *DEBUG, "evaluation.new_tokens=[1000]", "evaluation.text_len=48")
+    assert result.returncode == 0, result.stderr
+    found = record(tmp_path / "run")
+    assert {len(sample["continuation"]["tokens"]) for sample in found["samples"]} == {1000}
+    assert "go on for 32 tokens only" in found["notes"][0]
+
+
 def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path, done: Path) -> None:
     process = subprocess.Popen(
         command(*DEBUG), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True

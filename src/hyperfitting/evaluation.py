@@ -83,6 +83,18 @@ class Evaluator:
         if self.cfg.evaluation.mauve is not None:
             mauve.check_installed()
 
+    def check(self, base: BaseModel) -> None:
+        """Refuse what would fail only after training.
+
+        Raises:
+            UserError: the continuations would be longer than the model was made for.
+        """
+        evaluation = self.cfg.evaluation
+        base.check_length(
+            "evaluation.context_len + evaluation.new_tokens",
+            evaluation.context_len + evaluation.longest,
+        )
+
     def compare(
         self, base: BaseModel, tuned: Artefact | None
     ) -> tuple[Output, Output, Output, dict[str, Artefact]]:
@@ -186,10 +198,7 @@ class Evaluator:
         blocked = self._blocked(model.state)
 
         def make(work: Path) -> None:
-            model.state.base.check_length(
-                "evaluation.context_len + evaluation.new_tokens",
-                evaluation.context_len + evaluation.longest,
-            )
+            self.check(model.state.base)
             given = load_evaluation_texts(self.sets[texts])
             start = evaluation.context_len
             tokenizer = model.state.base.tokenizer()

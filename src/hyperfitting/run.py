@@ -73,6 +73,8 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
             tracker.row(row)
 
         made["tuned"] = tuned = tune(cfg, sequences, base, store, show, tell)
+        if not tuned.exists:
+            evaluator.check(base)
         history = json.loads(tuned.file("history.json").read_text("utf-8"))
         for row in history[len(told) :]:  # what was trained before, or by another process
             tracker.row(row)
