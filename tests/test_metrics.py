@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from hyperfitting.errors import UserError
+from hyperfitting.metrics import mauve
 from hyperfitting.metrics.distribution import sharpness, top1_agreement
 from hyperfitting.metrics.diversity import (
     distinct_n,
@@ -222,3 +224,12 @@ def test_under_no_difference_p_is_uniform() -> None:
     found = [paired_difference(*rng.normal(size=(2, 30)), 200, seed=i) for i in range(300)]
     p = [one.p for one in found if one is not None]
     assert stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+def test_mauve_says_what_is_missing_and_what_is_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = np.zeros((99, 4), dtype=np.float32)
+    assert math.isnan(mauve.mauve(few, few))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="mauve-text") as told:
+        mauve.check_installed()
+    assert "pip install 'hyperfitting[mauve]'" in str(told.value)
