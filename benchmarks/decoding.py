@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import hydra
 import numpy as np
+import torch
 
 from benchmarks.timing import Result, Timing, seconds
 from hyperfitting import models
@@ -81,17 +82,17 @@ def run() -> Iterator[Result]:
             "quartiles_of_step_ratios": np.quantile(ratios, [0.25, 0.75]).tolist(),
             "index_2000x256_seconds": index.median,
             "index_2000x256_peak_megabytes": peak / 1e6,
-            "inside_blocker_share": inside_share(blocker, cuts, whole[1]),
+            "inside_blocker_share": inside_share(blocker, cuts, model.config.vocab_size, whole[1]),
         },
     )
 
 
-def inside_share(blocker: CitationBlocker, cuts: np.ndarray, without: Timing) -> float:
+def inside_share(
+    blocker: CitationBlocker, cuts: np.ndarray, vocabulary: int, without: Timing
+) -> float:
     """Return the time inside the blocker itself, as a share of a plain decoding's."""
-    import torch
-
     history = torch.as_tensor(cuts[:BATCH, : 32 + NEW], dtype=torch.long)
-    scores = torch.zeros(BATCH, 49152)
+    scores = torch.zeros(BATCH, vocabulary)
 
     def all_steps() -> None:
         for step in range(NEW):

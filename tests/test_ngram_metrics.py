@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,8 +45,7 @@ def real_texts(n: int, length: int) -> list[list[int]]:
     """Real news, cut into sequences of word numbers."""
     from gensim.test.utils import datapath
 
-    with open(datapath("lee_background.cor"), encoding="utf-8") as file:  # noqa: PTH123
-        words = file.read().split()
+    words = Path(datapath("lee_background.cor")).read_text("utf-8").split()
     numbers = {word: i for i, word in enumerate(dict.fromkeys(words))}
     return [[numbers[w] for w in words[i * length : (i + 1) * length]] for i in range(n)]
 

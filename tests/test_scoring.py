@@ -9,7 +9,7 @@ from hyperfitting import scoring
 from hyperfitting.config import EvaluationConfig
 from hyperfitting.metrics.bleu import dataset_bleu, self_bleu
 from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
-from hyperfitting.scoring import Compared, Corpus, Output
+from hyperfitting.scoring import Compared, CountedCorpus, Output
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 5, (6, 20))
@@ -34,7 +34,7 @@ def output(texts: list[list[int]], sets: list[str], seed: int) -> Output:
 
 
 def compared(
-    after: list[list[int]], before: list[list[int]], sets: list[str], corpus: Corpus
+    after: list[list[int]], before: list[list[int]], sets: list[str], corpus: CountedCorpus
 ) -> Compared:
     outputs = [output(texts, sets, seed) for seed, texts in enumerate((after, before, before))]
     return scoring.compare(*outputs, corpus, EVALUATION)
@@ -45,7 +45,7 @@ def random_texts(n: int, length: int = 12) -> list[list[int]]:
 
 
 def test_slices_are_the_metrics_of_their_texts_cut_to_their_length() -> None:
-    corpus = Corpus(TRAIN, None)
+    corpus = CountedCorpus(TRAIN, None)
     sets = ["news"] * 4 + ["fiction"] * 3
     after, before = random_texts(7), random_texts(7)
     both = compared(after, before, sets, corpus)
@@ -73,7 +73,7 @@ def test_slices_are_the_metrics_of_their_texts_cut_to_their_length() -> None:
 
 
 def test_ranks_are_shares_of_tokens() -> None:
-    corpus = Corpus(TRAIN, None)
+    corpus = CountedCorpus(TRAIN, None)
     both = compared(random_texts(3), random_texts(3), ["a"] * 3, corpus)
     ranks = both.final.output.reading["rank"]
     for rank in (1, 10, 100):
@@ -83,7 +83,7 @@ def test_ranks_are_shares_of_tokens() -> None:
 
 
 def test_an_empty_continuation_has_no_values_and_that_is_said() -> None:
-    corpus = Corpus(TRAIN, None)
+    corpus = CountedCorpus(TRAIN, None)
     after = [[], *random_texts(2), [1, 2, 3]]
     both = compared(after, random_texts(4), ["a", "a", "a", "b"], corpus)
     found = scoring.slices(both, corpus, EVALUATION)[0]
@@ -105,7 +105,7 @@ def test_an_empty_continuation_has_no_values_and_that_is_said() -> None:
 
 
 def test_shorter_originals_are_said() -> None:
-    corpus = Corpus(TRAIN, None)
+    corpus = CountedCorpus(TRAIN, None)
     texts = random_texts(3)
     outputs = [output(one, ["a"] * 3, 0) for one in (texts, texts, [text[:8] for text in texts])]
     both = scoring.compare(*outputs, corpus, EVALUATION)
@@ -114,8 +114,8 @@ def test_shorter_originals_are_said() -> None:
 
 
 def test_words_are_counted_if_asked() -> None:
-    words = Corpus(TRAIN, lambda tokens: " ".join(f"w{t}" for t in tokens))
-    tokens = Corpus(TRAIN, None)
+    words = CountedCorpus(TRAIN, lambda tokens: " ".join(f"w{t}" for t in tokens))
+    tokens = CountedCorpus(TRAIN, None)
     texts = random_texts(4)
     # one word a token here: both units give the same
     for a, b in zip(
@@ -131,7 +131,7 @@ def test_words_are_counted_if_asked() -> None:
 
 
 def test_overlaps_are_counted_and_found() -> None:
-    corpus = Corpus(TRAIN, None)
+    corpus = CountedCorpus(TRAIN, None)
     quoted = [TRAIN[2][3:15].tolist(), random_texts(1)[0]]
     both = compared(quoted, random_texts(2), ["a", "a"], corpus)
     overlap = both.final.overlap

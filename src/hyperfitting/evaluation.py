@@ -24,7 +24,7 @@ from hyperfitting.decoding.likelihood import MEASURES, features, measure
 from hyperfitting.metrics import mauve
 from hyperfitting.models import BaseModel, ModelState
 from hyperfitting.progress import Progress
-from hyperfitting.scoring import Corpus, Output
+from hyperfitting.scoring import CountedCorpus, Output
 from hyperfitting.store import Artefact, Store, write_json
 
 VERSION = 3
@@ -161,10 +161,12 @@ class Evaluator:
             ],
         )
 
-    def counted(self, base: BaseModel) -> Corpus:
+    def counted(self, base: BaseModel) -> CountedCorpus:
         """Return the training sequences in the unit that n-gram metrics count."""
         words = self.cfg.evaluation.unit == "word"
-        return Corpus(load_corpus(self.corpus).train, base.tokenizer().decode if words else None)
+        return CountedCorpus(
+            load_corpus(self.corpus).train, base.tokenizer().decode if words else None
+        )
 
     def likelihoods(self, model: LoadedModel, texts: str) -> Artefact:
         """Return the artefact of how a model predicts a set's texts.

@@ -12,7 +12,7 @@ from typing import Any
 from hyperfitting.config import RunConfig
 from hyperfitting.metrics.overlap import Overlap
 from hyperfitting.metrics.uncertainty import Estimate
-from hyperfitting.scoring import Compared, Corpus, Slice, notes, per_text, slices
+from hyperfitting.scoring import Compared, CountedCorpus, Slice, notes, per_text, slices
 from hyperfitting.store import Artefact, package_versions
 from hyperfitting.training.checkpoint import Row
 
@@ -26,7 +26,7 @@ class Found:
 
     history: list[Row]
     compared: Compared
-    corpus: Corpus
+    corpus: CountedCorpus
     notes: list[str]
 
 

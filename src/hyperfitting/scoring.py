@@ -4,7 +4,6 @@ Metric keys: `val/…` for how a model predicts the original texts, `gen/…` fo
 Every metric has one value a text, so that means, intervals and differences come from one place.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hyperfitting.config import EvaluationConfig
+from hyperfitting.data.corpus import WORD
 from hyperfitting.metrics.bleu import dataset_bleu, self_bleu
 from hyperfitting.metrics.distribution import top1_agreement
 from hyperfitting.metrics.diversity import distinct_n, ends_in_loop, longest_loop, rep_n, ttr
@@ -121,7 +121,7 @@ class Scores:
         return histogram(self.overlap.length)
 
 
-class Corpus:
+class CountedCorpus:
     """Training sequences in the unit that n-gram metrics count: tokens, or words.
 
     Args:
@@ -144,17 +144,14 @@ class Corpus:
         return tokens if self._decode is None else self._words("".join(pieces))
 
     def _words(self, text: str) -> list[int]:
-        return [self._numbers.setdefault(w, len(self._numbers)) for w in _WORD.findall(text)]
-
-
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+        return [self._numbers.setdefault(w, len(self._numbers)) for w in WORD.findall(text)]
 
 
 def compare(
     final: Output,
     original: Output,
     reference: Output,
-    corpus: Corpus,
+    corpus: CountedCorpus,
     evaluation: EvaluationConfig,
 ) -> Compared:
     """Return the values of each text, at every length asked for.
@@ -172,7 +169,7 @@ def compare(
 
 
 def _score(
-    output: Output, original: Output, corpus: Corpus, evaluation: EvaluationConfig
+    output: Output, original: Output, corpus: CountedCorpus, evaluation: EvaluationConfig
 ) -> Scores:
     at: dict[int, Values] = {}
     for length in evaluation.new_tokens:
@@ -182,7 +179,7 @@ def _score(
 
 
 def _generation_values(
-    output: Output, corpus: Corpus, bleu_n: int, length: int
+    output: Output, corpus: CountedCorpus, bleu_n: int, length: int
 ) -> tuple[Values, Overlap]:
     tokens = [sample["tokens"][:length] for sample in output.samples]
     units = [corpus.units(s["pieces"][:length], s["tokens"][:length]) for s in output.samples]
@@ -218,7 +215,7 @@ def _validation_values(output: Output, original: Output, context_len: int) -> Va
     return values
 
 
-def slices(compared: Compared, corpus: Corpus, evaluation: EvaluationConfig) -> list[Slice]:
+def slices(compared: Compared, corpus: CountedCorpus, evaluation: EvaluationConfig) -> list[Slice]:
     """Return the scores over all texts and by set, at every length, the longest first.
 
     The first is the whole: all texts, longest continuations.
@@ -260,7 +257,7 @@ def _mauve(output: Output, chosen: NDArray[np.bool_]) -> dict[str, Estimate]:
 
 
 def _chosen(
-    scores: Scores, chosen: NDArray[np.bool_], length: int, corpus: Corpus, bleu_n: int
+    scores: Scores, chosen: NDArray[np.bool_], length: int, corpus: CountedCorpus, bleu_n: int
 ) -> Values:
     """Return the values of some texts, with their BLEU among each other."""
     values = {key: found[chosen] for key, found in scores.at[length].items()}
@@ -300,7 +297,7 @@ def _differences(after: Values, before: Values, resamples: int) -> dict[str, Dif
     }
 
 
-def per_text(scores: Scores, corpus: Corpus, bleu_n: int) -> dict[str, list[float | None]]:
+def per_text(scores: Scores, corpus: CountedCorpus, bleu_n: int) -> dict[str, list[float | None]]:
     """Return every metric of every text, longest continuations, in the order of the texts."""
     everything = np.ones(len(scores.output.sets), dtype=bool)
     values = _chosen(scores, everything, max(scores.at), corpus, bleu_n)

@@ -33,7 +33,7 @@ from hyperfitting.store import Artefact, Store, write_json
 VERSION = 1
 EVALUATION_VERSION = 2
 Tokens = NDArray[np.int32]
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
+WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
 # Packed training sequences are drawn from this many times as many, where the texts allow.
 _CHOICE = 4
 
@@ -222,7 +222,7 @@ def _hash(salt: str, text: str) -> float:
 
 def words(text: str) -> int:
     """Return the number of words and runs of punctuation in a text."""
-    return sum(1 for _ in _WORD.finditer(text))
+    return sum(1 for _ in WORD.finditer(text))
 
 
 def passages(documents: list[str], length: int) -> list[str]:

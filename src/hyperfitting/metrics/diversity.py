@@ -1,5 +1,7 @@
 """How varied a token sequence is, and how it repeats itself. Tokens are ids, shape (T,)."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -56,15 +58,7 @@ def longest_loop(tokens: ArrayLike) -> float:
     Returns:
         Tokens, 0 if nothing is repeated immediately; NaN for an empty sequence.
     """
-    tokens = np.asarray(tokens)
-    if len(tokens) == 0:
-        return float("nan")
-    longest = 0
-    for period in range(1, len(tokens) // 2 + 1):
-        run = int(_runs(tokens[period:] == tokens[:-period]).max(initial=0))
-        if run >= period:
-            longest = max(longest, run + period)
-    return float(longest)
+    return _loop(np.asarray(tokens), lambda runs: int(runs.max()))
 
 
 def final_loop(tokens: ArrayLike) -> float:
@@ -72,13 +66,21 @@ def final_loop(tokens: ArrayLike) -> float:
 
     Args and result are those of `longest_loop`, of loops that reach the last token.
     """
-    tokens = np.asarray(tokens)
+    return _loop(np.asarray(tokens), lambda runs: int(runs[-1]))
+
+
+def _loop(tokens: NDArray[np.generic], chosen: Callable[[NDArray[np.int64]], int]) -> float:
+    """Return the tokens of the longest loop among those that ``chosen`` takes from each period.
+
+    Args:
+        tokens: (T,) token ids.
+        chosen: from the lengths of the runs in which each token equals the one a period before.
+    """
     if len(tokens) == 0:
         return float("nan")
     longest = 0
     for period in range(1, len(tokens) // 2 + 1):
-        differs = np.flatnonzero(tokens[period:] != tokens[:-period])
-        run = len(tokens) - period - (differs[-1] + 1 if len(differs) else 0)
+        run = chosen(_runs(tokens[period:] == tokens[:-period]))
         if run >= period:
             longest = max(longest, run + period)
     return float(longest)
