@@ -212,7 +212,7 @@ def test_mauve_is_measured_from_a_local_models_features(
     final, original, reference, _ = ours.compare(base, tuned(base, store))
     counted = ours.counted(base)
     compared = scoring.compare(final, original, reference, counted, config.evaluation)
-    found = scoring.slices(compared, counted, config.evaluation)
+    found = scoring.slices(compared, config.evaluation)
     assert 0 < found[0].metrics["gen/mauve"].mean < 1
     assert found[0].metrics["gen/mauve"].n == 123
     by_set = {one.texts: one.metrics for one in found if one.new_tokens == max(NEW)}

@@ -105,7 +105,7 @@ def test_another_decoding_trains_nothing_again(done: Path) -> None:
 
 
 def test_a_blocked_member_cites_nothing_and_shares_its_baseline(done: Path) -> None:
-    """The training data is made long and repetitive, so that the model would cite it."""
+    """Trained for long on a single sequence, so that the model would cite it."""
     options = [
         "preset=debug", "trainer.epochs=60", "optimizer.lr=1e-2", "dataset.n_train=1",
         "trainer.batch_size=1",

@@ -49,7 +49,7 @@ def test_slices_are_the_metrics_of_their_texts_cut_to_their_length() -> None:
     sets = ["news"] * 4 + ["fiction"] * 3
     after, before = random_texts(7), random_texts(7)
     both = compared(after, before, sets, corpus)
-    found = scoring.slices(both, corpus, EVALUATION)
+    found = scoring.slices(both, EVALUATION)
     assert [(one.texts, one.new_tokens) for one in found] == [
         (name, length) for length in (12, 6) for name in (None, "news", "fiction")
     ]
@@ -86,19 +86,19 @@ def test_an_empty_continuation_has_no_values_and_that_is_said() -> None:
     corpus = CountedCorpus(TRAIN, None)
     after = [[], *random_texts(2), [1, 2, 3]]
     both = compared(after, random_texts(4), ["a", "a", "a", "b"], corpus)
-    found = scoring.slices(both, corpus, EVALUATION)[0]
+    found = scoring.slices(both, EVALUATION)[0]
     for key in found.metrics:
         if key.startswith("gen/") and not key.endswith("_4"):  # three tokens have no 4-gram
             assert found.metrics[key].n == 3, key
             assert found.difference[key].n == 3, key
     assert found.metrics["val/loss"].n == 4
-    everything = scoring.per_text(both.final, corpus, 3)
+    everything = scoring.per_text(both.final, 3)
     assert everything["gen/ttr"][0] is None
     assert everything["gen/rep_4"][3] is None
     said = scoring.notes(both)
     assert "1 of 4 continuations of the tuned model are empty" in said[0]
     assert "b has one text" in said[1]
-    alone = next(one for one in scoring.slices(both, corpus, EVALUATION) if one.texts == "b")
+    alone = next(one for one in scoring.slices(both, EVALUATION) if one.texts == "b")
     assert "gen/self_bleu" not in alone.metrics  # nothing to compare with
     assert alone.metrics["gen/ttr"].ci95 is None
     assert alone.difference["gen/ttr"].p is None
@@ -119,8 +119,8 @@ def test_words_are_counted_if_asked() -> None:
     texts = random_texts(4)
     # one word a token here: both units give the same
     for a, b in zip(
-        scoring.slices(compared(texts, texts, ["a"] * 4, words), words, EVALUATION),
-        scoring.slices(compared(texts, texts, ["a"] * 4, tokens), tokens, EVALUATION),
+        scoring.slices(compared(texts, texts, ["a"] * 4, words), EVALUATION),
+        scoring.slices(compared(texts, texts, ["a"] * 4, tokens), EVALUATION),
         strict=True,
     ):
         assert a == b

@@ -12,7 +12,7 @@ from typing import Any
 from hyperfitting.config import RunConfig
 from hyperfitting.metrics.overlap import Overlap
 from hyperfitting.metrics.uncertainty import Estimate
-from hyperfitting.scoring import Compared, CountedCorpus, Slice, notes, per_text, slices
+from hyperfitting.scoring import Compared, Slice, notes, per_text, slices
 from hyperfitting.store import Artefact, package_versions
 from hyperfitting.training.checkpoint import Row
 
@@ -26,7 +26,6 @@ class Found:
 
     history: list[Row]
     compared: Compared
-    corpus: CountedCorpus
     notes: list[str]
 
 
@@ -36,7 +35,7 @@ def build(
     """Return the record of a finished run. Only `timings` and `git` may differ between repeats."""
     final, original = found.compared.final, found.compared.original
     sides = {"metrics": final, "baseline": original, "reference": found.compared.reference}
-    cut = [_slice(one) for one in slices(found.compared, found.corpus, cfg.evaluation)]
+    cut = [_slice(one) for one in slices(found.compared, cfg.evaluation)]
     return {
         "schema_version": SCHEMA_VERSION,
         "config": asdict(cfg),
@@ -58,8 +57,7 @@ def build(
         "steps": {side: scores.steps() for side, scores in sides.items()},
         "overlap_histogram": {side: scores.overlap_histogram() for side, scores in sides.items()},
         "per_text": {
-            side: per_text(scores, found.corpus, cfg.evaluation.bleu_n)
-            for side, scores in sides.items()
+            side: per_text(scores, cfg.evaluation.bleu_n) for side, scores in sides.items()
         },
         "samples": [
             {

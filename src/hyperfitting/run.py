@@ -84,7 +84,7 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
     final, original, reference, artefacts = evaluator.compare(base, tuned)
     counted = evaluator.counted(base)
     compared = scoring.compare(final, original, reference, counted, cfg.evaluation)
-    outcome = record.Found(history, compared, counted, notes)
+    outcome = record.Found(history, compared, notes)
     found = record.build(cfg, made | artefacts, outcome, time.perf_counter() - start, str(device))
     write_text(folder / PAGE, colouring.page(found))
     write_json(folder / record.FILE_NAME, found)

@@ -101,6 +101,8 @@ class Scores:
     output: Output
     at: dict[int, Values]
     """Values by length of the continuations; `val/…` only at the longest."""
+    units: dict[int, list[Sequence[int]]]
+    """The continuations by length, in the unit that n-gram metrics count."""
     overlap: Overlap
     """Of the longest continuations with the training data."""
 
@@ -172,28 +174,24 @@ def _score(
     output: Output, original: Output, corpus: CountedCorpus, evaluation: EvaluationConfig
 ) -> Scores:
     at: dict[int, Values] = {}
+    units: dict[int, list[Sequence[int]]] = {}
     for length in evaluation.new_tokens:
-        at[length], overlap = _generation_values(output, corpus, evaluation.bleu_n, length)
+        units[length] = [
+            corpus.units(sample["pieces"][:length], sample["tokens"][:length])
+            for sample in output.samples
+        ]
+        overlap = dataset_overlap(units[length], corpus.sequences)
+        at[length] = _diversity_values(output, length)
+        at[length] |= _quotation_values(units[length], overlap, corpus, evaluation.bleu_n)
     at[length] |= _validation_values(output, original, evaluation.context_len)
-    return Scores(output, at, overlap)
+    return Scores(output, at, units, overlap)
 
 
-def _generation_values(
-    output: Output, corpus: CountedCorpus, bleu_n: int, length: int
-) -> tuple[Values, Overlap]:
+def _diversity_values(output: Output, length: int) -> Values:
     tokens = [sample["tokens"][:length] for sample in output.samples]
-    units = [corpus.units(s["pieces"][:length], s["tokens"][:length]) for s in output.samples]
-    overlap = dataset_overlap(units, corpus.sequences)
     values: Values = {
         key: np.array([function(text) for text in tokens]) for key, function in _DIVERSITY.items()
     }
-    empty = np.array([len(text) == 0 for text in units])
-    quoted = {
-        "gen/dataset_bleu": dataset_bleu(units, corpus.sequences, bleu_n),
-        "gen/dataset_overlap": overlap.length.astype(float),
-        f"gen/dataset_overlap_over_{LONG_OVERLAP}": (overlap.length > LONG_OVERLAP).astype(float),
-    }
-    values |= {key: np.where(empty, np.nan, found) for key, found in quoted.items()}
     for name in ("entropy", "top1_mass"):
         values[f"gen/{name}"] = _means(output.steps[name][:, :length])
     values["gen/original_loss"] = _means(output.reading["loss"][:, :length])
@@ -201,7 +199,23 @@ def _generation_values(
     for rank in RANKS:
         beyond = np.where(np.isnan(ranks), np.nan, ranks > rank)
         values[f"gen/original_rank_over_{rank}"] = _means(beyond)
-    return values, overlap
+    return values
+
+
+def _quotation_values(
+    units: list[Sequence[int]], overlap: Overlap, corpus: CountedCorpus, bleu_n: int
+) -> Values:
+    quoted = {
+        "gen/dataset_bleu": dataset_bleu(units, corpus.sequences, bleu_n),
+        "gen/dataset_overlap": overlap.length.astype(float),
+        f"gen/dataset_overlap_over_{LONG_OVERLAP}": (overlap.length > LONG_OVERLAP).astype(float),
+    }
+    return {key: _of_written(units, found) for key, found in quoted.items()}
+
+
+def _of_written(units: list[Sequence[int]], values: Floats) -> Floats:
+    """Return values (N,) with NaN for texts that are empty."""
+    return np.where([len(text) == 0 for text in units], np.nan, values)
 
 
 def _validation_values(output: Output, original: Output, context_len: int) -> Values:
@@ -215,7 +229,7 @@ def _validation_values(output: Output, original: Output, context_len: int) -> Va
     return values
 
 
-def slices(compared: Compared, corpus: CountedCorpus, evaluation: EvaluationConfig) -> list[Slice]:
+def slices(compared: Compared, evaluation: EvaluationConfig) -> list[Slice]:
     """Return the scores over all texts and by set, at every length, the longest first.
 
     The first is the whole: all texts, longest continuations.
@@ -227,7 +241,7 @@ def slices(compared: Compared, corpus: CountedCorpus, evaluation: EvaluationConf
         for name in [None, *(sets if len(sets) > 1 else [])]:
             chosen = np.array([name in (None, label) for label in labels])
             after, before, real = (
-                _chosen(scores, chosen, length, corpus, evaluation.bleu_n)
+                _chosen(scores, chosen, length, evaluation.bleu_n)
                 for scores in (compared.final, compared.original, compared.reference)
             )
             one = Slice(
@@ -256,18 +270,11 @@ def _mauve(output: Output, chosen: NDArray[np.bool_]) -> dict[str, Estimate]:
     return {} if np.isnan(value) else {"gen/mauve": Estimate(value, None, int(chosen.sum()))}
 
 
-def _chosen(
-    scores: Scores, chosen: NDArray[np.bool_], length: int, corpus: CountedCorpus, bleu_n: int
-) -> Values:
+def _chosen(scores: Scores, chosen: NDArray[np.bool_], length: int, bleu_n: int) -> Values:
     """Return the values of some texts, with their BLEU among each other."""
     values = {key: found[chosen] for key, found in scores.at[length].items()}
-    units = [
-        corpus.units(sample["pieces"][:length], sample["tokens"][:length])
-        for sample, one in zip(scores.output.samples, chosen, strict=True)
-        if one
-    ]
-    empty = np.array([len(text) == 0 for text in units])
-    return values | {"gen/self_bleu": np.where(empty, np.nan, self_bleu(units, bleu_n))}
+    units = [text for text, one in zip(scores.units[length], chosen, strict=True) if one]
+    return values | {"gen/self_bleu": _of_written(units, self_bleu(units, bleu_n))}
 
 
 def _sources(values: Values) -> dict[str, tuple[str, Transform | None]]:
@@ -297,10 +304,10 @@ def _differences(after: Values, before: Values, resamples: int) -> dict[str, Dif
     }
 
 
-def per_text(scores: Scores, corpus: CountedCorpus, bleu_n: int) -> dict[str, list[float | None]]:
+def per_text(scores: Scores, bleu_n: int) -> dict[str, list[float | None]]:
     """Return every metric of every text, longest continuations, in the order of the texts."""
     everything = np.ones(len(scores.output.sets), dtype=bool)
-    values = _chosen(scores, everything, max(scores.at), corpus, bleu_n)
+    values = _chosen(scores, everything, max(scores.at), bleu_n)
     values |= {key: np.exp(values[loss]) for key, loss in PERPLEXITIES.items()}
     return {key: jsonable(found) for key, found in values.items()}
 
