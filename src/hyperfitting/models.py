@@ -22,8 +22,8 @@ from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hyperfitting import hub, parameters
-from hyperfitting.config import HardwareConfig, ModelConfig
+from hyperfitting import hub, memory, parameters
+from hyperfitting.config import HardwareConfig, ModelConfig, TuningConfig
 from hyperfitting.errors import UserError, is_out_of_memory, near_matches
 from hyperfitting.progress import Progress, silent
 from hyperfitting.store import Artefact, Store, fingerprint
@@ -56,6 +56,10 @@ class BaseModel:
                 value=folder,
                 hint="save one beside the model, with tokenizer.save_pretrained(DIR)",
             ) from error
+
+    def width(self) -> int:
+        """Return the size of its hidden states."""
+        return int(_config(self.folder()).hidden_size)
 
     def check_length(self, field: str, length: int) -> None:
         """Refuse sequences longer than the model was made for, if its config says how long that is.
@@ -90,7 +94,12 @@ class ModelState:
         """Return the model on a device, in evaluation mode."""
         model = load(self.base)
         if self.tuned:
+            tuning = TuningConfig(**self.tuned.recipe["config"]["tuning"])
+            if tuning.is_lora:
+                parameters.select_trainable(model, tuning)
             parameters.overlay(model, load_file(self.tuned.file(f"{self.state}.safetensors")))
+            if tuning.is_lora:
+                parameters.merge_adapters(model)
         return model.to(device).eval()
 
 
@@ -292,6 +301,7 @@ def prepare(cfg: HardwareConfig) -> torch.device:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     chosen = device(cfg)
+    memory.keep_freed()
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hyperfitting.config import TuningConfig
 from hyperfitting.errors import UserError
@@ -44,29 +45,98 @@ def final_norm(model: PreTrainedModel) -> list[nn.Parameter]:
     ]
 
 
-def select_trainable(model: PreTrainedModel, tuning: TuningConfig) -> dict[str, nn.Parameter]:
+def select_trainable(
+    model: PreTrainedModel, tuning: TuningConfig, seed: int = 0
+) -> dict[str, nn.Parameter]:
     """Mark the parameters that a tuning trains, and return them by name.
 
+    Args:
+        model: changed in place; a ``lora`` tuning adds adapters to it.
+        tuning: what to train.
+        seed: of the adapters' first values.
+
     Raises:
-        UserError: ``late_stage`` asks for more blocks than there are.
+        UserError: more blocks are asked for than there are.
     """
     if tuning.method == "full":
         model.requires_grad_(True)
+        return dict(model.named_parameters())
+    stack = blocks(model)
+    if tuning.last_blocks > len(stack) and tuning.is_late:
+        raise UserError(
+            "the model has fewer blocks",
+            field="tuning.last_blocks",
+            value=tuning.last_blocks,
+            valid=f"1 to {len(stack)}",
+        )
+    chosen = list(stack)[-tuning.last_blocks :] if tuning.is_late else list(stack)
+    model.requires_grad_(False)
+    if tuning.is_lora:
+        _add_adapters(model, chosen, tuning, seed)
     else:
-        stack = blocks(model)
-        if tuning.last_blocks > len(stack):
-            raise UserError(
-                "the model has fewer blocks",
-                field="tuning.last_blocks",
-                value=tuning.last_blocks,
-                valid=f"1 to {len(stack)}",
-            )
-        model.requires_grad_(False)
-        for block in stack[len(stack) - tuning.last_blocks :]:
+        for block in chosen:
             block.requires_grad_(True)
         for parameter in final_norm(model):
             parameter.requires_grad_(True)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _add_adapters(
+    model: PreTrainedModel, chosen: list[nn.Module], tuning: TuningConfig, seed: int
+) -> None:
+    """Put an adapter on every linear layer of these blocks; only they are trained."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inside = {module for block in chosen for module in block.modules()}
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if module in inside and isinstance(module, nn.Linear | Conv1D)
+    }
+    config = LoraConfig(
+        r=tuning.lora_rank,
+        lora_alpha=tuning.lora_alpha,
+        lora_dropout=tuning.lora_dropout,
+        target_modules=list(linear),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+
+
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Add the adapters of a model to its own parameters, and take them away."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+
+
+def untrained_blocks(model: PreTrainedModel) -> int:
+    """Return how many of the first blocks see the same input, and do the same, in every epoch.
+
+    0 if a parameter before them is trained (an embedding, say), or any of unknown place.
+    """
+    stack = list(blocks(model))
+    late = {id(p) for block in stack for p in block.parameters()}
+    late |= {id(p) for p in final_norm(model)}
+    if any(p.requires_grad and id(p) not in late for p in model.parameters()):
+        return 0
+    trained = [any(p.requires_grad for p in block.parameters()) for block in stack]
+    return trained.index(True) if True in trained else len(stack)
+
+
+def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
+    """Return the context in which a model computes in a precision: autocast, or nothing."""
+    return torch.autocast(
+        model.device.type,
+        dtype=torch.float16 if precision == "float16" else torch.bfloat16,
+        enabled=precision != "float32",
+    )
 
 
 @torch.no_grad()

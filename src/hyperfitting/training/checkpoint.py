@@ -1,11 +1,13 @@
 """The state of an unfinished training, so that a killed one goes on to the same numbers.
 
-One file, written after each epoch beside the last one and renamed over it: never more than two on
-disk, never half a one. It is read without running code (`weights_only`).
+One file, written after an epoch beside the last one and renamed over it: never more than two on
+disk, never half a one. After each epoch, unless writing took more than a twentieth of the time
+since. It is read without running code (`weights_only`).
 """
 
 import logging
 import pickle
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import torch
 from hyperfitting.store import replacing
 
 log = logging.getLogger(__name__)
+_PATIENCE = 20.0
+"""Seconds of training for each second of writing."""
 Row = dict[str, float]
 
 
@@ -35,11 +39,20 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "checkpoint.pt"
+        self._cost = 0.0
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether so much was done since the last one that writing is little beside it."""
+        return time.monotonic() - self._last >= _PATIENCE * self._cost
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
         """Replace the checkpoint by the present state."""
+        start = time.monotonic()
         with replacing(self.path) as beside, beside.open("wb") as file:
             torch.save({"progress": vars(progress), **state}, file)
+        self._last = time.monotonic()
+        self._cost = self._last - start
 
     def load(self) -> dict[str, Any] | None:
         """Return the state that `save` was given, and its `progress`; none if none can be read."""

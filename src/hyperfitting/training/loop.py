@@ -8,6 +8,7 @@ Carlsson et al.). Knows nothing of texts, tables, W&B or the terminal.
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,9 +33,13 @@ from hyperfitting.models import BaseModel
 from hyperfitting.progress import Progress as ShowProgress
 from hyperfitting.store import Artefact, Store, replacing, write_json
 from hyperfitting.training.checkpoint import Checkpoint, Progress, Row
+from hyperfitting.training.compiled import COMPILER_ERRORS, Compiled, pays
+from hyperfitting.training.loss import NextTokenLoss
+from hyperfitting.training.trunk import KeptIn, Trunk, check_size, trunk_of
 
-VERSION = 1
+VERSION = 2
 
+Rows = NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 
@@ -53,18 +59,27 @@ def tune(
     """
 
     def make(work: Path) -> None:
-        train(cfg, load_corpus(corpus), base, work, show, on_row)
+        train(cfg, load_corpus(corpus), base, work, show, on_row, KeptIn(store, inputs))
 
-    tuning = asdict(cfg.tuning)
-    if cfg.tuning.method != "late_stage":
-        del tuning["last_blocks"]
+    inputs = {"corpus": corpus.id, "model": base.id}
+    trainer = asdict(cfg.trainer)
+    if not cfg.tuning.is_late:
+        del trainer["trunk_cache"]
     return store.artefact(
         "tuned",
         version=VERSION,
-        config={"tuning": tuning, "optimizer": cfg.optimizer, "trainer": asdict(cfg.trainer)},
-        inputs={"corpus": corpus.id, "model": base.id},
+        config={
+            "tuning": cfg.tuning.determining(),
+            "optimizer": cfg.optimizer,
+            "trainer": trainer,
+        },
+        inputs=inputs,
         make=make,
     )
+
+
+_MICRO_TOKENS = 512
+"""Tokens in one pass on a CPU: matrices of this many rows are as fast as larger ones."""
 
 
 @dataclass
@@ -76,45 +91,73 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     trainer: TrainerConfig
-    micro_batch_size: int | None
+    micro_batch_size: int
+    compiled: Compiled
+    loss: NextTokenLoss
+    trunk: Trunk | None = None
 
     @classmethod
     def new(cls, cfg: RunConfig, base: BaseModel) -> "Learner":
-        """Return the original model, ready to be tuned.
+        """Return the original model, ready to be tuned. Its trunk, if any, is not replaced yet.
 
         Raises:
             UserError: the model, the tuning or the optimizer cannot be had as asked.
         """
         device = models.device(cfg.hardware)
         model = models.load(base)
+        trained = parameters.select_trainable(model, cfg.tuning, cfg.trainer.seed)
         if not cfg.trainer.dropout:
             parameters.no_dropout(model)
-        trained = parameters.select_trainable(model, cfg.tuning)
         model.to(device)
+        micro = cfg.trainer.batch_size
+        if device.type == "cpu":
+            micro = max(1, _MICRO_TOKENS // cfg.dataset.seq_len)
         return cls(
             model,
             trained,
             build_optimizer(cfg.optimizer, list(trained.values())),
             torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "float16"),
             cfg.trainer,
-            cfg.hardware.micro_batch_size,
+            cfg.hardware.micro_batch_size or micro,
+            Compiled(model, on=pays(cfg, device, trained.values())),
+            NextTokenLoss(model),
         )
 
-    def update(self, batch: Tensor) -> float:
-        """Take one step on a batch (B, T) and return its mean next-token loss in nats."""
-        batch = batch.to(self.model.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=batch.device)
-        for part in batch.split(self.micro_batch_size or len(batch)):  # (b, T)
-            with self._autocast():
-                logits = self.model(input_ids=part, use_cache=False).logits  # (b, T, V)
-            loss = (
-                nn.functional.cross_entropy(
-                    logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum"
+    def update(self, tokens: Tensor, rows: Rows) -> float:
+        """Take one step and return its mean next-token loss in nats.
+
+        Args:
+            tokens: (B, T) sequences.
+            rows: (B,) where they stand among the training sequences.
+        """
+        tokens = tokens.to(self.model.device)
+        while True:
+            try:
+                with self.compiled.running():
+                    return self._update(tokens, rows)
+            except torch.OutOfMemoryError:
+                if self.micro_batch_size == 1:
+                    raise
+                self.micro_batch_size = math.ceil(min(self.micro_batch_size, len(tokens)) / 2)
+                log.warning(
+                    "out of GPU memory: going on with hardware.micro_batch_size=%d",
+                    self.micro_batch_size,
                 )
-                / batch[:, 1:].numel()
-            )
-            self.scaler.scale(loss).backward()
+            except COMPILER_ERRORS as error:
+                if not self.compiled.on:
+                    raise
+                self.compiled.on = False
+                log.warning("torch cannot compile this model here (%s): it runs as it is", error)
+
+    def _update(self, tokens: Tensor, rows: Rows) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=tokens.device)
+        for start in range(0, len(tokens), self.micro_batch_size):
+            part = tokens[start : start + self.micro_batch_size]  # (b, T)
+            with self._trunk_of(rows[start : start + self.micro_batch_size]):
+                with parameters.autocast(self.model, self.trainer.precision):
+                    loss = self.loss(part) / tokens[:, 1:].numel()
+                self.scaler.scale(loss).backward()
             total += loss.detach()
         if self.trainer.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -123,13 +166,10 @@ class Learner:
         self.scaler.update()
         return float(total)
 
-    def _autocast(self) -> torch.autocast:
-        precision = self.trainer.precision
-        return torch.autocast(
-            self.model.device.type,
-            dtype=torch.float16 if precision == "float16" else torch.bfloat16,
-            enabled=precision != "float32",
-        )
+    def _trunk_of(self, rows: Rows) -> AbstractContextManager[None]:
+        if self.trunk is None:
+            return nullcontext()
+        return self.trunk.replaced(self.trunk.of(rows, next(self.model.parameters())))
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the trained parameters as they are now."""
@@ -157,6 +197,7 @@ def train(
     work: Path,
     show: ShowProgress,
     on_row: Callable[[Row], None],
+    kept_in: KeptIn,
 ) -> None:
     """Train, from the checkpoint in ``work`` if there is one, and leave the states there.
 
@@ -164,8 +205,9 @@ def train(
         UserError: training diverges, or what the config asks for cannot be had.
     """
     trainer = cfg.trainer
-    _check(trainer, base)
+    _check(cfg, base)
     learner, checkpoint, done = Learner.new(cfg, base), Checkpoint(work), Progress()
+    learner.trunk = trunk_of(cfg, learner.model, data.train, kept_in, show)
     saved = checkpoint.load()
     if saved:
         done = saved["progress"]
@@ -182,8 +224,9 @@ def train(
             losses: list[float] = []
             learner.model.train()
             torch.manual_seed(_dropout_seed(trainer.seed, epoch))
-            for batch in batches(data, epoch, trainer):
-                losses.append(loss := learner.update(batch))
+            for rows in batches(len(data.train), epoch, trainer):
+                batch = torch.as_tensor(data.train[rows], dtype=torch.long)  # (B, T)
+                losses.append(loss := learner.update(batch, rows))
                 step = epoch * math.ceil(len(data.train) / trainer.batch_size) + len(losses)
                 if not math.isfinite(loss):
                     raise _diverged(f"the training loss became {loss}", epoch, step, checkpoint)
@@ -204,22 +247,26 @@ def train(
             reached = trainer.target_loss is not None and row["train/loss"] <= trainer.target_loss
             if reached or done.epoch == trainer.epochs:
                 break
-            checkpoint.save(done, learner.state())
+            if checkpoint.is_due():
+                checkpoint.save(done, learner.state())
 
     _save_parameters(work / "last.safetensors", learner)
     write_json(work / "history.json", done.history)
     checkpoint.remove()
 
 
-def _check(trainer: TrainerConfig, base: BaseModel) -> None:
+def _check(cfg: RunConfig, base: BaseModel) -> None:
+    trainer = cfg.trainer
+    check_size(cfg, base)
     base.check_length(
         "trainer.epoch_context_len + trainer.epoch_new_tokens",
         trainer.epoch_context_len + trainer.epoch_new_tokens,
     )
-    if base.dtype != "float32":
+    if base.dtype != "float32" and not cfg.optimizer.get("bf16_stochastic_round"):
         log.warning(
             "model.dtype=%s: updates much smaller than a weight are lost in it; better keep "
-            "model.dtype=float32 and set trainer.precision=%s",
+            "model.dtype=float32 and set trainer.precision=%s, or, where that does not fit, round "
+            "stochastically (optimizer=adam_bf16 or adam_8bit)",
             base.dtype,
             base.dtype,
         )
@@ -229,12 +276,11 @@ def _dropout_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def batches(data: Corpus, epoch: int, trainer: TrainerConfig) -> Iterator[Tensor]:
-    """Yield every training sequence once, in the order that the seed gives this epoch: (B, T)."""
-    order = np.random.default_rng([trainer.seed, epoch]).permutation(len(data.train))
-    for start in range(0, len(order), trainer.batch_size):
-        chosen = data.train[order[start : start + trainer.batch_size]]
-        yield torch.as_tensor(chosen, dtype=torch.long)
+def batches(n: int, epoch: int, trainer: TrainerConfig) -> Iterator[Rows]:
+    """Yield which of ``n`` sequences a batch holds (B,): each once, in this epoch's order."""
+    order = np.random.default_rng([trainer.seed, epoch]).permutation(n)
+    for start in range(0, n, trainer.batch_size):
+        yield order[start : start + trainer.batch_size]
 
 
 def look(

@@ -1,0 +1,60 @@
+"""Have torch compile the blocks of a model for training, where it pays, and not for anything else.
+
+One block is compiled and serves all of its kind. Decoding meets a new length at every step, and
+would be compiled again and again: outside `Compiled.running` the blocks run as they are.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+from transformers import PreTrainedModel
+
+from hyperfitting import parameters
+from hyperfitting.config import RunConfig
+
+COMPILER_ERRORS = (TorchDynamoException, CppCompileError, InvalidCxxCompiler)
+_ENOUGH_WORK = 2e14
+"""Floating-point operations: at 200 billion a second, compiling costs less than it saves."""
+
+
+def pays(cfg: RunConfig, device: torch.device, trained: Iterable[nn.Parameter]) -> bool:
+    """Return whether training is to be compiled: as asked for, or if the work is large enough.
+
+    The work is counted, not timed, so that the same config has the same numbers.
+    """
+    if cfg.hardware.compile is not None or device.type == "mps":
+        return bool(cfg.hardware.compile)
+    tokens = cfg.dataset.n_train * cfg.dataset.seq_len * cfg.trainer.epochs
+    work = 6 * sum(p.numel() for p in trained) * tokens
+    return work >= (_ENOUGH_WORK if device.type == "cpu" else 100 * _ENOUGH_WORK)
+
+
+class Compiled:
+    """The blocks of a model with trained parameters, compiled if ``on``."""
+
+    def __init__(self, model: PreTrainedModel, on: bool) -> None:
+        self.on = on
+        blocks = parameters.blocks(model) if on else ()
+        self._blocks = {
+            block: torch.compile(block.forward, dynamic=False)
+            for block in blocks
+            if any(p.requires_grad for p in block.parameters())
+        }
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the compiled blocks in this context."""
+        if not self.on:
+            yield
+            return
+        for block, forward in self._blocks.items():
+            block.forward = forward
+        try:
+            yield
+        finally:
+            for block in self._blocks:
+                del block.forward

@@ -1,0 +1,224 @@
+"""The frozen trunk: what the first blocks make of a sequence, computed once, used in every epoch.
+
+A tuning that leaves the first blocks alone sees the same activations enter the first trained block
+in every epoch, with every seed and learning rate. They are kept as an artefact and fed to that
+block; the blocks before it are not run.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hyperfitting import memory, parameters
+from hyperfitting.config import RunConfig
+from hyperfitting.errors import UserError
+from hyperfitting.models import BaseModel
+from hyperfitting.progress import Progress
+from hyperfitting.store import Store
+
+VERSION = 1
+_FILE = "train.npy"
+# numpy has no bfloat16: its bits are kept
+_KINDS = {"float32": (np.float32, torch.float32), "bfloat16": (np.int16, torch.bfloat16)}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KeptIn:
+    """Where activations are kept, and the ids of what determines them: corpus and model."""
+
+    store: Store
+    inputs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A model's first blocks, and what they made of the training sequences."""
+
+    blocks: list[nn.Module]
+    activations: NDArray[Any]
+    """(N, T, H), mapped from disk: read as it is used."""
+    dtype: torch.dtype
+
+    def of(self, rows: NDArray[np.int64], like: Tensor) -> Tensor:
+        """Return the activations (B, T, H) of some sequences, on the device and of the dtype."""
+        found = torch.from_numpy(self.activations[rows])
+        return found.view(self.dtype).to(like.device, like.dtype)
+
+    def replaced(self, activations: Tensor) -> AbstractContextManager[None]:
+        """Have the blocks return these activations (B, T, H), whatever they are given."""
+        return instead(self.blocks, activations)
+
+
+@contextmanager
+def instead(blocks: list[nn.Module], output: Tensor | None) -> Iterator[None]:
+    """Have blocks return this instead of running; none: what they are given."""
+
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states if output is None else output
+
+    for block in blocks:
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def trunk_of(
+    cfg: RunConfig,
+    model: PreTrainedModel,
+    tokens: NDArray[np.int32],
+    kept_in: KeptIn,
+    show: Progress,
+) -> Trunk | None:
+    """Return the trunk of a model whose trained parameters are marked; none if it has none.
+
+    Args:
+        cfg: the member.
+        model: on its device.
+        tokens: (N, T) the training sequences.
+        kept_in: where the activations are, or will be.
+        show: told of the sequences done.
+
+    Raises:
+        UserError: the disk has no room for the activations.
+    """
+    kind = cfg.trainer.trunk_cache
+    depth = parameters.untrained_blocks(model)
+    if kind == "off" or depth == 0:
+        return None
+    if cfg.trainer.dropout:
+        log.info("trainer.dropout=true: no activations of frozen blocks are kept")
+        return None
+    if not _can_be_replaced(model, depth, tokens[:1]):
+        log.warning(
+            "%s cannot go on from the activations of its first blocks: all blocks are run in "
+            "every epoch",
+            type(model).__name__,
+        )
+        return None
+    width = model.config.hidden_size
+    artefact = kept_in.store.artefact(
+        "trunk",
+        version=VERSION,
+        config={"blocks": depth, "dtype": kind, "precision": cfg.trainer.precision},
+        inputs=kept_in.inputs,
+        make=lambda work: _make(work, cfg, model, depth, tokens, show),
+    )
+    if not artefact.exists:
+        check_room(cfg, tokens.shape, width)
+    blocks = list(parameters.blocks(model)[:depth])
+    stored = np.load(artefact.file(_FILE), mmap_mode="r", allow_pickle=False)
+    return Trunk(blocks, stored, _KINDS[kind][1])
+
+
+def check_size(cfg: RunConfig, base: BaseModel) -> None:
+    """Refuse, before any work, activations that the disk has no room for.
+
+    Raises:
+        UserError: there is not room enough.
+    """
+    if cfg.trainer.trunk_cache != "off" and cfg.tuning.is_late and not cfg.trainer.dropout:
+        check_room(cfg, (cfg.dataset.n_train, cfg.dataset.seq_len), base.width())
+
+
+def size(cfg: RunConfig, shape: tuple[int, ...], width: int) -> int:
+    """Return the bytes of the activations of sequences (N, T)."""
+    return shape[0] * shape[1] * width * np.dtype(_KINDS[cfg.trainer.trunk_cache][0]).itemsize
+
+
+def check_room(cfg: RunConfig, shape: tuple[int, ...], width: int) -> None:
+    """Refuse activations that the disk has no room for.
+
+    Raises:
+        UserError: there is not room enough.
+    """
+    store = Path(cfg.store).absolute()
+    there = next(folder for folder in (store, *store.parents) if folder.is_dir())
+    needed, free = size(cfg, shape, width), shutil.disk_usage(there).free
+    if needed > 0.95 * free:
+        raise UserError(
+            f"the activations of the frozen blocks ({shape[0]:,} x {shape[1]} tokens x {width}) "
+            f"take {memory.readable(needed)}; the disk of {there} has {memory.readable(free)}",
+            field="trainer.trunk_cache",
+            value=cfg.trainer.trunk_cache,
+            hint=("trainer.trunk_cache=bfloat16 (half of it), " if needed < 1.9 * free else "")
+            + "trainer.trunk_cache=off, a lower dataset.n_train, or store=DIR on a larger disk",
+        )
+
+
+@torch.no_grad()
+def _activations(model: PreTrainedModel, depth: int, tokens: Tensor) -> Tensor:
+    """Return what enters block ``depth`` (B, T, H), without running the blocks from it on."""
+    stack = list(parameters.blocks(model))
+    found: list[Tensor] = []
+
+    def keep(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        found.append(hidden_states)
+        return hidden_states
+
+    with instead(stack[depth:], None):
+        stack[depth].forward = keep
+        model.base_model(input_ids=tokens, use_cache=False)
+    return found[0]
+
+
+@torch.no_grad()
+def _can_be_replaced(model: PreTrainedModel, depth: int, tokens: NDArray[np.int32]) -> bool:
+    """Return whether the model makes the same of a text's start with its trunk replaced."""
+    start = torch.as_tensor(tokens[:, :8], dtype=torch.long, device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        expected = model.base_model(input_ids=start, use_cache=False).last_hidden_state
+        with instead(list(parameters.blocks(model)[:depth]), _activations(model, depth, start)):
+            found = model.base_model(input_ids=start, use_cache=False).last_hidden_state
+        return bool(torch.equal(found, expected))
+    except (TypeError, IndexError, AttributeError, RuntimeError):  # blocks of another kind
+        return False
+    finally:
+        model.train(was_training)
+
+
+def _make(
+    work: Path,
+    cfg: RunConfig,
+    model: PreTrainedModel,
+    depth: int,
+    tokens: NDArray[np.int32],
+    show: Progress,
+) -> None:
+    stored, exact = _KINDS[cfg.trainer.trunk_cache]
+    shape = (*tokens.shape, model.config.hidden_size)
+    told = memory.readable(size(cfg, tokens.shape, model.config.hidden_size))
+    log.info("computing %s of activations that enter block %d, once", told, depth + 1)
+    out = np.lib.format.open_memmap(work / _FILE, mode="w+", dtype=stored, shape=shape)
+    was_training = model.training
+    model.eval()
+    step = cfg.hardware.evaluation_batch_size
+    task = f"running the {depth} frozen blocks, once ({told} in the store)"
+    with show(task, tokens.size, "tokens") as advance:
+        for start in range(0, len(tokens), step):
+            batch = torch.as_tensor(tokens[start : start + step], dtype=torch.long)
+            with parameters.autocast(model, cfg.trainer.precision):
+                found = _activations(model, depth, batch.to(model.device))
+            bits = found.to(exact).cpu()
+            out[start : start + step] = (
+                bits if exact == torch.float32 else bits.view(torch.int16)
+            ).numpy()
+            advance(batch.numel())
+    out.flush()
+    model.train(was_training)
