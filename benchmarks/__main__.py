@@ -1,6 +1,6 @@
 """`make bench`: all comparisons, as a table and in outputs/bench/bench.json.
 
-python -m benchmarks [metrics] [decoding]
+python -m benchmarks [metrics] [decoding] [training]
 """
 
 import argparse
@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import decoding, metrics
+from benchmarks import decoding, metrics, training
 from hyperfitting.store import package_versions, write_json
 
-SUITES = {"metrics": metrics.run, "decoding": decoding.run}
+SUITES = {"metrics": metrics.run, "decoding": decoding.run, "training": training.run}
 PATH = Path("outputs/bench/bench.json")
 
 

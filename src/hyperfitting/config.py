@@ -450,8 +450,9 @@ class HardwareConfig:
     """Sequences in one forward and backward pass (gradients are accumulated over the batch);
     none: some 512 tokens on a CPU, which keeps activations small at no cost, and as much of the
     batch as fits on a GPU."""
-    generation_batch_size: int = 32
-    """Texts continued at once."""
+    generation_batch_size: int | None = None
+    """Texts continued at once; none: as many as fit into half of the free memory, up to 64 on a
+    CPU and 512 on a GPU, in batches of one size."""
     evaluation_batch_size: int = 8
     """Sequences in one forward pass without gradients."""
 

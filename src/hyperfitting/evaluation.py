@@ -19,9 +19,10 @@ from hyperfitting import models
 from hyperfitting.config import STRATEGY_FIELDS, DecodeConfig, ModelConfig, RunConfig
 from hyperfitting.data.corpus import load_corpus, load_evaluation_texts, piece_in_text, pieces
 from hyperfitting.decoding.blocker import CitationBlocker
-from hyperfitting.decoding.generate import STEP_MEASURES, continue_texts
+from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.decoding.likelihood import MEASURES, features, measure
 from hyperfitting.metrics import mauve
+from hyperfitting.metrics.distribution import CHOICE_MEASURES
 from hyperfitting.models import BaseModel, ModelState
 from hyperfitting.progress import Progress
 from hyperfitting.scoring import CountedCorpus, Output
@@ -193,7 +194,7 @@ class Evaluator:
         """Return the artefact of a model's continuations: `continuations.json`, one object a text.
 
         Each has `tokens` (ids), `pieces` (the text of each token; they join to the continuation),
-        `context` and `reference` (text). Beside it, for each of `STEP_MEASURES`, ``NAME.npy``
+        `context` and `reference` (text). Beside it, for each of `CHOICE_MEASURES`, ``NAME.npy``
         (N, new_tokens).
         """
         evaluation, hardware = self.cfg.evaluation, self.cfg.hardware
@@ -231,7 +232,7 @@ class Evaluator:
                     )
                 ],
             )
-            for name in STEP_MEASURES:
+            for name in CHOICE_MEASURES:
                 _save(work, name, made.measures[name])
 
         return self.store.artefact(
@@ -343,7 +344,7 @@ class Evaluator:
         return Output(
             sets=[name for name, found in samples.items() for _ in found],
             likelihood=_joined(did.likelihoods, MEASURES),
-            steps=_joined(did.continuations, STEP_MEASURES),
+            steps=_joined(did.continuations, CHOICE_MEASURES),
             # of its own continuations the original model's reading is known already
             reading=_joined(did.readings or did.continuations, _READ),
             samples=[sample for found in samples.values() for sample in found],

@@ -6,27 +6,36 @@ their scores through the same constraints. Nothing here knows about tokenizers o
 """
 
 import inspect
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
+from hyperfitting import memory
 from hyperfitting.config import DecodeConfig
 from hyperfitting.decoding.blocker import CitationBlocker
+from hyperfitting.decoding.cache import bytes_per_token, cache_for
 from hyperfitting.decoding.constraints import forbid_repeated_ngrams, penalise_repetition
+from hyperfitting.decoding.packed import packed
 from hyperfitting.decoding.sampling import sample, streams
 from hyperfitting.errors import UserError
-from hyperfitting.metrics.distribution import sharpness
+from hyperfitting.metrics.distribution import CHOICE_MEASURES, choice_measures
 from hyperfitting.progress import Advance
 
 Tokens = NDArray[np.int32]
-STEP_MEASURES = ("loss", "entropy", "top1_mass", "rank")
-"""What is kept of the model's own distribution at each step; see `metrics.distribution`."""
+_MOST_ROWS = {"cpu": 64, "cuda": 512}
+"""Texts continued at once where memory has room for more, by kind of device."""
+_SHARE = 0.5
+"""Share of the free memory that a batch may take."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,8 @@ class Continued:
     tokens: list[list[int]]
     """N lists of ids: ``new_tokens`` each, or fewer where a text was let end."""
     measures: dict[str, NDArray[np.float32]]
-    """For each of `STEP_MEASURES` (N, new_tokens): of the model's distribution before anything was
-    forbidden or cut off, and of the token chosen from it. NaN past the end of a text."""
+    """For each of `CHOICE_MEASURES` (N, new_tokens): of the model's distribution before anything
+    was forbidden or cut off, and of the token chosen from it. NaN past the end of a text."""
 
 
 @torch.inference_mode()
@@ -46,7 +55,7 @@ def continue_texts(
     contexts: Tokens,
     new_tokens: int,
     decode: DecodeConfig,
-    batch_size: int,
+    batch_size: int | None = None,
     advance: Advance | None = None,
     blocker: CitationBlocker | None = None,
 ) -> Continued:
@@ -57,7 +66,8 @@ def continue_texts(
         contexts: (N, T) token ids, T at least 1.
         new_tokens: length of a continuation, in tokens.
         decode: how tokens are chosen.
-        batch_size: contexts continued at once; it changes the speed, not the texts.
+        batch_size: contexts continued at once, at most; it changes the speed, not the texts. None:
+            as many as memory has room for, and are of use.
         advance: told of every new token.
         blocker: forbids what would go on with the training data.
 
@@ -70,17 +80,57 @@ def continue_texts(
         raise ValueError("a context has 1 token or more; these have none")
     eos = end_tokens(model)
     tokens: list[list[int]] = []
-    measures: list[NDArray[np.float32]] = []
-    for start in range(0, len(contexts), batch_size):
-        batch = contexts[start : start + batch_size]
-        decoder = _Decoder(model, decode, eos, blocker, advance)
-        made, found = decoder.run(batch, new_tokens)  # (B, new), (M, B, new)
-        for row, text in enumerate(made.tolist()):
-            tokens.append(_until(text, eos) if decode.stop_at_eos else text)
-            found[:, row, len(tokens[-1]) :] = torch.nan
-        measures.append(found.cpu().numpy())
+    measures: list[NDArray[np.float32]] = [
+        np.empty((len(CHOICE_MEASURES), 0, new_tokens), np.float32)
+    ]
+    candidates = _candidates(decode)
+    size = evenly(
+        len(contexts), batch_size or fitting(model, contexts.shape[1] + new_tokens, candidates)
+    )
+    steps = math.ceil(len(contexts) / size) * new_tokens
+    with packed(model, size * candidates, steps):
+        while len(tokens) < len(contexts):
+            batch = contexts[len(tokens) : len(tokens) + size]
+            try:
+                decoder = _Decoder(model, decode, eos, blocker, advance)
+                made, found = decoder.run(batch, new_tokens)  # (B, new), (M, B, new)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = math.ceil(size / 2)
+                log.warning("out of GPU memory: continuing %d texts at once", size)
+                continue
+            for row, text in enumerate(made.tolist()):
+                tokens.append(_until(text, eos) if decode.stop_at_eos else text)
+                found[:, row, len(tokens[-1]) :] = torch.nan
+            measures.append(found.cpu().numpy())
     whole = np.concatenate(measures, axis=1)
-    return Continued(tokens, dict(zip(STEP_MEASURES, whole, strict=True)))
+    return Continued(tokens, dict(zip(CHOICE_MEASURES, whole, strict=True)))
+
+
+def _candidates(decode: DecodeConfig) -> int:
+    """Return how many rows of a batch one text takes."""
+    return {"beam": decode.num_beams, "contrastive": int(decode.top_k or 1)}.get(decode.strategy, 1)
+
+
+def fitting(model: PreTrainedModel, length: int, candidates: int) -> int:
+    """Return how many texts are best continued at once: the more the faster, if memory has room.
+
+    Args:
+        model: on its device.
+        length: tokens of a context and its continuation.
+        candidates: rows that one text takes.
+    """
+    most = _MOST_ROWS.get(model.device.type, 64)
+    # the cache, and some copies of the logits in float32
+    row = bytes_per_token(model) * length + 8 * 4 * model.config.vocab_size
+    room = int(_SHARE * memory.free(model.device) // row)
+    return max(1, min(most, room) // candidates)
+
+
+def evenly(n: int, most: int) -> int:
+    """Return the size of a batch, if ``n`` texts are shared out evenly to as few as can be."""
+    return math.ceil(n / math.ceil(n / most)) if n else 1
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
@@ -106,7 +156,7 @@ class _Rows:
         space = contexts.new_empty(rows, new_tokens)
         self._tokens = torch.cat([contexts, space], dim=1)  # (R, T + new)
         self._measures = torch.empty(
-            len(STEP_MEASURES), rows, new_tokens, device=contexts.device
+            len(CHOICE_MEASURES), rows, new_tokens, device=contexts.device
         )  # (M, R, new)
 
     @property
@@ -117,13 +167,8 @@ class _Rows:
     def append(self, tokens: Tensor, logits: Tensor) -> None:
         """Add one token (R,) to each text, chosen from the model's own logits (R, V)."""
         step = self.length - self.start
-        try:
-            found = sharpness(logits, tokens)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error} (NaN at new token {step + 1})") from error
         self._tokens[:, self.length] = tokens
-        for measure, name in zip(self._measures, STEP_MEASURES, strict=True):
-            measure[:, step] = getattr(found, name)
+        self._measures[:, :, step] = choice_measures(logits, tokens)
         self.length += 1
 
     def select(self, rows: Tensor) -> None:
@@ -131,7 +176,17 @@ class _Rows:
         self._tokens, self._measures = self._tokens[rows], self._measures[:, rows]
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Return the continuations (R, new) and their measures (M, R, new)."""
+        """Return the continuations (R, new) and their measures (M, R, new).
+
+        Raises:
+            FloatingPointError: the model's logits held NaN or infinity.
+        """
+        wrong = torch.isnan(self._measures).any(0).any(0).nonzero()
+        if len(wrong):
+            raise FloatingPointError(
+                "the logits hold NaN or infinity: there is no distribution "
+                f"(NaN at new token {int(wrong[0]) + 1})"
+            )
         return self._tokens[:, self.start :], self._measures
 
 
@@ -149,7 +204,7 @@ class _Decoder:
         self._model, self._decode, self._eos = model, decode, eos
         self._blocker = blocker
         self._advance = advance
-        self._cache: Any = None
+        self._cache: Cache | None = None
         # of a context only the last position is needed, and all of them may not fit into memory
         last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if last_only else {}
@@ -158,6 +213,7 @@ class _Decoder:
         """Return new tokens (B, new_tokens) and their measures (M, B, new_tokens)."""
         device = next(self._model.parameters()).device
         given = torch.as_tensor(contexts, dtype=torch.long, device=device)  # (B, T)
+        self._cache = cache_for(self._model, contexts.shape[1] + new_tokens)
         if self._decode.strategy == "beam":
             return self._beam(given, new_tokens)
         if self._decode.strategy == "contrastive":
@@ -200,7 +256,8 @@ class _Decoder:
         lengths = torch.zeros(texts * width, device=given.device)
         first = torch.arange(texts, device=given.device).unsqueeze(1) * width
         logits = self._forward(given).repeat_interleave(width, 0)
-        self._cache.batch_repeat_interleave(width)
+        cache = self._filled()
+        cache.batch_repeat_interleave(width)
         for step in range(new_tokens):
             scores = self._constrained(torch.log_softmax(logits, -1), rows, ended)
             size = scores.shape[-1]
@@ -216,7 +273,7 @@ class _Decoder:
                 ended = ended | torch.isin(chosen, chosen.new_tensor(self._eos))
             self._tell(texts)
             if step + 1 < new_tokens:
-                self._cache.reorder_cache(source)
+                cache.reorder_cache(source)
                 logits = self._forward(chosen.unsqueeze(1))
         best = (score / lengths.view(texts, width)).argmax(-1, keepdim=True)
         rows.select((first + best).flatten())
@@ -233,7 +290,8 @@ class _Decoder:
         logits, states = self._forward_with_states(given)  # (B, V), (B, T, H)
         k = min(k, logits.shape[-1])
         first = torch.arange(texts, device=given.device) * k
-        self._cache.batch_repeat_interleave(k)
+        cache = self._filled()
+        cache.batch_repeat_interleave(k)
         for _ in range(new_tokens):
             scores = self._constrained(logits, rows)
             p, ids = torch.softmax(scores, -1).topk(k, dim=-1)  # (B, k)
@@ -244,10 +302,16 @@ class _Decoder:
             best = worth.argmax(-1)  # (B,)
             rows.append(ids.gather(1, best.unsqueeze(1)).squeeze(1), logits)
             source = first + best
-            self._cache.reorder_cache(source.repeat_interleave(k))
+            cache.reorder_cache(source.repeat_interleave(k))
             logits, states = ahead[source], torch.cat([states, state[source]], dim=1)
             self._tell(texts)
         return rows.result()
+
+    def _filled(self) -> Cache:
+        """Return the cache that the contexts are in."""
+        if self._cache is None:
+            raise TypeError(f"{type(self._model).__name__} keeps no cache of keys and values")
+        return self._cache
 
     def _forward(self, given: Tensor) -> Tensor:
         """Return the next-token logits (B, V) after tokens (B, T), which enter the cache."""
