@@ -43,8 +43,7 @@ def test_the_loss_in_chunks_is_cross_entropy_with_its_gradients(
 ) -> None:
     torch.manual_seed(seed)
     states, weight, bias = (
-        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-        for shape in ((rows, 6), (11, 6), (11,))
+        torch.randn(*shape, requires_grad=True) for shape in ((rows, 6), (11, 6), (11,))
     )
     targets = torch.randint(0, 11, (rows,))
     given_bias = bias if with_bias else None
@@ -58,7 +57,7 @@ def test_the_loss_in_chunks_is_cross_entropy_with_its_gradients(
         found = summed_loss(states, weight, given_bias, targets)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         for ours, theirs in zip(torch.autograd.grad(3 * found, parts), wanted, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_every_architecture_here_has_its_loss_in_chunks(any_base: BaseModel) -> None:

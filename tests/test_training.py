@@ -39,7 +39,7 @@ DATA = Corpus(
 
 
 def train(cfg: RunConfig, base: BaseModel, work: Path) -> tuple[list[Row], dict[str, torch.Tensor]]:
-    work.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     kept_in = KeptIn(Store(work.parent / "store"), {"model": base.id})
     loop.train(cfg, DATA, base, work, silent, rows.append, kept_in)
