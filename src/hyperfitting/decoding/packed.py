@@ -1,10 +1,10 @@
 """Blocks made for a few rows at a time, as decoding on a CPU has them: weights packed, little else.
 
 A step of 32 texts multiplies 32 rows by every weight of the model. The general product is made for
-many rows; with the weights laid out once for this number of rows it takes two thirds of the time. In
-blocks of Llama's kind, products of one input become one, and what is left of the block is written
-with as few operations as it needs: each costs more to call than to do. A decoding uses them for
-hundreds of steps; they take as much memory as the model, while it lasts.
+many rows; with the weights laid out once for this number of rows it takes two thirds of the time.
+In blocks of Llama's kind, products of one input become one, and what is left of the block is
+written with as few operations as it needs: each costs more to call than to do. A decoding uses them
+for hundreds of steps; they take as much memory as the model, while it lasts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,9 +42,10 @@ def packed(model: PreTrainedModel, rows: int, steps: int) -> Iterator[None]:
     forwards: dict[nn.Module, Callable[..., Any]] = {}
     if rows in _ROWS and steps >= _STEPS and _possible(model):
         within: set[nn.Module] = set()
+        turn = _Turns()
         for module in model.modules():
             if type(module) in _LIKE_LLAMA and _is_plain(module):
-                forwards[module] = _llama_block(module, rows)
+                forwards[module] = _llama_block(module, rows, turn)
                 within.update(module.modules())
             elif type(module) in (nn.Linear, Conv1D) and module not in within:
                 forwards[module] = _linear(module, rows)
@@ -74,15 +75,23 @@ def _is_plain(block: nn.Module) -> bool:
     return len(linear) == 7 and all(type(m) is nn.Linear for m in linear)
 
 
-def _product(layers: Sequence[nn.Module], rows: int) -> Callable[[Tensor], Tensor]:
-    """Return the function of (rows, in) that gives the outputs of some layers side by side."""
+def _product(
+    layers: Sequence[nn.Module], rows: int, scale: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return the function of (rows, in) that gives the outputs of some layers side by side.
+
+    Args:
+        layers: of one input.
+        rows: of the inputs.
+        scale: (in,) what the input is to be multiplied by first.
+    """
     weights, biases = [], []
     for layer in layers:
         weight = layer.get_parameter("weight").detach()
         weights.append(weight.t() if isinstance(layer, Conv1D) else weight)  # (out, in)
         zeros = weight.new_zeros(weights[-1].shape[0])
         biases.append(zeros if layer.bias is None else layer.get_parameter("bias").detach())
-    whole = torch.cat(weights)
+    whole = torch.cat(weights) if scale is None else torch.cat(weights) * scale.detach()
     bias = torch.cat(biases) if any(layer.bias is not None for layer in layers) else None
     laid_out = torch.ops.mkl._mkl_reorder_linear_weight(whole, rows)
     shape = whole.new_zeros(1, 1).expand(whole.shape)  # all that is read of the weight now
@@ -98,22 +107,24 @@ def _linear(layer: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
     product, plain = _product([layer], rows), type(layer).forward
 
     def forward(given: Tensor) -> Tensor:
-        if given.numel() != rows * given.shape[-1]:
-            return plain(layer, given)
-        return product(given)
+        few = given.numel() == rows * given.shape[-1]
+        found: Tensor = product(given) if few else plain(layer, given)
+        return found
 
     return forward
 
 
-def _llama_block(block: Any, rows: int) -> Callable[..., Tensor]:
+def _llama_block(block: Any, rows: int, turn: "_Turns") -> Callable[..., Tensor]:
     """Return what a block of Llama's kind does, for one new token of each text.
 
     The same function as transformers' own, which takes all other calls.
     """
     attention, mlp, plain = block.self_attn, block.mlp, type(block).forward
-    project = _product([attention.q_proj, attention.k_proj, attention.v_proj], rows)
-    out = _product([attention.o_proj], rows)
-    expand, shrink = _product([mlp.gate_proj, mlp.up_proj], rows), _product([mlp.down_proj], rows)
+    before, between = block.input_layernorm, block.post_attention_layernorm
+    project = _product([attention.q_proj, attention.k_proj, attention.v_proj], rows, before.weight)
+    out, shrink = _product([attention.o_proj], rows), _product([mlp.down_proj], rows)
+    expand = _product([mlp.gate_proj, mlp.up_proj], rows, between.weight)
+    epsilon = before.variance_epsilon
     size, inner = attention.head_dim, mlp.gate_proj.out_features
     groups = attention.num_key_value_groups
     kept = attention.k_proj.out_features // size  # heads of keys and values
@@ -121,8 +132,8 @@ def _llama_block(block: Any, rows: int) -> Callable[..., Tensor]:
 
     def forward(
         hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
         past_key_values: Any = None,
         **more: Any,
     ) -> Tensor:
@@ -137,10 +148,8 @@ def _llama_block(block: Any, rows: int) -> Callable[..., Tensor]:
             )
             return found
         states = hidden_states.view(rows, -1)  # (B, H)
-        assert position_embeddings is not None  # noqa: S101  (transformers always gives them)
-        cos, sin = (part.view(2, size // 2) for part in position_embeddings)
-        every = project(_norm(block.input_layernorm, states)).view(rows, -1, size)
-        turned = _turn(every[:, : heads + kept], cos, sin)  # queries and keys (B, heads, D)
+        every = project(_unit(states, epsilon)).view(rows, -1, size)
+        turned = turn(every[:, : heads + kept], *position_embeddings)  # queries and keys
         keys, values = past_key_values.update(
             turned[:, heads:].unsqueeze(2),
             every[:, heads + kept :].unsqueeze(2),
@@ -153,19 +162,31 @@ def _llama_block(block: Any, rows: int) -> Callable[..., Tensor]:
             scale=attention.scaling,
         )  # (B, kept, groups, D): the queries of one group see the same keys
         states = out(seen.reshape(rows, -1)).add_(states)
-        both = expand(_norm(block.post_attention_layernorm, states))  # (B, 2 * inner)
+        both = expand(_unit(states, epsilon))  # (B, 2 * inner)
         states = shrink(mlp.act_fn(both[:, :inner]).mul_(both[:, inner:])).add_(states)
         return states.view(rows, 1, -1)
 
     return forward
 
 
-def _norm(layer: Any, states: Tensor) -> Tensor:
-    return nn.functional.rms_norm(states, states.shape[-1:], layer.weight, layer.variance_epsilon)
+def _unit(states: Tensor, epsilon: float) -> Tensor:
+    """Return states (B, H) over their root mean square; the norm's weights are in what follows."""
+    return states * (states * states).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
 
 
-def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return states (B, heads, D) turned by their position's angles, (2, D / 2) each."""
-    halves = states.unflatten(-1, (2, -1))  # (B, heads, 2, D / 2)
-    turned = (halves * cos).addcmul_(halves.flip(2), torch.stack([-sin[0], sin[1]]))
-    return turned.flatten(2)
+class _Turns:
+    """The angles of a step's position, for all blocks: they are given the same tensors."""
+
+    def __init__(self) -> None:
+        self._of: Tensor | None = None
+        self._cos = self._sin = torch.empty(0)
+
+    def __call__(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return states (B, heads, D) turned by angles (1, 1, D)."""
+        if self._of is not cos:
+            self._of = cos
+            self._cos = cos.view(2, -1)
+            self._sin = sin.view(2, -1) * sin.new_tensor([[-1.0], [1.0]])
+        halves = states.unflatten(-1, (2, -1))  # (B, heads, 2, D / 2)
+        turned: Tensor = (halves * self._cos).addcmul_(halves.flip(2), self._sin)
+        return turned.flatten(2)

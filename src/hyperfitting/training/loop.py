@@ -5,6 +5,7 @@ held-out sequences: loss, entropy, and the type-token ratio of greedy continuati
 Carlsson et al.). Knows nothing of texts, tables, W&B or the terminal.
 """
 
+import importlib.util
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -319,6 +320,14 @@ def build_optimizer(
     Raises:
         UserError: there is no such class, or it refuses its arguments.
     """
+    package = str(config.get("_target_")).partition(".")[0]
+    if package == "torchao" and importlib.util.find_spec(package) is None:
+        raise UserError(
+            "needs the package torchao, which is not installed",
+            field="optimizer",
+            value=config["_target_"],
+            hint="pip install 'hyperfitting[low-memory]'",
+        )
     try:
         optimizer: torch.optim.Optimizer = instantiate(config, parameters, _convert_="all")
     except (InstantiationException, TypeError, ValueError) as error:
