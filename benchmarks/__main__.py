@@ -1,6 +1,6 @@
 """`make bench`: all comparisons, as a table and in outputs/bench/bench.json.
 
-python -m benchmarks [metrics] [decoding] [training]
+python -m benchmarks [metrics] [decoding] [training] [growth]
 """
 
 import argparse
@@ -12,10 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import decoding, metrics, training
+from benchmarks import decoding, growth, metrics, training
 from hyperfitting.store import package_versions, write_json
 
-SUITES = {"metrics": metrics.run, "decoding": decoding.run, "training": training.run}
+SUITES = {
+    "metrics": metrics.run, "decoding": decoding.run, "training": training.run,
+    "growth": growth.run,
+}  # fmt: skip
 PATH = Path("outputs/bench/bench.json")
 
 
@@ -35,7 +38,7 @@ def main() -> None:
     }  # fmt: skip
     with console.status("measuring") as status:
         for name in chosen:
-            status.update(f"measuring {name}; all suites take some eight minutes")
+            status.update(f"measuring {name}; all suites take half an hour")
             for result in SUITES[name]():
                 console.print(f"{result.key} {result.ratio:.4g}", highlight=False)
                 found[result.key] = result.ratio

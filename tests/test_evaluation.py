@@ -61,7 +61,7 @@ def tuned(base: BaseModel, store: Store) -> Artefact:
             if name.endswith("mlp.down_proj.weight")
         }
     return store.artefact(
-        "tuned", version=1, config={}, inputs={},
+        "tuned", version=1, config={"tuning": {"method": "full"}}, inputs={},
         make=lambda work: save_file(weights, work / "last.safetensors"),
     )  # fmt: skip
 

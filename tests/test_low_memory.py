@@ -114,3 +114,29 @@ def test_without_the_package_it_is_said(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"(?s)optimizer=torchao.*hyperfitting\[low-memory\]"):
         loop.build_optimizer(compose("optimizer=adam_8bit").optimizer, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "expected"),
+    [
+        ("adam", torch.float32, 16.0),
+        ("adam_bf16", torch.bfloat16, 8.0),
+        ("adam_8bit", torch.bfloat16, 6.0),
+    ],
+)
+def test_bytes_a_parameter_are_those_of_the_table(
+    compose: Compose, optimizer: str, dtype: torch.dtype, expected: float
+) -> None:
+    """The table in docs/speed.md: weights, gradient and state."""
+    weight = torch.nn.Parameter(torch.zeros(256, 512, dtype=dtype))
+    weight.grad = torch.ones_like(weight)
+    made = loop.build_optimizer(compose(f"optimizer={optimizer}").optimizer, [weight])
+    made.step()
+    parts = [weight, weight.grad]
+    for state in made.state[weight].values():
+        inner = getattr(state, "__tensor_flatten__", None)
+        names = inner()[0] if inner and type(state) is not torch.Tensor else []
+        parts += [getattr(state, name) for name in names] or [state]
+    size = sum(part.numel() * part.itemsize for part in parts if part.numel() > 1)
+    assert size / weight.numel() == pytest.approx(expected, rel=0.02)

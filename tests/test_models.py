@@ -184,7 +184,7 @@ def test_an_overlay_is_what_a_state_adds_to_the_original(base: BaseModel, store:
     tuned = store.artefact(
         "tuned",
         version=1,
-        config={},
+        config={"tuning": {"method": "full"}},
         inputs={},
         make=lambda work: save_file(trained, work / "last.safetensors"),
     )
