@@ -48,10 +48,7 @@ def sharpness(logits: Tensor, targets: Tensor) -> Sharpness:
         raise FloatingPointError("the logits hold NaN or infinity: there is no distribution")
     top = likeliest.values.exp().cumsum(-1)
     target = log_p.gather(-1, targets.unsqueeze(-1))  # (..., 1)
-    rank = 1 + (log_p > target).sum(-1)
-    p = log_p.exp()
-    # a forbidden token has p = 0 and log p = -inf; its share of the entropy is 0
-    entropy = -torch.where(p > 0, p * log_p, 0.0).sum(-1)
+    rank, entropy = _rank(log_p, target), _entropy(log_p)
 
     def mass(k: int) -> Tensor:
         return top[..., min(k, top.shape[-1]) - 1]
@@ -77,11 +74,17 @@ def choice_measures(logits: Tensor, chosen: Tensor) -> Tensor:
     """
     log_p = torch.log_softmax(logits, dim=-1)  # (R, V)
     target = log_p.gather(-1, chosen.unsqueeze(-1))  # (R, 1)
-    rank = 1 + torch.count_nonzero(log_p > target, dim=-1)
     top1 = log_p.amax(-1).exp()
-    # a token with p = 0 has log p = -inf; its share of the entropy is 0
-    entropy = -(log_p.exp() * log_p).nansum(-1)
-    return torch.stack([-target.squeeze(-1), entropy, top1, rank])
+    return torch.stack([-target.squeeze(-1), _entropy(log_p), top1, _rank(log_p, target)])
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    # a forbidden token has p = 0 and log p = -inf; its share of the entropy is 0
+    return -(log_p.exp() * log_p).nansum(-1)
+
+
+def _rank(log_p: Tensor, target: Tensor) -> Tensor:
+    return 1 + torch.count_nonzero(log_p > target, dim=-1)
 
 
 def top1_agreement(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
