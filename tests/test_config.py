@@ -95,6 +95,11 @@ def test_every_field_is_documented() -> None:
         ("decode.temperature=0", "decode.temperature=0", "above 0"),
         ("decode.strategy=gredy", "decode.strategy=gredy", "did you mean greedy?"),
         ("tuning.method=lora2", "tuning.method=lora2", "none, full, late_stage"),
+        ("tuning.last_blocks=3", "tuning.last_blocks=3", "late_stage or late_stage_lora"),
+        ("tuning=lora tuning.lora_rank=0", "tuning.lora_rank=0", "1 or more"),
+        ("tuning=late_stage tuning.lora_rank=4", "tuning.lora_rank=4", "lora or late_stage_lora"),
+        ("tuning=lora tuning.lora_dropout=0.1", "tuning.lora_dropout=0.1", "trainer.dropout=true"),
+        ("trainer.trunk_cache=float16", "trainer.trunk_cache=float16", "float32, bfloat16, off"),
         ("trainer.clip_norm=inf", "trainer.clip_norm=inf", "above 0"),
         ("optimizer.lr=-1", "optimizer.lr=-1", "0 or more"),
         ("optimizer.lr=fast", "optimizer.lr=fast", "0 or more"),
@@ -110,7 +115,7 @@ def test_a_bad_value_names_field_value_and_remedy(
     compose: Compose, override: str, names: str, says: str
 ) -> None:
     with pytest.raises(UserError) as told:
-        compose(override)
+        compose(*override.split())
     assert names in str(told.value)
     assert says in str(told.value)
 

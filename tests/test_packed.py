@@ -127,3 +127,28 @@ def test_without_a_size_texts_are_continued_all_the_same(base: BaseModel) -> Non
         == continue_texts(model, start, 9, decode, 2).tokens
     )
     assert continue_texts(model, start[:0], 9, decode).tokens == []
+
+
+def test_over_a_static_cache_the_tokens_are_the_same(
+    any_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU records, run here as it is: recording itself needs CUDA."""
+    model, start = models.load(any_base).eval(), contexts(5, 7)
+    expected = by_generate(model, start, 24)
+    monkeypatch.setattr(generate, "_RECORDED", ("cpu",))
+    assert continue_texts(model, start, 24, GREEDY, 3).tokens == expected
+    drawn = DecodeConfig("x", "sample", top_k=20, seed=0)
+    static = continue_texts(model, start, 12, drawn).tokens
+    monkeypatch.setattr(generate, "_RECORDED", ())
+    assert continue_texts(model, start, 12, drawn).tokens == static
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_a_recorded_step_has_the_tokens_of_a_plain_one(any_base: BaseModel) -> None:
+    model, start = models.load(any_base).eval(), contexts(5, 7)
+    expected = continue_texts(model, start, 24, GREEDY, 3).tokens
+    decoder = generate._Decoder(model.to("cuda"), GREEDY, [], None, None)
+    tokens, _ = decoder.run(start, 24)
+    assert decoder._step is not None
+    assert decoder._step._graph is not None
+    assert tokens.tolist() == expected

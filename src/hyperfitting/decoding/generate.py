@@ -24,6 +24,7 @@ from hyperfitting.decoding.blocker import CitationBlocker
 from hyperfitting.decoding.cache import bytes_per_token, cache_for
 from hyperfitting.decoding.constraints import forbid_repeated_ngrams, penalise_repetition
 from hyperfitting.decoding.packed import packed
+from hyperfitting.decoding.recorded import RecordedStep, static_cache_for
 from hyperfitting.decoding.sampling import sample, streams
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.distribution import CHOICE_MEASURES, choice_measures
@@ -32,6 +33,8 @@ from hyperfitting.progress import Advance
 Tokens = NDArray[np.int32]
 _MOST_ROWS = {"cpu": 64, "cuda": 512}
 """Texts continued at once where memory has room for more, by kind of device."""
+_RECORDED = ("cuda",)
+"""Kinds of device on which a step is recorded once and played again."""
 _SHARE = 0.5
 """Share of the free memory that a batch may take."""
 
@@ -205,6 +208,7 @@ class _Decoder:
         self._blocker = blocker
         self._advance = advance
         self._cache: Cache | None = None
+        self._step: RecordedStep | None = None
         # of a context only the last position is needed, and all of them may not fit into memory
         last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if last_only else {}
@@ -218,6 +222,9 @@ class _Decoder:
             return self._beam(given, new_tokens)
         if self._decode.strategy == "contrastive":
             return self._contrastive(given, new_tokens)
+        static = static_cache_for(self._model, contexts.shape[1] + new_tokens)
+        if static is not None and device.type in _RECORDED:
+            self._cache, self._step = static, RecordedStep(self._model, static, self._options)
         return self._one_by_one(given, new_tokens, self._chooser(contexts, new_tokens))
 
     def _chooser(self, contexts: Tokens, new_tokens: int) -> Callable[[Tensor, int], Tensor]:
@@ -315,6 +322,8 @@ class _Decoder:
 
     def _forward(self, given: Tensor) -> Tensor:
         """Return the next-token logits (B, V) after tokens (B, T), which enter the cache."""
+        if self._step is not None and given.shape[1] == 1:
+            return self._step(given)
         output = self._model(
             input_ids=given, past_key_values=self._cache, use_cache=True, **self._options
         )
