@@ -448,7 +448,7 @@ class HardwareConfig:
     some 10% faster on a CPU and more on a GPU. None: where training is long enough to gain."""
     micro_batch_size: int | None = None
     """Sequences in one forward and backward pass (gradients are accumulated over the batch);
-    none: some 1,024 tokens on a CPU, which keeps activations small at no cost, and as much of the
+    none: some 512 tokens on a CPU, which keeps activations small at little cost, and as much of the
     batch as fits on a GPU."""
     generation_batch_size: int | None = None
     """Texts continued at once; none: as many as fit into half of the free memory, up to 64 on a

@@ -79,7 +79,7 @@ def tune(
     )
 
 
-_MICRO_TOKENS = 1024
+_MICRO_TOKENS = 512
 """Tokens in one pass on a CPU: matrices of this many rows are as fast as larger ones."""
 
 
