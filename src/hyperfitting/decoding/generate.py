@@ -222,9 +222,10 @@ class _Decoder:
             return self._beam(given, new_tokens)
         if self._decode.strategy == "contrastive":
             return self._contrastive(given, new_tokens)
-        static = static_cache_for(self._model, contexts.shape[1] + new_tokens)
-        if static is not None and device.type in _RECORDED:
-            self._cache, self._step = static, RecordedStep(self._model, static, self._options)
+        if device.type in _RECORDED:
+            static = static_cache_for(self._model, contexts.shape[1] + new_tokens)
+            if static is not None:
+                self._cache, self._step = static, RecordedStep(self._model, static, self._options)
         return self._one_by_one(given, new_tokens, self._chooser(contexts, new_tokens))
 
     def _chooser(self, contexts: Tokens, new_tokens: int) -> Callable[[Tensor, int], Tensor]:
