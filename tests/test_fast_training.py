@@ -216,16 +216,16 @@ def test_compiled_blocks_have_the_same_losses_and_decoding_runs_as_it_is(
 
 
 def test_where_torch_cannot_compile_training_goes_on(
-    cfg: RunConfig, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    cfg: RunConfig, base: BaseModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     expected, _ = train(cfg, base, tmp_path / "a")
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
-    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", False)
     cfg.hardware.compile = True
-    rows, _ = train(cfg, base, tmp_path / "b")
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+    ):
+        rows, _ = train(cfg, base, tmp_path / "b")
     assert rows == expected
     assert "cannot compile" in caplog.text
 
