@@ -1,5 +1,6 @@
 """What makes training fast, against what is slow and plain: the same numbers."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,15 @@ def test_a_model_that_cannot_start_in_the_middle_runs_whole(
 def test_a_cache_too_large_for_the_disk_is_refused_before_any_work(
     cfg: RunConfig, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late(cfg).dataset.n_train, cfg.dataset.seq_len = 10**9, 10**4
+    train(late(cfg), base, tmp_path / "w")
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    train(cfg, base, tmp_path / "again")  # what is there needs no room
     monkeypatch.setattr(loop, "Learner", None)  # nothing is loaded
     with pytest.raises(
-        UserError, match=r"(?s)trainer\.trunk_cache=float32: .*1\.28 PB|1\.28e\+03 TB.*store=DIR"
+        UserError, match=r"(?s)trainer\.trunk_cache=float32: .*14\.3 kB.* 1\.0 kB.*store=DIR"
     ):
-        train(cfg, base, tmp_path / "w")
+        train(cfg, base, tmp_path / "elsewhere" / "w")
 
 
 @pytest.mark.parametrize("method", ["lora", "late_stage_lora"])
@@ -228,6 +232,16 @@ def test_where_torch_cannot_compile_training_goes_on(
         rows, _ = train(cfg, base, tmp_path / "b")
     assert rows == expected
     assert "cannot compile" in caplog.text
+
+
+def test_full_tuning_needs_no_list_of_blocks(
+    cfg: RunConfig, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = train(cfg, base, tmp_path / "a")
+    monkeypatch.setattr(parameters, "find_blocks", lambda model: None)
+    cfg.hardware.compile = True
+    rows, _ = train(cfg, base, tmp_path / "b")
+    assert rows == expected
 
 
 def test_compiling_is_for_long_trainings(cfg: RunConfig, base: BaseModel) -> None:

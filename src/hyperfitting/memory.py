@@ -34,12 +34,3 @@ def free(device: torch.device) -> int:
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserved
     return int(psutil.virtual_memory().available)
-
-
-def readable(n: float) -> str:
-    """Return a number of bytes as a person would write it."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"

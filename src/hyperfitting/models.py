@@ -57,9 +57,10 @@ class BaseModel:
                 hint="save one beside the model, with tokenizer.save_pretrained(DIR)",
             ) from error
 
-    def width(self) -> int:
-        """Return the size of its hidden states."""
-        return int(_config(self.folder()).hidden_size)
+    def shape(self) -> tuple[int, int]:
+        """Return the number of its blocks, and the size of its hidden states."""
+        config = _config(self.folder())
+        return int(config.num_hidden_layers), int(config.hidden_size)
 
     def check_length(self, field: str, length: int) -> None:
         """Refuse sequences longer than the model was made for, if its config says how long that is.

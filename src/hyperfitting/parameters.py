@@ -15,16 +15,22 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         UserError: the architecture has no list of ``num_hidden_layers`` blocks.
     """
-    depth = model.config.num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
+    found = find_blocks(model)
+    if found is not None:
+        return found
     raise UserError(
-        f"no list of {depth} blocks found in {type(model).__name__}",
+        f"no list of {model.config.num_hidden_layers} blocks found in {type(model).__name__}",
         field="tuning.method",
         value="late_stage",
         hint="tuning=full",
     )
+
+
+def find_blocks(model: PreTrainedModel) -> nn.ModuleList | None:
+    """Return a decoder's transformer blocks, first to last, if it has a list of them."""
+    depth = model.config.num_hidden_layers
+    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+    return next(lists, None)
 
 
 def final_norm(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -114,20 +120,6 @@ def merge_adapters(model: PreTrainedModel) -> None:
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
-
-
-def untrained_blocks(model: PreTrainedModel) -> int:
-    """Return how many of the first blocks see the same input, and do the same, in every epoch.
-
-    0 if a parameter before them is trained (an embedding, say), or any of unknown place.
-    """
-    stack = list(blocks(model))
-    late = {id(p) for block in stack for p in block.parameters()}
-    late |= {id(p) for p in final_norm(model)}
-    if any(p.requires_grad and id(p) not in late for p in model.parameters()):
-        return 0
-    trained = [any(p.requires_grad for p in block.parameters()) for block in stack]
-    return trained.index(True) if True in trained else len(stack)
 
 
 def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
+# (mypy skips transformers, so that its classes are Any to it)
 class _Laid(DynamicLayer):  # type: ignore[misc]
     """One block's keys and values (B, heads, space, D), of which ``length`` are there."""
 

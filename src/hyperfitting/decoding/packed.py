@@ -20,6 +20,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.pytorch_utils import Conv1D
 
 from hyperfitting import memory
+from hyperfitting.forwards import running
 
 _ROWS = range(4, 97)
 """Outside, packing gains nothing."""
@@ -49,13 +50,8 @@ def packed(model: PreTrainedModel, rows: int, steps: int) -> Iterator[None]:
                 within.update(module.modules())
             elif type(module) in (nn.Linear, Conv1D) and module not in within:
                 forwards[module] = _linear(module, rows)
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
+    with running(forwards):
         yield
-    finally:
-        for module in forwards:
-            del module.forward
 
 
 def _possible(model: PreTrainedModel) -> bool:
@@ -89,10 +85,10 @@ def _product(
     for layer in layers:
         weight = layer.get_parameter("weight").detach()
         weights.append(weight.t() if isinstance(layer, Conv1D) else weight)  # (out, in)
-        zeros = weight.new_zeros(weights[-1].shape[0])
-        biases.append(zeros if layer.bias is None else layer.get_parameter("bias").detach())
+        there = layer.bias is not None
+        biases.append(layer.get_parameter("bias") if there else weight.new_zeros(len(weights[-1])))
     whole = torch.cat(weights) if scale is None else torch.cat(weights) * scale.detach()
-    bias = torch.cat(biases) if any(layer.bias is not None for layer in layers) else None
+    bias = torch.cat(biases).detach() if any(layer.bias is not None for layer in layers) else None
     laid_out = torch.ops.mkl._mkl_reorder_linear_weight(whole, rows)
     shape = whole.new_zeros(1, 1).expand(whole.shape)  # all that is read of the weight now
 

@@ -1,7 +1,7 @@
 """Have torch compile the blocks of a model for training, where it pays, and not for anything else.
 
 One block is compiled and serves all of its kind. Decoding meets a new length at every step, and
-would be compiled again and again: outside `Compiled.running` the blocks run as they are.
+would be compiled again and again: outside `Compiled.used` the blocks run as they are.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from hyperfitting import parameters
 from hyperfitting.config import RunConfig
+from hyperfitting.forwards import running
 
 COMPILER_ERRORS = (TorchDynamoException, CppCompileError, InvalidCxxCompiler)
 _ENOUGH_WORK = 2e14
@@ -38,23 +39,15 @@ class Compiled:
 
     def __init__(self, model: PreTrainedModel, on: bool) -> None:
         self.on = on
-        blocks = parameters.blocks(model) if on else ()
+        blocks = parameters.find_blocks(model) if on else None
         self._blocks = {
             block: torch.compile(block.forward, dynamic=False)
-            for block in blocks
+            for block in blocks or ()
             if any(p.requires_grad for p in block.parameters())
         }
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def used(self) -> Iterator[None]:
         """Run the compiled blocks in this context."""
-        if not self.on:
+        with running(self._blocks if self.on else {}):
             yield
-            return
-        for block, forward in self._blocks.items():
-            block.forward = forward
-        try:
-            yield
-        finally:
-            for block in self._blocks:
-                del block.forward

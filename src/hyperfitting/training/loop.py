@@ -36,7 +36,7 @@ from hyperfitting.store import Artefact, Store, replacing, write_json
 from hyperfitting.training.checkpoint import Checkpoint, Progress, Row
 from hyperfitting.training.compiled import COMPILER_ERRORS, Compiled, pays
 from hyperfitting.training.loss import NextTokenLoss
-from hyperfitting.training.trunk import KeptIn, Trunk, check_size, trunk_of
+from hyperfitting.training.trunk import KeptIn, Trunk, check_room, trunk_of
 
 VERSION = 2
 
@@ -134,7 +134,7 @@ class Learner:
         tokens = tokens.to(self.model.device)
         while True:
             try:
-                with self.compiled.running():
+                with self.compiled.used():
                     return self._update(tokens, rows)
             except torch.OutOfMemoryError:
                 if self.micro_batch_size == 1:
@@ -207,6 +207,7 @@ def train(
     """
     trainer = cfg.trainer
     _check(cfg, base)
+    check_room(cfg, base, data.train.shape, kept_in)
     learner, checkpoint, done = Learner.new(cfg, base), Checkpoint(work), Progress()
     learner.trunk = trunk_of(cfg, learner.model, data.train, kept_in, show)
     saved = checkpoint.load()
@@ -258,7 +259,6 @@ def train(
 
 def _check(cfg: RunConfig, base: BaseModel) -> None:
     trainer = cfg.trainer
-    check_size(cfg, base)
     base.check_length(
         "trainer.epoch_context_len + trainer.epoch_new_tokens",
         trainer.epoch_context_len + trainer.epoch_new_tokens,

@@ -65,6 +65,7 @@ def summed_loss(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Te
         bias: (V,), or none.
         targets: (R,) the tokens that came next.
     """
+    # (torch gives no types for what it makes of `forward`)
     loss: Tensor = _SumOfLosses.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
     return loss
 

@@ -7,8 +7,8 @@ block; the blocks before it are not run.
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.filesize import decimal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hyperfitting import memory, parameters
+from hyperfitting import parameters
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
+from hyperfitting.forwards import running
 from hyperfitting.models import BaseModel
 from hyperfitting.progress import Progress
-from hyperfitting.store import Store
+from hyperfitting.store import Artefact, Store
 
 VERSION = 1
 _FILE = "train.npy"
@@ -61,20 +63,34 @@ class Trunk:
         return instead(self.blocks, activations)
 
 
-@contextmanager
-def instead(blocks: list[nn.Module], output: Tensor | None) -> Iterator[None]:
+def instead(blocks: list[nn.Module], output: Tensor | None) -> AbstractContextManager[None]:
     """Have blocks return this instead of running; none: what they are given."""
 
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states if output is None else output
 
-    for block in blocks:
-        block.forward = forward
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
+    return running(dict.fromkeys(blocks, forward))
+
+
+def _is_kept(cfg: RunConfig) -> bool:
+    return cfg.tuning.is_late and cfg.trainer.trunk_cache != "off" and not cfg.trainer.dropout
+
+
+def _artefact(
+    cfg: RunConfig, depth: int, kept_in: KeptIn, make: Callable[[Path], None]
+) -> Artefact:
+    """Return the handle of what ``depth`` frozen blocks make of the training sequences."""
+    return kept_in.store.artefact(
+        "trunk",
+        version=VERSION,
+        config={
+            "blocks": depth,
+            "dtype": cfg.trainer.trunk_cache,
+            "precision": cfg.trainer.precision,
+        },
+        inputs=kept_in.inputs,
+        make=make,
+    )
 
 
 def trunk_of(
@@ -84,7 +100,7 @@ def trunk_of(
     kept_in: KeptIn,
     show: Progress,
 ) -> Trunk | None:
-    """Return the trunk of a model whose trained parameters are marked; none if it has none.
+    """Return the trunk of a model; none if it has none, or nothing of it is to be kept.
 
     Args:
         cfg: the member.
@@ -92,16 +108,12 @@ def trunk_of(
         tokens: (N, T) the training sequences.
         kept_in: where the activations are, or will be.
         show: told of the sequences done.
-
-    Raises:
-        UserError: the disk has no room for the activations.
     """
-    kind = cfg.trainer.trunk_cache
-    depth = parameters.untrained_blocks(model)
-    if kind == "off" or depth == 0:
+    if not _is_kept(cfg):
         return None
-    if cfg.trainer.dropout:
-        log.info("trainer.dropout=true: no activations of frozen blocks are kept")
+    stack = list(parameters.blocks(model))
+    depth = len(stack) - cfg.tuning.last_blocks
+    if depth == 0:
         return None
     if not _can_be_replaced(model, depth, tokens[:1]):
         log.warning(
@@ -110,29 +122,9 @@ def trunk_of(
             type(model).__name__,
         )
         return None
-    width = model.config.hidden_size
-    artefact = kept_in.store.artefact(
-        "trunk",
-        version=VERSION,
-        config={"blocks": depth, "dtype": kind, "precision": cfg.trainer.precision},
-        inputs=kept_in.inputs,
-        make=lambda work: _make(work, cfg, model, depth, tokens, show),
-    )
-    if not artefact.exists:
-        check_room(cfg, tokens.shape, width)
-    blocks = list(parameters.blocks(model)[:depth])
-    stored = np.load(artefact.file(_FILE), mmap_mode="r", allow_pickle=False)
-    return Trunk(blocks, stored, _KINDS[kind][1])
-
-
-def check_size(cfg: RunConfig, base: BaseModel) -> None:
-    """Refuse, before any work, activations that the disk has no room for.
-
-    Raises:
-        UserError: there is not room enough.
-    """
-    if cfg.trainer.trunk_cache != "off" and cfg.tuning.is_late and not cfg.trainer.dropout:
-        check_room(cfg, (cfg.dataset.n_train, cfg.dataset.seq_len), base.width())
+    made = _artefact(cfg, depth, kept_in, lambda work: _make(work, cfg, model, depth, tokens, show))
+    stored = np.load(made.file(_FILE), mmap_mode="r", allow_pickle=False)
+    return Trunk(stack[:depth], stored, _KINDS[cfg.trainer.trunk_cache][1])
 
 
 def size(cfg: RunConfig, shape: tuple[int, ...], width: int) -> int:
@@ -140,23 +132,27 @@ def size(cfg: RunConfig, shape: tuple[int, ...], width: int) -> int:
     return shape[0] * shape[1] * width * np.dtype(_KINDS[cfg.trainer.trunk_cache][0]).itemsize
 
 
-def check_room(cfg: RunConfig, shape: tuple[int, ...], width: int) -> None:
-    """Refuse activations that the disk has no room for.
+def check_room(cfg: RunConfig, base: BaseModel, shape: tuple[int, ...], kept_in: KeptIn) -> None:
+    """Refuse, before any work, activations of sequences (N, T) that the disk has no room for.
 
     Raises:
-        UserError: there is not room enough.
+        UserError: there is not room enough, and they are not there yet.
     """
-    store = Path(cfg.store).absolute()
+    if not _is_kept(cfg):
+        return
+    blocks, width = base.shape()
+    store = kept_in.store.folder
     there = next(folder for folder in (store, *store.parents) if folder.is_dir())
     needed, free = size(cfg, shape, width), shutil.disk_usage(there).free
-    if needed > 0.95 * free:
+    made = _artefact(cfg, blocks - cfg.tuning.last_blocks, kept_in, lambda work: None).exists
+    if needed > 0.95 * free and not made:
         raise UserError(
             f"the activations of the frozen blocks ({shape[0]:,} x {shape[1]} tokens x {width}) "
-            f"take {memory.readable(needed)}; the disk of {there} has {memory.readable(free)}",
+            f"take {decimal(needed)}; the disk of {there} has {decimal(free)}",
             field="trainer.trunk_cache",
             value=cfg.trainer.trunk_cache,
-            hint=("trainer.trunk_cache=bfloat16 (half of it), " if needed < 1.9 * free else "")
-            + "trainer.trunk_cache=off, a lower dataset.n_train, or store=DIR on a larger disk",
+            hint="trainer.trunk_cache=bfloat16 (half of it) or off, a lower dataset.n_train, or "
+            "store=DIR on a larger disk",
         )
 
 
@@ -170,8 +166,7 @@ def _activations(model: PreTrainedModel, depth: int, tokens: Tensor) -> Tensor:
         found.append(hidden_states)
         return hidden_states
 
-    with instead(stack[depth:], None):
-        stack[depth].forward = keep
+    with instead(stack[depth + 1 :], None), running({stack[depth]: keep}):
         model.base_model(input_ids=tokens, use_cache=False)
     return found[0]
 
@@ -203,7 +198,7 @@ def _make(
 ) -> None:
     stored, exact = _KINDS[cfg.trainer.trunk_cache]
     shape = (*tokens.shape, model.config.hidden_size)
-    told = memory.readable(size(cfg, tokens.shape, model.config.hidden_size))
+    told = decimal(size(cfg, tokens.shape, model.config.hidden_size))
     log.info("computing %s of activations that enter block %d, once", told, depth + 1)
     out = np.lib.format.open_memmap(work / _FILE, mode="w+", dtype=stored, shape=shape)
     was_training = model.training
