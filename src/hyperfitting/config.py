@@ -444,8 +444,8 @@ class HardwareConfig:
     threads: int | None = None
     """CPU threads; none: torch's own choice."""
     compile: bool | None = None
-    """Have torch compile the trained blocks: half a minute and a C++ compiler, for a step that is
-    some 10% faster on a CPU and more on a GPU. None: where training is long enough to gain."""
+    """Have torch compile the trained blocks, for half a minute and with a C++ compiler. None: where
+    training is long enough to gain."""
     micro_batch_size: int | None = None
     """Sequences in one forward and backward pass (gradients are accumulated over the batch);
     none: some 512 tokens on a CPU, which keeps activations small at little cost, and as much of the

@@ -1,0 +1,64 @@
+"""Where the time of a full update and of a decoding step goes, by kind of operation."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch.profiler import profile
+
+from benchmarks.decoding import BATCH, GREEDY, contexts
+from benchmarks.timing import Result, Timing, seconds
+from benchmarks.training import STORE, config, sequences
+from hyperfitting import models
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.store import Store
+from hyperfitting.training.loop import Learner
+
+SEQUENCES, LENGTH, NEW = 8, 256, 32
+_KINDS = {
+    "products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "mkl::_mkl_linear"),
+    "attention": ("aten::_scaled_dot_product",),
+    "compiled": ("## Call CompiledFxGraph",),
+    "optimizer": ("aten::_fused_adam_",),
+    "softmax": ("aten::_log_softmax", "aten::exp"),
+}
+
+
+def run() -> Iterator[Result]:
+    """Yield the profile of each job; the ratio is the share of matrix products."""
+    cfg = config(LENGTH, f"trainer.batch_size={SEQUENCES}")
+    models.prepare(cfg.hardware)
+    base = models.base_model(cfg.model, Store(STORE))
+    tokens = torch.as_tensor(sequences(SEQUENCES, LENGTH), dtype=torch.long)
+    learner = Learner.new(cfg, base)
+    learner.model.train()
+    rows = np.arange(SEQUENCES)
+    yield shares("update", lambda: learner.update(tokens, rows), "full tuning, 8 x 256")
+    del learner
+    model = models.load(base).eval()
+    given = contexts()
+    yield shares(
+        "decode",
+        lambda: continue_texts(model, given, NEW, GREEDY, BATCH),
+        f"greedy decoding, {BATCH} texts by {NEW} tokens",
+    )
+
+
+def shares(name: str, job: Callable[[], object], what: str) -> Result:
+    """Profile a job that has run three times."""
+    took = [seconds(job, 1).median for _ in range(4)][2:]
+    with profile() as profiled:
+        job()
+    found = dict.fromkeys([*_KINDS, "other operations"], 0.0)
+    for one in profiled.key_averages():
+        kind = next((k for k, starts in _KINDS.items() if one.key.startswith(starts)), None)
+        found[kind or "other operations"] += one.self_cpu_time_total / 1e6
+    total = sum(found.values())
+    return Result(
+        f"profile_{name}_products",
+        found["products"] / total,
+        f"share of matrix products in {what}",
+        Timing(took),
+        Timing(took),
+        {f"{kind}, share": time / total for kind, time in found.items()},
+    )
