@@ -26,18 +26,26 @@ _KINDS = {
 
 def run() -> Iterator[Result]:
     """Yield the profile of each job; the ratio is the share of matrix products."""
+    models.prepare(config(LENGTH).hardware)
+    yield update()
+    yield decode()
+
+
+def update() -> Result:
+    """Profile an update of full tuning."""
     cfg = config(LENGTH, f"trainer.batch_size={SEQUENCES}")
-    models.prepare(cfg.hardware)
-    base = models.base_model(cfg.model, Store(STORE))
-    tokens = torch.as_tensor(sequences(SEQUENCES, LENGTH), dtype=torch.long)
-    learner = Learner.new(cfg, base)
+    learner = Learner.new(cfg, models.base_model(cfg.model, Store(STORE)))
     learner.model.train()
+    tokens = torch.as_tensor(sequences(SEQUENCES, LENGTH), dtype=torch.long)
     rows = np.arange(SEQUENCES)
-    yield shares("update", lambda: learner.update(tokens, rows), "full tuning, 8 x 256")
-    del learner
-    model = models.load(base).eval()
+    return shares("update", lambda: learner.update(tokens, rows), "full tuning, 8 x 256")
+
+
+def decode() -> Result:
+    """Profile greedy decoding, with the contexts' first pass."""
+    model = models.load(models.base_model(config(LENGTH).model, Store(STORE))).eval()
     given = contexts()
-    yield shares(
+    return shares(
         "decode",
         lambda: continue_texts(model, given, NEW, GREEDY, BATCH),
         f"greedy decoding, {BATCH} texts by {NEW} tokens",
