@@ -1,16 +1,21 @@
 """Tables of records, and the colouring of continuations."""
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from hyperfitting.errors import UserError
-from hyperfitting.reporting import colouring, table
-from tests.conftest import hyperfit
+from hyperfitting.metrics.uncertainty import bootstrap_mean
+from hyperfitting.reporting import colouring, report
+from hyperfitting.reporting.sweeps import SweepRecords
+from hyperfitting.results import SCHEMA_VERSION
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" | pipe"
 
@@ -69,51 +74,152 @@ def test_as_many_pieces_as_tokens() -> None:
         colouring.html(["a"], [1, 2])
 
 
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("decoding")
-    done = hyperfit(
-        folder, "experiment=decoding", "preset=debug", "evaluation=held_out",
-        "hydra.sweep.dir=sweep",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "tables     " in done.stdout
-    return folder / "sweep"
+WRITER = {"original": ["tuning=none"], "hyperfitted": []}
+COLUMNS = {
+    "TTR": {"key": "gen/ttr", "times": 100, "format": "{:.1f}"},
+    "at 16": {"key": "gen/ttr", "at": 16},
+    "longest": {"key": "gen/dataset_overlap", "highest": True, "format": "{:.0f}"},
+    "asked": {"key": "preference"},
+    "never": {"key": "gen/ttr", "at": 99},
+}
+TABLE = {
+    "caption": "A & B",
+    "rows": ["model", "writer"],
+    "columns": COLUMNS,
+    "published": [
+        {"model": "ours", "writer": "original", "TTR": 12.5},
+        {"model": "theirs only", "writer": "hyperfitted", "TTR": "1 or 2"},
+    ],
+    "source": "someone",
+}
 
 
-def rows(text: str, heading: str) -> dict[tuple[str, str], str]:
-    """The table under a heading: its rows by their first two cells."""
-    part = text.split(f"### {heading}")[1].split("###", maxsplit=1)[0]
-    cells = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")]
-    return {(line[0], line[1]): line[2] for line in cells[2:]}
+def record(ttr: list[float], at_16: float) -> dict[str, Any]:
+    """As much of a record as a report reads."""
+    whole = bootstrap_mean(np.array(ttr), 200)
+    assert whole is not None
+    cut = {"set": None, "metrics": {"gen/ttr": {"mean": whole.mean, "ci95": list(whole.ci95 or ()),
+           "n": len(ttr)}}, "baseline": {}, "reference": {}}  # fmt: skip
+    short = cut | {"metrics": {"gen/ttr": {"mean": at_16, "ci95": [at_16, at_16], "n": len(ttr)}}}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "versions": {"torch": "2"}, "git": None, "device": "cpu", "notes": [],
+        "slices": [cut | {"new_tokens": 32}, short | {"new_tokens": 16}],
+        "per_text": {"metrics": {"gen/ttr": ttr, "gen/dataset_overlap": [1, 7, None]}},
+        "samples": [{"set": "news"} for _ in ttr],
+    }  # fmt: skip
 
 
-def test_one_command_makes_the_table_of_all_decodings(sweep: Path) -> None:
-    text = (sweep / "tables.md").read_text()
-    found = rows(text, "How varied is it?")
-    names = {path.name for path in sweep.iterdir() if path.is_dir()}
-    assert len(names) == 11
-    # the original with the blocker is the original without it
-    assert {name for name, model in found if model == "hyperfitted"} <= names
-    assert ("citation_blocker", "original") not in found
-    record = json.loads((sweep / "top_p" / "results.json").read_text())
-    for side, model in (("metrics", "hyperfitted"), ("baseline", "original")):
-        ttr = record[side]["gen/ttr"]
-        expected = f"{ttr['mean']:.3f} [{ttr['ci95'][0]:.3f}, {ttr['ci95'][1]:.3f}]"
-        assert found["top_p", model] == expected
-    assert any(model == "real text" for _, model in found)
-    assert len(list((sweep.parent / "outputs/store/tuned").glob("*/manifest.json"))) == 1
-    against = text.split("less the hyperfitted one greedy")[1]
-    assert re.search(r"\| top_p \| [+-]\d\.\d{3} \[.*\], p ", against)
+def a_sweep(folder: Path, table: dict[str, Any], **records: dict[str, Any] | None) -> Path:
+    """Write a sweep's folder: two writers and three seeds of one model."""
+    members = [
+        {
+            "name": f"{writer}_{seed}",
+            "labels": {"model": "ours", "writer": writer, "seed": str(seed)},
+        }
+        for writer in WRITER
+        for seed in range(3)
+    ]
+    spec = {
+        "version": 1, "name": "x", "scale": "embedded", "command": ["hyperfit"],
+        "axes": {"writer": WRITER, "seed": [0, 1, 2]},
+        "scales": {"embedded": {"axes": {"model": {"ours": []}}},
+                   "paper": {"axes": {"model": {"theirs only": []}}}},
+        "report": {"tables": {"main": table}}, "members": members,
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps(spec))
+    for name, found in records.items():
+        (folder / name).mkdir()
+        if found is not None:
+            (folder / name / "results.json").write_text(json.dumps(found))
+    return folder
 
 
-def test_a_record_of_another_version_or_none_is_said(sweep: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no member of this sweep has a results\.json"):
-        table.read(tmp_path)
-    record: dict[str, Any] = json.loads((sweep / "beam" / "results.json").read_text())
-    (tmp_path / "beam").mkdir()
-    (tmp_path / "beam" / "results.json").write_text(json.dumps(record | {"schema_version": 1}))
+@pytest.fixture
+def half_done(tmp_path: Path) -> Path:
+    return a_sweep(
+        tmp_path / "sweeps" / "x",
+        TABLE,
+        original_0=record([0.1, 0.2, 0.4], 0.5),
+        hyperfitted_0=record([0.6, 0.6, 0.6], 0.7),
+        hyperfitted_1=record([0.7, 0.7, 0.7], 0.8),
+        hyperfitted_2=record([0.8, 0.8, 0.8], 0.9),
+    )
+
+
+def test_several_members_make_a_cell_with_students_interval(half_done: Path) -> None:
+    table = report.table_of(SweepRecords.of(half_done), "main", TABLE)
+    by_row = {tuple(row.labels.values()): row for row in table.rows}
+    found = by_row["ours", "hyperfitted"].ours
+    low, high = scipy.stats.t.interval(0.95, 2, 70, scipy.stats.sem([60, 70, 80]))
+    assert found["TTR"].mean == pytest.approx(70)
+    assert found["TTR"].ci95 == pytest.approx((low, high))
+    assert found["at 16"].mean == pytest.approx(0.8)
+    assert found["longest"].mean == 7
+    assert found["asked"].missing == "no annotations yet"
+    assert found["never"].missing == "not measured at 99"
+
+
+def test_missing_cells_say_why_and_published_ones_are_marked(half_done: Path) -> None:
+    out = report.write(half_done)
+    assert out == half_done.parent.parent / "reports" / "x"
+    text = (out / "main.md").read_text()
+    assert "TTR (theirs)" in text
+    assert "at 16 (theirs)" not in text  # nothing is published there
+    theirs = next(line for line in text.splitlines() if "theirs only" in line)
+    assert "(not at this scale)" in theirs
+    assert "| 1 or 2 |" in theirs
+    tex = (out / "main.tex").read_text()
+    assert r"\toprule" in tex
+    assert r"\caption{A \& B}" in tex
+    lines = list(csv.DictReader((out / "main.csv").open()))
+    ours = next(
+        line for line in lines if line["writer"] == "hyperfitted" and line["column"] == "TTR"
+    )
+    assert float(ours["mean"]) == pytest.approx(70)
+    assert [line["published"] for line in lines if line["column"] == "TTR"] == [
+        "12.5",
+        "",
+        "1 or 2",
+    ]
+    page = (out / "README.md").read_text()
+    assert "4 of 6 members have finished" in page
+    assert "- original_1: not run yet" in page
+
+
+def test_of_several_members_those_that_are_there_count(half_done: Path) -> None:
+    table = report.table_of(SweepRecords.of(half_done), "main", TABLE)
+    original = next(row for row in table.rows if row.labels["writer"] == "original")
+    assert (original.ours["TTR"].members, original.ours["TTR"].ci95) == (1, None)
+    assert "(1 of 3 members)" in report.markdown(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"published": [{"model": "ours", "writer": "orignal", "TTR": 1}]},
+            "did you mean original",
+        ),
+        ({"published": [{"model": "ours", "writer": "original", "TRR": 1}]}, "did you mean TTR"),
+        ({"rows": ["model", "writers"]}, "did you mean writer"),
+        ({"columns": {"TTR": {"keys": "gen/ttr"}}}, "did you mean key"),
+    ],
+)
+def test_a_description_that_makes_no_sense_is_said(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    folder = a_sweep(tmp_path / "x", TABLE | change)
+    with pytest.raises(UserError, match=says):
+        report.write(folder)
+
+
+def test_a_record_of_another_version_and_no_sweep_are_said(half_done: Path, tmp_path: Path) -> None:
+    path = half_done / "original_0" / "results.json"
+    path.write_text(json.dumps({"schema_version": 1}))
     with pytest.raises(UserError, match="another version of this software") as told:
-        table.write(tmp_path)
+        report.write(half_done)
     assert "valid: schema_version 2" in str(told.value)
-    assert not (tmp_path / "tables.md").exists()
+    with pytest.raises(UserError, match="is no sweep"):
+        report.write(tmp_path)

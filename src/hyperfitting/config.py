@@ -347,6 +347,11 @@ class DecodeConfig:
             _needs("decode.top_k", self.top_k, "the candidates", "decode=contrastive")
         refuse_what_changes_nothing(self, "decode", "strategy", STRATEGY_FIELDS)
 
+    @property
+    def candidates(self) -> int:
+        """How many texts are kept, or tried, for one that is written."""
+        return {"beam": self.num_beams, "contrastive": int(self.top_k or 1)}.get(self.strategy, 1)
+
 
 STRATEGY_FIELDS: dict[str, tuple[str, ...]] = {
     "greedy": (),
@@ -412,6 +417,11 @@ class EvaluationConfig:
         """The number of new tokens that are generated."""
         return self.new_tokens[-1]
 
+    @property
+    def whole(self) -> int:
+        """Tokens of each original text that are read."""
+        return self.text_len or self.context_len + self.longest
+
 
 @dataclass
 class TrackingConfig:
@@ -471,6 +481,10 @@ class RunConfig:
     """Sets dataset.seed, trainer.seed and decode.seed, unless they are set themselves."""
     store: str = "outputs/store"
     """Where the artefacts are kept."""
+    scale: str = "embedded"
+    """For experiments: `embedded` (the packaged model and texts, for two CPU cores) or `paper`."""
+    plan: bool = False
+    """Print what would be done, and how long it would take, and do nothing."""
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
     optimizer: dict[str, Any] = field(default_factory=dict)

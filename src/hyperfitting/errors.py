@@ -28,6 +28,16 @@ class UserError(Exception):
             lines.append(f"  try:   {hint}")
         super().__init__("\n".join(lines))
 
+    def of(self, whom: str) -> "UserError":
+        """Return the same error, said of one of several."""
+        return UserError(
+            f"{self.problem} ({whom})",
+            field=self.field,
+            value=self.value,
+            valid=self.valid,
+            hint=self.hint,
+        )
+
     def moved(self, old: str, new: str) -> "UserError":
         """Return the same error about fields that stand elsewhere in the config."""
         return UserError(

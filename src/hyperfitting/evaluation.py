@@ -5,7 +5,7 @@ reads that. The original model's are made once for all members that share texts 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from hyperfitting import models
+from hyperfitting import costs, models
 from hyperfitting.config import STRATEGY_FIELDS, DecodeConfig, ModelConfig, RunConfig
 from hyperfitting.data.corpus import load_corpus, load_evaluation_texts, piece_in_text, pieces
 from hyperfitting.decoding.blocker import CitationBlocker
@@ -59,12 +59,25 @@ class LoadedModel:
 class _Did:
     """What one model did on each set of texts, by its name."""
 
+    model: LoadedModel
     likelihoods: dict[str, Artefact]
     continuations: dict[str, Artefact]
     readings: dict[str, Artefact] = field(default_factory=dict)
     """How the original model reads its continuations; none: it is the original model."""
     features: dict[str, Artefact] = field(default_factory=dict)
     """For MAUVE, of its continuations and of the texts."""
+
+    def by_kind(self) -> dict[str, dict[str, Artefact]]:
+        """Return all artefacts."""
+        return {kind: found for kind, found in vars(self).items() if kind != "model"}
+
+    def all(self) -> list[Artefact]:
+        """Return all artefacts in a row."""
+        return [artefact for found in self.by_kind().values() for artefact in found.values()]
+
+    def own(self) -> list[Artefact]:
+        """Return what the model makes by itself."""
+        return [*self.likelihoods.values(), *self.continuations.values()]
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,23 @@ class Evaluator:
             evaluation.context_len + evaluation.longest,
         )
 
+    def handles(self, base: BaseModel, tuned: Artefact | None) -> tuple["_Did", "_Did"]:
+        """Return the artefacts of what the tuned and the original model do; nothing is made.
+
+        Args:
+            base: the original model.
+            tuned: the tuned one; none: the original model takes its place.
+        """
+        original = LoadedModel(ModelState(base), self.device)
+        before = self._did(original)
+        if tuned is None:
+            return before, before
+        state = ModelState(base, tuned, self.cfg.evaluation.state)
+        after = self._did(LoadedModel(state, self.device))
+        for name in self.sets:
+            after.readings[name] = self.reading(original, name, after.continuations[name])
+        return after, before
+
     def compare(
         self, base: BaseModel, tuned: Artefact | None
     ) -> tuple[Output, Output, Output, dict[str, Artefact]]:
@@ -105,43 +135,31 @@ class Evaluator:
             base: the original model.
             tuned: the tuned one; none: the original model takes its place.
         """
-        original = LoadedModel(ModelState(base), self.device)
-        after = None
-        if tuned is not None:
-            final = LoadedModel(ModelState(base, tuned, self.cfg.evaluation.state), self.device)
-            after = self._did(final)
-            final.release()  # one model in memory at a time
-        before = self._did(original)
-        if after is None:
-            after = before
-        else:
-            after.readings.update(
-                {
-                    name: self.reading(original, name, after.continuations[name])
-                    for name in self.sets
-                }
-            )
+        after, before = self.handles(base, tuned)
+        for did in (after, before):
+            for artefact in did.own():
+                artefact.ensure()
+            if did is not before:
+                did.model.release()  # one model in memory at a time
         outputs = [self._output(did) for did in (after, before)]
-        original.release()
+        before.model.release()
         if self.cfg.evaluation.mauve is not None:
             outputs = self._with_mauve(base, outputs, (after, before))
         artefacts = {
             f"{who}_{kind}/{name}": artefact
             for who, did in (("tuned", after), ("original", before))
-            for kind, found in vars(did).items()
+            for kind, found in did.by_kind().items()
             for name, artefact in found.items()
         }
         return outputs[0], outputs[1], self._reference(outputs[1]), artefacts
 
     def _did(self, model: LoadedModel) -> "_Did":
-        """Have a model read and continue all texts."""
-        did = _Did(
+        """Return the artefacts of what a model makes of all texts by itself."""
+        return _Did(
+            model,
             {name: self.likelihoods(model, name) for name in self.sets},
             {name: self.continuations(model, name) for name in self.sets},
         )
-        for artefact in (*did.likelihoods.values(), *did.continuations.values()):
-            artefact.ensure()
-        return did
 
     def _reference(self, original: Output) -> Output:
         """Return the texts as if the original model had written them, as it has read them."""
@@ -188,6 +206,7 @@ class Evaluator:
             config={},
             inputs={"model": model.state.id, "texts": self.sets[texts].id},
             make=make,
+            work=self._work(model.state.base, self.cfg.evaluation.whole),
         )
 
     def continuations(self, model: LoadedModel, texts: str) -> Artefact:
@@ -246,6 +265,11 @@ class Evaluator:
             inputs={"model": model.state.id, "texts": self.sets[texts].id}
             | ({"blocked": self.corpus.id} if blocked else {}),
             make=make,
+            work=self._work(
+                model.state.base,
+                evaluation.context_len + evaluation.longest,
+                self.cfg.decode.candidates,
+            ),
         )
 
     def reading(self, model: LoadedModel, texts: str, written: Artefact) -> Artefact:
@@ -276,6 +300,7 @@ class Evaluator:
             config={},
             inputs={"model": model.state.id, "continuations": written.id},
             make=make,
+            work=self._work(model.state.base, context_len + self.cfg.evaluation.longest),
         )
 
     def _with_mauve(
@@ -327,6 +352,10 @@ class Evaluator:
             inputs={"model": reader.state.id} | of,
             make=make,
         )
+
+    def _work(self, base: BaseModel, length: int, times: int = 1) -> Callable[[], float]:
+        """Return the function that counts the operations of passes over a set's texts."""
+        return lambda: times * costs.forward(base.size(), self.cfg.evaluation.n_texts, length)
 
     def _blocked(self, state: ModelState) -> bool:
         """Return whether the citation blocker is on. An original model has nothing to cite."""

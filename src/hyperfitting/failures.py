@@ -1,5 +1,6 @@
-"""What happens when something goes wrong: one clear message at once, again at the end of a sweep,
-and an exit status that says so. Tracebacks go to the run's log, not to the user.
+"""What happens when something goes wrong: one clear message, and an exit status that says so.
+
+Tracebacks go to the run's log, not to the user.
 """
 
 import errno
@@ -9,13 +10,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperfitting.errors import UserError, is_out_of_memory, near_matches
@@ -25,38 +24,33 @@ INTERRUPTED = 130
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-@dataclass
-class _Members:
-    """How the members of this process's sweep ended."""
-
-    finished: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    """Name of the member, and what went wrong."""
-
-
-_members = _Members()
-
-
-class _Told(Exception):
+class Told(Exception):
     """A failure that the user has been told of."""
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Run a member in this context: a failure is told at once and remembered for the end."""
+    """Run one config in this context: a failure is told at once."""
+    with noted(lambda message: tell(f"error: {message}")):
+        yield
+
+
+@contextmanager
+def noted(note: Callable[[str], None]) -> Iterator[None]:
+    """Run in this context: a failure is logged, and `note` is told what to tell the user.
+
+    Raises:
+        Told: instead of what was raised.
+    """
     try:
         yield
     except Exception as error:
         hydra_cfg = HydraConfig.get()
-        name = hydra_cfg.job.override_dirname or "(no overrides)"
         message = explain(error, Path(hydra_cfg.runtime.output_dir) / f"{hydra_cfg.job.name}.log")
         log.debug("%s", message)
         logging.getLogger("hyperfitting.traceback").info("failed", exc_info=error)
-        head = f"member {name} failed: " if hydra_cfg.mode == RunMode.MULTIRUN else "error: "
-        _tell(head + message)
-        _members.failed.append((name, message))
-        raise _Told(name) from error
-    _members.finished += 1
+        note(message)
+        raise Told(message) from error
 
 
 def exit_status(task: Callable[[], Any]) -> int:
@@ -66,26 +60,19 @@ def exit_status(task: Callable[[], Any]) -> int:
     try:
         task()
     except KeyboardInterrupt:
-        _tell("interrupted; the same command goes on where it stopped")
+        tell("interrupted; the same command goes on where it stopped")
         return INTERRUPTED
     except Exception as error:
         if wanted_full:
             traceback.print_exc()
-        if not isinstance(error, _Told):
-            _tell("error: " + explain(error, None))
-        _sum_up()
+        if not isinstance(error, Told):
+            tell("error: " + explain(error, None))
         return 1
     return 0
 
 
-def _sum_up() -> None:
-    if len(_members.failed) + _members.finished > 1:
-        lines = [f"{_members.finished} members finished, {len(_members.failed)} failed:"]
-        lines += [f"- {name}: {message.splitlines()[0]}" for name, message in _members.failed]
-        _tell("\n".join(lines))
-
-
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """Tell the user, beside the output."""
     print(f"\n{message}", file=sys.stderr, flush=True)
 
 

@@ -109,6 +109,18 @@ def _cached_commit(kind: Kind, repo: str, revision: str | None) -> str | None:
     return ref.read_text().strip() if ref.is_file() else None
 
 
+def config_folder(repo: str, sha: str) -> Path:
+    """Return a folder with the config of a model at a commit, downloaded if need be.
+
+    Raises:
+        UserError: no access, no network.
+    """
+    from huggingface_hub import snapshot_download
+
+    with explained("model", repo, sha):
+        return Path(snapshot_download(repo, revision=sha, allow_patterns=["config.json"]))
+
+
 def model_folder(repo: str, sha: str) -> Path:
     """Return the folder of a model at a commit, downloaded if need be, as safetensors if it can.
 

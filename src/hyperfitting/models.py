@@ -24,11 +24,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hyperfitting import hub, memory, parameters
 from hyperfitting.config import HardwareConfig, ModelConfig, TuningConfig
+from hyperfitting.costs import Size
 from hyperfitting.errors import UserError, is_out_of_memory, near_matches
 from hyperfitting.progress import Progress, silent
 from hyperfitting.store import Artefact, Store, fingerprint
 
 VERSION = 1
+_SIZES: dict[str, Size] = {}
+"""By model id: counting takes a while."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,20 @@ class BaseModel:
     name: str
     dtype: str
     folder: Callable[[], Path]
+    describe: Callable[[], Any] | None = None
+    """Gives its transformers config, without making or downloading the rest; none: it is there."""
+    made: Artefact | None = None
+    """It, if it is an artefact of the store."""
+
+    def size(self) -> Size:
+        """Return how large it is. Its weights are not read.
+
+        Raises:
+            UserError: its config cannot be used.
+        """
+        if self.id not in _SIZES:
+            _SIZES[self.id] = _size(self.describe() if self.describe else _config(self.folder()))
+        return _SIZES[self.id]
 
     def tokenizer(self) -> Any:
         """Return its tokenizer.
@@ -114,7 +131,11 @@ def base_model(cfg: ModelConfig, store: Store, show: Progress = silent) -> BaseM
         repo = str(cfg.path)
         sha = hub.commit("model", repo, cfg.revision)
         return BaseModel(
-            f"{repo}@{sha}:{cfg.dtype}", cfg.name, cfg.dtype, lambda: hub.model_folder(repo, sha)
+            f"{repo}@{sha}:{cfg.dtype}",
+            cfg.name,
+            cfg.dtype,
+            lambda: hub.model_folder(repo, sha),
+            lambda: _config(hub.config_folder(repo, sha)),
         )
     if cfg.source == "local":
         folder = Path(str(cfg.path)).expanduser().absolute()
@@ -122,7 +143,36 @@ def base_model(cfg: ModelConfig, store: Store, show: Progress = silent) -> BaseM
         files = {p.name: p for p in folder.iterdir() if p.suffix in _MODEL_SUFFIXES}
         return BaseModel(f"{fingerprint(files)}:{cfg.dtype}", cfg.name, cfg.dtype, lambda: folder)
     artefact = _converted(cfg, store, show) if cfg.source == "gguf" else _random(cfg, store)
-    return BaseModel(f"{artefact.id}:{cfg.dtype}", cfg.name, cfg.dtype, artefact.path)
+    return BaseModel(
+        f"{artefact.id}:{cfg.dtype}",
+        cfg.name,
+        cfg.dtype,
+        artefact.path,
+        lambda: _config(artefact.folder) if artefact.exists else _unmade(cfg),
+        artefact,
+    )
+
+
+def _unmade(cfg: ModelConfig) -> Any:
+    """Return the transformers config of a model that is not converted or initialised yet."""
+    if cfg.source == "gguf":
+        return AutoConfig.from_pretrained(_package_folder(cfg), gguf_file=cfg.gguf_file)
+    return AutoConfig.for_model(**{"vocab_size": len(byte_tokenizer()), **(cfg.architecture or {})})
+
+
+def _size(config: Any) -> Size:
+    """Return how large a model of this config is."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    stack = list(parameters.find_blocks(model) or ())
+    return Size(
+        parameters=sum(p.numel() for p in model.parameters()),
+        in_blocks=sum(p.numel() for block in stack for p in block.parameters()),
+        head=sum(p.numel() for p in head.parameters()) if head is not None else 0,
+        blocks=len(stack),
+        width=int(config.hidden_size),
+    )
 
 
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")

@@ -1,7 +1,4 @@
-"""The record of a run: `results.json`, the interface that tables, dashboards and others read.
-
-Its fields are documented in the README ("results.json"). Raise SCHEMA_VERSION when one changes.
-"""
+"""The record of a run, as it is built. What a field means is in the README ("results.json")."""
 
 import platform
 import subprocess
@@ -12,12 +9,10 @@ from typing import Any
 from hyperfitting.config import RunConfig
 from hyperfitting.metrics.overlap import Overlap
 from hyperfitting.metrics.uncertainty import Estimate
+from hyperfitting.results import SCHEMA_VERSION
 from hyperfitting.scoring import Compared, Slice, notes, per_text, slices
 from hyperfitting.store import Artefact, package_versions
 from hyperfitting.training.checkpoint import Row
-
-SCHEMA_VERSION = 2
-FILE_NAME = "results.json"
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,18 @@ import json
 import logging
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from hyperfitting import failures
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
+from hyperfitting.results import FILE_NAME
 
 if TYPE_CHECKING:
     from hyperfitting.progress import Progress
@@ -45,93 +48,133 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
         UserError: something only the user can mend; all that was made before is kept.
     """
     from hyperfitting import models, record, scoring
-    from hyperfitting.data import corpus, sources
-    from hyperfitting.evaluation import Evaluator
+    from hyperfitting.data.corpus import ensure_sets
+    from hyperfitting.pipeline import Pipeline
     from hyperfitting.reporting import colouring
-    from hyperfitting.store import Store, write_json, write_text
-    from hyperfitting.training.loop import tune
+    from hyperfitting.store import write_json, write_text
 
     start = time.perf_counter()
     device = models.prepare(cfg.hardware)
-    store = Store(cfg.store)
-    base = models.base_model(cfg.model, store, show)
-    texts = sources.texts(cfg.dataset, store, show)
-    sequences = corpus.corpus(cfg.dataset, cfg.evaluation.share, texts, base, store)
-    sets = corpus.evaluation_sets(cfg.dataset, cfg.evaluation, base, store, show)
-    evaluator = Evaluator(cfg, sets, sequences, store, device, show)
-    made = {"texts": texts, "corpus": sequences}
-    made |= {f"evaluation_texts/{name}": artefact for name, artefact in sets.items()}
+    told: list[Row] = []
 
+    def tell(row: "Row") -> None:
+        told.append(row)
+        tracker.row(row)
+
+    line = Pipeline.of(cfg, device, show, tell)
+    ensure_sets(line.sets, cfg.evaluation)
     history: list[Row] = []
     notes: list[str] = []
-    tuned = None
-    if cfg.tuning.method != "none":
-        told: list[Row] = []
-
-        def tell(row: "Row") -> None:
-            told.append(row)
-            tracker.row(row)
-
-        made["tuned"] = tuned = tune(cfg, sequences, base, store, show, tell)
-        if not tuned.exists:
-            evaluator.check(base)
-        history = json.loads(tuned.file("history.json").read_text("utf-8"))
+    if line.tuned is not None:
+        if not line.tuned.exists:
+            line.evaluator.check(line.base)
+        history = json.loads(line.tuned.file("history.json").read_text("utf-8"))
         for row in history[len(told) :]:  # what was trained before, or by another process
             tracker.row(row)
     elif cfg.decode.citation_blocker.enabled:
         notes.append("the original model has no training data to cite: the blocker forbids nothing")
 
-    final, original, reference, artefacts = evaluator.compare(base, tuned)
-    counted = evaluator.counted(base)
+    final, original, reference, artefacts = line.evaluator.compare(line.base, line.tuned)
+    counted = line.evaluator.counted(line.base)
     compared = scoring.compare(final, original, reference, counted, cfg.evaluation)
     outcome = record.Found(history, compared, notes)
-    found = record.build(cfg, made | artefacts, outcome, time.perf_counter() - start, str(device))
+    seconds = time.perf_counter() - start
+    found = record.build(cfg, line.prepared() | artefacts, outcome, seconds, str(device))
     write_text(folder / PAGE, colouring.page(found))
-    write_json(folder / record.FILE_NAME, found)
+    write_json(folder / FILE_NAME, found)
     tracker.finish(found)
     return found
 
 
-def member(cfg: DictConfig) -> None:
-    """Run one composed config, with its progress and outcome on the terminal."""
-    with failures.reported():
+def task(cfg: DictConfig) -> None:
+    """Do what a composed config asks for: run it, or its part of a sweep, or plan it."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        swept(cfg)
+    else:
+        with failures.reported():
+            config = from_hydra(cfg)
+            if config.plan:
+                planned(config)
+            else:
+                alone(config)
+
+
+def planned(config: RunConfig) -> None:
+    """Print what one run would do."""
+    from rich.console import Console
+
+    from hyperfitting.sweep.plan import Plan, table
+
+    Console().print(table(Plan.of({"this run": config})))
+
+
+def alone(config: RunConfig) -> None:
+    """Run one config, with its progress and outcome on the terminal."""
+    from rich.console import Console
+
+    from hyperfitting.terminal import Terminal, outcome
+    from hyperfitting.tracking import tracked
+
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    kind = f"{config.model.name} {config.dataset.name} {config.tuning.method}"
+    name = hydra_config.job.override_dirname or f"{kind} seed={config.seed}"
+    log.info("config: %s", asdict(config))
+    with (
+        Terminal(console) as terminal,
+        tracked(config.tracking, name, folder, asdict(config)) as tracker,
+    ):
+        found = run(config, folder, tracker, terminal.progress)
+        tracked_in = tracker.folder
+    console.print(outcome(found, colour=console.is_terminal and not console.no_color))
+    console.print(f"record     {folder / FILE_NAME}", highlight=False, soft_wrap=True)
+    console.print(f"texts      {folder / PAGE}", highlight=False, soft_wrap=True)
+    if "tuned" in found["artefacts"]:
+        console.print(f"model      {found['artefacts']['tuned']}", highlight=False, soft_wrap=True)
+    if tracked_in is not None:
+        sync = "" if config.tracking.mode == "online" else "   (wandb sync it to see it online)"
+        console.print(f"W&B        {tracked_in}{sync}", highlight=False, soft_wrap=True)
+
+
+def swept(cfg: DictConfig) -> None:
+    """Run one member of a sweep, unless it has finished, or another process runs it now.
+
+    Nobody looks: how far it is, and how it ended, is said in its folder.
+    """
+    from hyperfitting.sweep.state import Folder, Reporter
+
+    hydra_config = HydraConfig.get()
+    folder = Folder(Path(hydra_config.runtime.output_dir))
+    with folder.claimed() as mine:
         config = from_hydra(cfg)
-        from dataclasses import asdict
+        if not mine or folder.is_finished(config):
+            return
+        reporter = Reporter(folder)
+        with failures.noted(reporter.failed):
+            if folder.record.exists():
+                folder.set_aside()
+            _run_swept(config, folder.path, reporter.progress)
+            reporter.finished()
 
-        from rich.console import Console
 
-        from hyperfitting.terminal import Terminal, outcome
-        from hyperfitting.tracking import tracked
+def _run_swept(config: RunConfig, folder: Path, show: "Progress") -> None:
+    from hyperfitting.tracking import tracked
 
-        console = Console() if sys.stdout.isatty() else Console(width=110)
-        hydra_config = HydraConfig.get()
-        folder = Path(hydra_config.runtime.output_dir)
-        kind = f"{config.model.name} {config.dataset.name} {config.tuning.method}"
-        name = hydra_config.job.override_dirname or f"{kind} seed={config.seed}"
-        log.info("config: %s", asdict(config))
-        with (
-            Terminal(console) as terminal,
-            tracked(config.tracking, name, folder, asdict(config)) as tracker,
-        ):
-            found = run(config, folder, tracker, terminal.progress)
-            tracked_in = tracker.folder
-        console.print(outcome(found, colour=console.is_terminal and not console.no_color))
-        console.print(f"record     {folder / 'results.json'}", highlight=False, soft_wrap=True)
-        console.print(f"texts      {folder / PAGE}", highlight=False, soft_wrap=True)
-        if "tuned" in found["artefacts"]:
-            console.print(
-                f"model      {found['artefacts']['tuned']}", highlight=False, soft_wrap=True
-            )
-        if tracked_in is not None:
-            sync = "" if config.tracking.mode == "online" else "   (wandb sync it to see it online)"
-            console.print(f"W&B        {tracked_in}{sync}", highlight=False, soft_wrap=True)
+    log.info("config: %s", asdict(config))
+    with tracked(
+        config.tracking, folder.name, folder, asdict(config), sweep=folder.parent.name
+    ) as tracker:
+        run(config, folder, tracker, show)
 
 
 def main() -> None:
     """Run the command line: one member, or with `-m` a sweep of them."""
     register()
-    task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(member)
-    sys.exit(failures.exit_status(task))
+    hydra_task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
+        task
+    )
+    sys.exit(failures.exit_status(hydra_task))
 
 
 if __name__ == "__main__":

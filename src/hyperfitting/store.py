@@ -82,9 +82,10 @@ def fsync_path(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to; it becomes ``path`` only when all of it is on disk.
 
-    It is written beside, fsynced and renamed; on an error nothing is left.
+    It is written beside, fsynced and renamed; on an error nothing is left. Several processes may
+    write the same file at once: one of them is the last.
     """
-    beside = path.with_name(f".{path.name}.partial")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield beside
         fsync_path(beside)
@@ -119,8 +120,10 @@ class Artefact:
         kind: str,
         recipe: Mapping[str, Any],
         make: Callable[[Path], None],
+        work: Callable[[], float] | None = None,
     ) -> None:
         self.kind = kind
+        self.work = work
         self.recipe = recipe
         self.id = digest(recipe)
         self.folder = folder / kind / self.id
@@ -196,6 +199,7 @@ class Artefact:
 
     def _build(self) -> None:
         partial = self.folder.with_name(f"{self.id}.partial")
+        begun_before = partial.exists()
         partial.mkdir(exist_ok=True)
         for cut_short in partial.rglob(".*.partial"):
             cut_short.unlink()
@@ -216,6 +220,8 @@ class Artefact:
                 "recipe": self.recipe,
                 "packages": package_versions(),
                 "seconds": round(seconds, 3),
+                # what was done before a kill is not in the seconds: they say no speed then
+                "work": None if begun_before or self.work is None else self.work(),
                 "files": {
                     name: {
                         "sha256": file_sha256(partial / name),
@@ -278,6 +284,7 @@ class Store:
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
         make: Callable[[Path], None],
+        work: Callable[[], float] | None = None,
     ) -> Artefact:
         """Return the handle of an artefact; nothing is made yet.
 
@@ -288,6 +295,8 @@ class Store:
             inputs: the ids of what it is made from.
             make: fills the folder it is given. After a crash it is called again with the same
                 folder and what the last try left there, and may go on from that.
+            work: counts what making it takes, in any unit that is the same for all of its kind;
+                kept beside the seconds that it took, to tell the next one's time.
         """
         recipe = {"kind": kind, "version": version, "config": config, "inputs": inputs}
-        return Artefact(self.folder, kind, recipe, make)
+        return Artefact(self.folder, kind, recipe, make, work)

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperfitting.config import TrackingConfig
+from hyperfitting.store import digest
 from hyperfitting.training.checkpoint import Row
 
 log = logging.getLogger(__name__)
+_LONGEST_TAG = 64
+"""Characters; W&B refuses longer ones."""
 Mode = Literal["online", "offline"]
 
 
@@ -58,10 +61,19 @@ class Tracker:
 
 @contextmanager
 def tracked(
-    cfg: TrackingConfig, name: str, folder: Path, config: dict[str, Any]
+    cfg: TrackingConfig, name: str, folder: Path, config: dict[str, Any], sweep: str | None = None
 ) -> Iterator[Tracker]:
-    """Track what happens in this context as one W&B run, ended before the context is left."""
-    tracker = Tracker(_start(cfg, name, folder, config))
+    """Track what happens in this context as one W&B run, ended before the context is left.
+
+    Args:
+        cfg: whether, and where to.
+        name: of the run.
+        folder: where its files go.
+        config: shown beside it.
+        sweep: what it is a member of: its group, and part of an id that is the same when the member
+            is begun again, so that W&B goes on with the same run.
+    """
+    tracker = Tracker(_start(cfg, name, folder, config, sweep))
     code = 1
     try:
         yield tracker
@@ -70,21 +82,30 @@ def tracked(
         tracker.close(code)
 
 
-def _start(cfg: TrackingConfig, name: str, folder: Path, config: dict[str, Any]) -> Any:
+def _start(
+    cfg: TrackingConfig, name: str, folder: Path, config: dict[str, Any], sweep: str | None
+) -> Any:
     if cfg.mode == "disabled":
         return None
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     modes: list[Mode] = ["online", "offline"] if cfg.mode == "online" else ["offline"]
     for mode in modes:
         try:
-            return _init(cfg, mode, name, folder, config)
+            return _init(cfg, mode, name, folder, config, sweep)
         except Exception as error:
             after = "tracking offline instead" if mode != modes[-1] else "not tracked"
             log.warning("W&B %s failed (%s); %s", mode, _first_line(error), after)
     return None
 
 
-def _init(cfg: TrackingConfig, mode: Mode, name: str, folder: Path, config: dict[str, Any]) -> Any:
+def _init(
+    cfg: TrackingConfig,
+    mode: Mode,
+    name: str,
+    folder: Path,
+    config: dict[str, Any],
+    sweep: str | None,
+) -> Any:
     import wandb
 
     if mode == "online" and not wandb.login(prompt=False, verify=False):
@@ -92,8 +113,11 @@ def _init(cfg: TrackingConfig, mode: Mode, name: str, folder: Path, config: dict
     run = wandb.init(
         project=cfg.project,
         entity=cfg.entity,
-        group=cfg.group,
-        tags=cfg.tags,
+        group=cfg.group or sweep,
+        tags=[*cfg.tags, *([sweep[:_LONGEST_TAG]] if sweep else [])],
+        job_type="member" if sweep else "run",
+        id=_id(folder, config) if sweep else None,
+        resume="allow" if sweep and mode == "online" else None,
         name=name,
         dir=folder,
         config=config,
@@ -115,6 +139,12 @@ def _init(cfg: TrackingConfig, mode: Mode, name: str, folder: Path, config: dict
     for key in ("train/epoch_loss", "val/*", "gen/*"):
         run.define_metric(key, step_metric="epoch")
     return run
+
+
+def _id(folder: Path, config: dict[str, Any]) -> str:
+    """Return the id of a member's run: the same when it is begun again, with the same config."""
+    kept = {k: v for k, v in config.items() if k not in ("tracking", "hardware")}
+    return digest([str(folder.absolute()), kept])
 
 
 def _summary(record: dict[str, Any]) -> dict[str, float]:

@@ -14,7 +14,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +95,7 @@ def evaluation_texts(
     cfg: TextsConfig, evaluation: EvaluationConfig, texts: Artefact, base: BaseModel, store: Store
 ) -> Artefact:
     """Return the artefact of the held-out texts of one set: contexts and how they really go on."""
-    length = evaluation.text_len or evaluation.context_len + evaluation.longest
+    length = evaluation.whole
 
     def make(work: Path) -> None:
         base.check_length("evaluation.text_len", length)
@@ -129,22 +130,39 @@ def evaluation_sets(
     store: Store,
     show: Progress = silent,
 ) -> dict[str, Artefact]:
-    """Return the held-out texts of each set, by its name; all are there before anything is trained.
+    """Return the artefact of the held-out texts of each set, by its name.
 
     Raises:
-        UserError: a set cannot be had; the message names its fields.
+        UserError: a set's source does not exist; the message names its fields.
     """
     sets = evaluation.contexts or {dataset.name: dataset}
     found: dict[str, Artefact] = {}
     for name, cfg in sets.items():
-        at = f"evaluation.contexts.{name}." if evaluation.contexts else "dataset."
-        try:
+        with _of_set(name, evaluation):
             texts = sources.texts(cfg, store, show)
             found[name] = evaluation_texts(cfg, evaluation, texts, base, store)
-            found[name].ensure()
-        except UserError as error:
-            raise error.moved("dataset.", at) from error
     return found
+
+
+def ensure_sets(sets: Mapping[str, Artefact], evaluation: EvaluationConfig) -> None:
+    """Make the held-out texts of all sets, before anything is trained.
+
+    Raises:
+        UserError: a set cannot be had; the message names its fields.
+    """
+    for name, artefact in sets.items():
+        with _of_set(name, evaluation):
+            artefact.ensure()
+
+
+@contextmanager
+def _of_set(name: str, evaluation: EvaluationConfig) -> Iterator[None]:
+    """Have errors in this context name the fields of a set."""
+    at = f"evaluation.contexts.{name}." if evaluation.contexts else "dataset."
+    try:
+        yield
+    except UserError as error:
+        raise error.moved("dataset.", at) from error
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def continue_texts(
     measures: list[NDArray[np.float32]] = [
         np.empty((len(CHOICE_MEASURES), 0, new_tokens), np.float32)
     ]
-    candidates = _candidates(decode)
+    candidates = decode.candidates
     size = evenly(
         len(contexts), batch_size or fitting(model, contexts.shape[1] + new_tokens, candidates)
     )
@@ -109,11 +109,6 @@ def continue_texts(
             measures.append(found.cpu().numpy())
     whole = np.concatenate(measures, axis=1)
     return Continued(tokens, dict(zip(CHOICE_MEASURES, whole, strict=True)))
-
-
-def _candidates(decode: DecodeConfig) -> int:
-    """Return how many rows of a batch one text takes."""
-    return {"beam": decode.num_beams, "contrastive": int(decode.top_k or 1)}.get(decode.strategy, 1)
 
 
 def fitting(model: PreTrainedModel, length: int, candidates: int) -> int:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hyperfitting import models, parameters
+from hyperfitting import costs, models, parameters
 from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, TrainerConfig
 from hyperfitting.data.corpus import Corpus, load_corpus
 from hyperfitting.decoding.generate import continue_texts
@@ -76,6 +76,7 @@ def tune(
         },
         inputs=inputs,
         make=make,
+        work=lambda: costs.training(cfg, base.size()),
     )
 
 

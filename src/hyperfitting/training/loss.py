@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
+_CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Size of the logits that are held at once, by kind of device."""
 
 

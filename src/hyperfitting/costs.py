@@ -1,0 +1,88 @@
+"""What a member will take: floating-point operations, bytes; before anything is loaded.
+
+Counted as usual (Kaplan et al., 2020): two operations a parameter and token forward, twice that
+backward, and attention's two products. Embedding tables are looked up, not multiplied.
+"""
+
+from dataclasses import dataclass
+
+from hyperfitting.config import RunConfig
+
+_OPTIMIZER_STATES = 2
+"""Tensors that Adam keeps for each parameter."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is."""
+
+    parameters: int
+    """All of them, tied ones once."""
+    in_blocks: int
+    """Parameters of the blocks."""
+    head: int
+    """Those of the output layer."""
+    blocks: int
+    width: int
+    """Of the hidden states."""
+
+
+def forward(size: Size, texts: int, length: int) -> float:
+    """Return the operations of one pass over ``texts`` of ``length`` tokens."""
+    attention = 4 * size.blocks * size.width * length / 2
+    return texts * length * (2 * (size.in_blocks + size.head) + attention)
+
+
+def training(cfg: RunConfig, size: Size) -> float:
+    """Return the operations of a whole training, with its looks at validation."""
+    data, trainer, tuning = cfg.dataset, cfg.trainer, cfg.tuning
+    epoch = forward(size, data.n_train, data.seq_len)
+    trained = min(tuning.last_blocks, size.blocks) / size.blocks if tuning.is_late else 1.0
+    head = 2 * size.head * data.n_train * data.seq_len
+    # backward: once for the activations, and once more for weights that are trained themselves
+    passes = 2 if tuning.is_lora else 3
+    once, each = 0.0, passes * epoch
+    if tuning.is_late:
+        each = passes * trained * (epoch - head) + 2 * head
+        frozen = (1 - trained) * (epoch - head)
+        kept = trainer.trunk_cache != "off" and not trainer.dropout
+        once, each = (frozen, each) if kept else (0.0, each + frozen)
+    look = forward(size, data.n_val, data.seq_len) + forward(
+        size, trainer.epoch_contexts, trainer.epoch_context_len + trainer.epoch_new_tokens
+    )
+    return once + trainer.epochs * (each + look)
+
+
+def trained_parameters(cfg: RunConfig, size: Size) -> float:
+    """Return how many parameters a tuning trains, adapters by a rough count."""
+    tuning = cfg.tuning
+    if tuning.method == "none":
+        return 0
+    share = min(tuning.last_blocks, size.blocks) / size.blocks if tuning.is_late else 1.0
+    if tuning.is_lora:
+        # some seven square-like matrices a block, and two thin ones for each
+        return share * size.blocks * 7 * 2 * tuning.lora_rank * 2 * size.width
+    return share * size.in_blocks if tuning.is_late else size.parameters
+
+
+def itemsize(cfg: RunConfig) -> int:
+    """Return the bytes of a parameter."""
+    return 4 if cfg.model.dtype == "float32" else 2
+
+
+def memory(cfg: RunConfig, size: Size) -> float:
+    """Return the bytes of weights, gradients and the optimizer's state, without activations."""
+    item = itemsize(cfg)
+    trained = trained_parameters(cfg, size)
+    eight_bit = "8bit" in str(cfg.optimizer.get("_target_"))
+    state = _OPTIMIZER_STATES * (1 if eight_bit else item)
+    return size.parameters * item + trained * (item + state)
+
+
+def disk(cfg: RunConfig, size: Size) -> float:
+    """Return the bytes that a training leaves: two states, and the activations of its trunk."""
+    states = 2 * itemsize(cfg) * trained_parameters(cfg, size)
+    if not cfg.tuning.is_late or cfg.trainer.trunk_cache == "off" or cfg.trainer.dropout:
+        return states
+    kind = 4 if cfg.trainer.trunk_cache == "float32" else 2
+    return states + cfg.dataset.n_train * cfg.dataset.seq_len * size.width * kind

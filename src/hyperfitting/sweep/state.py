@@ -1,0 +1,199 @@
+"""How far a member is: files in its folder that any process, on any machine, can read.
+
+results.json    it has finished, with the config that is in there
+status.json     what it last said: running (and how far), interrupted, failed (and why)
+.lock           held by the process that runs it, and let go by the system when that dies
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from hyperfitting.config import RunConfig
+from hyperfitting.errors import UserError
+from hyperfitting.progress import Advance
+from hyperfitting.results import FILE_NAME, read
+from hyperfitting.store import write_json
+
+SPEC, SPEC_VERSION = "sweep.json", 1
+"""What a sweep's folder says of the sweep, and the version of its format."""
+STATUS = "status.json"
+_LOCK = ".lock"
+_EVERY = 1.0
+"""Seconds between two words on how far a task is."""
+_NO_MATTER = ("tracking", "hardware", "store", "plan", "scale")
+"""Parts of a config that change no number."""
+
+Kind = Literal["waiting", "running", "finished", "failed", "interrupted"]
+
+
+@dataclass
+class Status:
+    """What is known of a member."""
+
+    kind: Kind = "waiting"
+    task: str = ""
+    """What it does now, or did last."""
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    shown: dict[str, float] = field(default_factory=dict)
+    """Numbers worth a look, such as the loss."""
+    began: float = 0.0
+    """When it was last begun, in seconds since 1970."""
+    said: float = 0.0
+    """When this was written."""
+    attempts: int = 0
+    reason: str = ""
+    """Why it failed."""
+    host: str = ""
+    pid: int = 0
+
+
+class Folder:
+    """A member's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def record(self) -> Path:
+        """Where its record is, or will be."""
+        return self.path / FILE_NAME
+
+    def status(self) -> Status:
+        """Return how far it is."""
+        said = self.said()
+        if self.record.is_file():
+            said.kind = "finished"
+        elif said.kind == "running" and not self.is_held():
+            said.kind = "interrupted"
+        return said
+
+    def said(self) -> Status:
+        """Return what it last said of itself; its process may have died since."""
+        try:
+            return Status(**json.loads((self.path / STATUS).read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return Status()
+
+    def say(self, status: Status) -> None:
+        """Write how far it is. A full disk or a folder that is gone must not stop the work."""
+        with suppress(OSError):
+            write_json(self.path / STATUS, asdict(status) | {"said": time.time()})
+
+    def is_held(self) -> bool:
+        """Return whether a process runs it now."""
+        if not (self.path / _LOCK).exists():
+            return False
+        with self.claimed() as mine:
+            return not mine
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Be the only one that runs it, in this context; false if another process is."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def is_finished(self, cfg: RunConfig) -> bool:
+        """Return whether its record is there, and is of this config."""
+        return self.outdated(cfg) == ""
+
+    def outdated(self, cfg: RunConfig) -> str | None:
+        """Return why its record is not that of a config: "" if it is; none: there is no record."""
+        if not self.record.exists():
+            return None
+        try:
+            record = read(self.record)
+        except UserError as error:
+            return error.problem
+        changed = sorted(_differences(record["config"], asdict(cfg)))
+        if changed:
+            some = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+            return f"of another config (changed: {some})"
+        return ""
+
+    def set_aside(self) -> Path:
+        """Move the record away, so that the member runs again; return where it is now."""
+        number = 1
+        while (aside := self.path / f"results.before-{number}.json").exists():
+            number += 1
+        self.record.rename(aside)
+        return aside
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Yield the fields that differ between two configs and change a number."""
+    for name in {*old, *new}:
+        if not at and name in _NO_MATTER:
+            continue
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{at}{name}.")
+        elif before != after:
+            yield f"{at}{name}"
+
+
+class Reporter:
+    """Tells a member's folder what it does; the progress of a run that nobody looks at."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        attempts = folder.status().attempts + 1
+        self.status = Status(
+            "running",
+            "beginning",
+            began=time.time(),
+            attempts=attempts,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        folder.say(self.status)
+
+    @contextmanager
+    def progress(self, task: str, total: int, unit: str) -> Iterator[Advance]:
+        """Show one task; see `hyperfitting.progress.Progress`."""
+        outer = self.status
+        self.status = Status(
+            **asdict(outer) | {"task": task, "total": total, "done": 0, "unit": unit, "shown": {}}
+        )
+        self._folder.say(self.status)
+        last = time.monotonic()
+
+        def advance(n: int, **shown: float) -> None:
+            nonlocal last
+            self.status.done += n
+            self.status.shown.update(shown)
+            if time.monotonic() - last >= _EVERY:
+                last = time.monotonic()
+                self._folder.say(self.status)
+
+        try:
+            yield advance
+        finally:
+            self.status = outer
+
+    def failed(self, reason: str) -> None:
+        """Say that it failed, and why."""
+        self._folder.say(Status(**asdict(self.status) | {"kind": "failed", "reason": reason}))
+
+    def finished(self) -> None:
+        """Say that it has finished."""
+        self._folder.say(Status(**asdict(self.status) | {"kind": "finished"}))
