@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hyperfitting.models import BaseModel
-from tests.conftest import command, environment, hyperfit
+from tests.conftest import command, environment, hyperfit, small_disk
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKED = [
@@ -243,13 +243,7 @@ finally: print("CONNECTIONS", [a for a in seen if "127.0.0.1" not in str(a)])
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_said_and_what_was_made_is_kept(tmp_path: Path, done: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=False
-    ).returncode:
-        pytest.skip("no permission to mount a small disk")
-    try:
+    with small_disk(tmp_path / "disk", "3m") as disk:
         result = hyperfit(tmp_path, *DEBUG, f"store={disk}")
         assert result.returncode == 1
         assert "no space left on the disk" in result.stderr
@@ -262,8 +256,6 @@ def test_a_full_disk_is_said_and_what_was_made_is_kept(tmp_path: Path, done: Pat
         expected = numbers(done / "run")
         expected["config"]["store"] = str(disk)
         assert numbers(tmp_path / "run") == expected
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:

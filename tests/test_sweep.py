@@ -27,7 +27,7 @@ from hyperfitting.store import Store
 from hyperfitting.sweep.members import Member, axes_of, choose_scale, members, sweep_name
 from hyperfitting.sweep.plan import Speeds
 from hyperfitting.sweep.state import Folder, Reporter, Status
-from tests.conftest import Compose, command, environment, hyperfit
+from tests.conftest import Compose, command, environment, hyperfit, small_disk
 
 PARSER = OverridesParser.create()
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -345,6 +345,22 @@ def test_two_launchers_share_the_work(undisturbed: dict[str, Any], tmp_path: Pat
     sweep = only(tmp_path)
     assert {Folder(p.parent).said().attempts for p in sweep.glob("*/status.json")} == {1}
     assert all("finished" in out for out, _ in told)
+
+
+def test_a_full_disk_costs_nothing_that_was_made(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "6m") as disk:
+        full = hyperfit(disk, *TWELVE)
+        assert full.returncode == 1
+        assert "no space left on the disk" in full.stderr
+        assert "Traceback" not in full.stdout + full.stderr
+        made = set((disk / "outputs/store").glob("*/*/manifest.json"))
+        subprocess.run(["mount", "-o", "remount,size=256m", str(disk)], check=True)
+        again = hyperfit(disk, *TWELVE)
+        assert again.returncode == 0, again.stderr
+        assert numbers(only(disk)) == undisturbed
+        assert made <= set((disk / "outputs/store").glob("*/*/manifest.json"))
 
 
 @pytest.mark.slow

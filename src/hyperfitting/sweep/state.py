@@ -155,7 +155,7 @@ class Reporter:
     """Tells a member's folder what it does; the progress of a run that nobody looks at."""
 
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+        self._folder, self._within = folder, False
         attempts = folder.status().attempts + 1
         self.status = Status(
             "running",
@@ -170,7 +170,10 @@ class Reporter:
     @contextmanager
     def progress(self, task: str, total: int, unit: str) -> Iterator[Advance]:
         """Show one task; see `hyperfitting.progress.Progress`."""
-        outer = self.status
+        if self._within:  # a look at validation is part of the training that it interrupts
+            yield self._pass
+            return
+        outer, self._within = self.status, True
         self.status = Status(
             **asdict(outer) | {"task": task, "total": total, "done": 0, "unit": unit, "shown": {}}
         )
@@ -188,7 +191,11 @@ class Reporter:
         try:
             yield advance
         finally:
-            self.status = outer
+            self.status, self._within = outer, False
+
+    @staticmethod
+    def _pass(n: int, **shown: float) -> None:
+        """Say nothing."""
 
     def failed(self, reason: str) -> None:
         """Say that it failed, and why."""

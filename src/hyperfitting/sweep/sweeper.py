@@ -6,6 +6,7 @@ those that another launcher of the same sweep runs at the moment are waited for.
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ def sweep(spec: MembersConf, hydra: Hydra, arguments: list[str]) -> None:
     _set_outdated_aside(whole, console)
     failed = {} if spec.retry_failed else whole.failed()
     todo = [m for m in whole.members if m.name not in finished and m.name not in failed]
+    if config.hydra.launcher.get("workers", 1) > 1:
+        todo = _spread(todo, whole.configs)
     with view.shown(console, whole.folder, whole.members, whole.configs, todo):
         _run_all(whole, todo, hydra)
     failed = whole.failed()
@@ -131,6 +134,22 @@ def _composed(spec: MembersConf, hydra: Hydra, arguments: Sequence[str]) -> Swee
         except UserError as error:
             raise error.of(f"member {member.name}") from error
     return Sweep(folder, found, configs, overrides)
+
+
+def _spread(todo: Sequence[Member], configs: Mapping[str, RunConfig]) -> list[Member]:
+    """Return members so that those at work at once train something else, as far as can be.
+
+    Else one would train, and the others wait for what it trains.
+    """
+    seen: Counter[str] = Counter()
+    turns = []
+    for member in todo:
+        cfg = configs[member.name]
+        parts = (cfg.model, cfg.dataset, cfg.optimizer, cfg.tuning, cfg.trainer)
+        key = repr((*parts, cfg.evaluation.share))
+        turns.append(seen[key])
+        seen[key] += 1
+    return [member for _, member in sorted(zip(turns, todo, strict=True), key=lambda one: one[0])]
 
 
 def _given(key: str, arguments: Sequence[str]) -> bool:
