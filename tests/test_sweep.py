@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from hyperfitting.config import conf_dir
 from hyperfitting.errors import UserError
-from hyperfitting.reporting import report
+from hyperfitting.reporting import figures, report
 from hyperfitting.reporting.sweeps import SweepRecords
 from hyperfitting.results import SCHEMA_VERSION
 from hyperfitting.store import Store
@@ -182,7 +182,7 @@ def test_the_time_of_work_is_told_from_work_of_its_size(tmp_path: Path) -> None:
     assert 0 < speeds.seconds(artefact("f", 1e14)) < 1e9  # nothing like it: by a matrix product
 
 
-SWEEP = ["-m", "preset=debug", "seed=0,1", "decode=greedy,top_p"]
+SWEEP = ["-m", "preset=debug", "evaluation.top_tokens=3", "seed=0,1", "decode=greedy,top_p"]
 NAMES = [f"seed={s}_decode={d}" for s in (0, 1) for d in ("greedy", "top_p")]
 
 
@@ -222,6 +222,57 @@ def test_a_sweep_ends_with_a_record_a_member_and_a_report(done: Path) -> None:
     found = json.loads((only(done) / NAMES[0] / "results.json").read_text())
     assert f"{found['metrics']['gen/ttr']['mean']:.3f}" in table
     assert len(list(SweepRecords.of(only(done)).finished())) == 4
+
+
+FIGURES: dict[str, dict[str, Any]] = {
+    "curves": {"series": ["train/loss", "gen/ttr"], "lines": "seed"},
+    "against": {"x": "seed", "y": {"TTR": {"key": "gen/ttr"}}, "lines": "decode"},
+    "bars": {"rows": "decode", "y": {"TTR": {"key": "gen/ttr"}, "@1": {"key": "val/top1_mass"}}},
+    "histogram": {"lines": "decode"},
+    "along": {"series": ["gen/entropy"], "lines": "decode", "window": 4},
+    "agreement": {"axis": "seed"},
+    "ranks": {"lines": "seed"},
+    "distributions": {"texts": "news_sample"},
+    "text": {"rows": "decode", "number": 1},
+}
+
+
+def drawn(done: Path, to: Path, wanted: dict[str, dict[str, Any]]) -> Path:
+    """Draw other figures of a sweep that has ended."""
+    spec = json.loads((only(done) / "sweep.json").read_text())
+    folder = to / only(done).name
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps(spec | {"report": {"figures": wanted}}))
+    for member in only(done).glob("*/results.json"):
+        (folder / member.parent.name).symlink_to(member.parent)
+    return report.write(folder, to / "reports")
+
+
+def test_every_kind_of_figure_is_drawn_the_same_every_time(done: Path, tmp_path: Path) -> None:
+    wanted = {kind: {"kind": kind} | fields for kind, fields in FIGURES.items()}
+    assert set(wanted) == set(figures._KINDS)
+    first, second = (drawn(done, tmp_path / name, wanted) for name in ("a", "b"))
+    for kind in wanted:
+        assert (first / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+        for suffix in ("svg", "png"):
+            same = [(out / f"{kind}.{suffix}").read_bytes() for out in (first, second)]
+            assert same[0] == same[1], kind
+    labels = (first / "curves.svg").read_text()
+    assert "training loss, nats" in labels
+    assert "epoch" in labels
+
+
+def test_a_figure_that_makes_no_sense_or_has_no_data_is_said(done: Path, tmp_path: Path) -> None:
+    for wrong, says in (
+        ({"kind": "curve"}, "did you mean curves"),
+        ({"kind": "curves", "serie": []}, "did you mean series"),
+        ({"kind": "agreement", "axis": "seeds"}, "no such axis"),
+    ):
+        with pytest.raises(UserError, match=says):
+            drawn(done, tmp_path / says[-5:], {"x": wrong})
+    out = drawn(done, tmp_path / "no", {"x": {"kind": "distributions", "texts": "poems"}})
+    assert "whose poems are in the store" in (out / "README.md").read_text()
+    assert not (out / "x.svg").exists()
 
 
 def test_the_same_command_again_runs_nothing(done: Path) -> None:

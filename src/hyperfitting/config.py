@@ -390,6 +390,9 @@ class EvaluationConfig:
     mauve: str | None = None
     """MAUVE (Pillutla et al., 2021) with features from this model: `original`, or a folder in
     Hugging Face format; none: not measured. Needs the extra `hyperfitting[mauve]`."""
+    top_tokens: int = 0
+    """Along the first text of each set, keep so many of the likeliest next tokens with their mass
+    (Figure 4 of P1); 0: none."""
     bootstrap: int = 10_000
     """Resamples of the texts behind each 95% interval, and permutations behind each p-value."""
 
@@ -410,6 +413,7 @@ class EvaluationConfig:
         _one_of("evaluation.state", self.state, ("last", "best_val"))
         _one_of("evaluation.unit", self.unit, ("token", "word"))
         _at_least("evaluation.bleu_n", self.bleu_n, 1)
+        _at_least("evaluation.top_tokens", self.top_tokens, 0)
         _at_least("evaluation.bootstrap", self.bootstrap, 100)
 
     @property

@@ -20,7 +20,7 @@ from hyperfitting.config import STRATEGY_FIELDS, DecodeConfig, ModelConfig, RunC
 from hyperfitting.data.corpus import load_corpus, load_evaluation_texts, piece_in_text, pieces
 from hyperfitting.decoding.blocker import CitationBlocker
 from hyperfitting.decoding.generate import continue_texts
-from hyperfitting.decoding.likelihood import MEASURES, features, measure
+from hyperfitting.decoding.likelihood import MEASURES, features, likeliest, measure
 from hyperfitting.metrics import mauve
 from hyperfitting.metrics.distribution import CHOICE_MEASURES
 from hyperfitting.models import BaseModel, ModelState
@@ -62,6 +62,8 @@ class _Did:
     model: LoadedModel
     likelihoods: dict[str, Artefact]
     continuations: dict[str, Artefact]
+    distributions: dict[str, Artefact]
+    """Of the first text, if they are to be kept."""
     readings: dict[str, Artefact] = field(default_factory=dict)
     """How the original model reads its continuations; none: it is the original model."""
     features: dict[str, Artefact] = field(default_factory=dict)
@@ -77,7 +79,11 @@ class _Did:
 
     def own(self) -> list[Artefact]:
         """Return what the model makes by itself."""
-        return [*self.likelihoods.values(), *self.continuations.values()]
+        return [
+            *self.likelihoods.values(),
+            *self.continuations.values(),
+            *self.distributions.values(),
+        ]
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,9 @@ class Evaluator:
             model,
             {name: self.likelihoods(model, name) for name in self.sets},
             {name: self.continuations(model, name) for name in self.sets},
+            {name: self.distributions(model, name) for name in self.sets}
+            if self.cfg.evaluation.top_tokens
+            else {},
         )
 
     def _reference(self, original: Output) -> Output:
@@ -270,6 +279,36 @@ class Evaluator:
                 evaluation.context_len + evaluation.longest,
                 self.cfg.decode.candidates,
             ),
+        )
+
+    def distributions(self, model: LoadedModel, texts: str) -> Artefact:
+        """Return the artefact of the likeliest next tokens along a set's first text.
+
+        Its file `distributions.json`: `text`, the pieces of its T tokens; and for each of them but
+        the first, k times: `ids`, `pieces`, `mass` of what a model thought likeliest there.
+        """
+        k = self.cfg.evaluation.top_tokens
+
+        def make(work: Path) -> None:
+            given = load_evaluation_texts(self.sets[texts])
+            ids, mass = likeliest(model(), given.tokens[0], k)
+            piece = piece_in_text(model.state.base.tokenizer())
+            write_json(
+                work / "distributions.json",
+                {
+                    "text": given.pieces[0],
+                    "ids": ids.tolist(),
+                    "pieces": [[piece(token) for token in row] for row in ids.tolist()],
+                    "mass": [[round(float(p), 6) for p in row] for row in mass],
+                },
+            )
+
+        return self.store.artefact(
+            "distributions",
+            version=VERSION,
+            config={"top_tokens": k},
+            inputs={"model": model.state.id, "texts": self.sets[texts].id},
+            make=make,
         )
 
     def reading(self, model: LoadedModel, texts: str, written: Artefact) -> Artefact:

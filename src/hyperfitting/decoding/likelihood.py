@@ -54,6 +54,27 @@ def measure(
 
 
 @torch.inference_mode()
+def likeliest(
+    model: PreTrainedModel, text: NDArray[np.int32], k: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return the ``k`` likeliest next tokens after each token of a text but its last.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        text: (T,) token ids.
+        k: how many; at most as many as there are tokens.
+
+    Returns:
+        Their ids (T - 1, k), the likeliest first, and their probabilities (T - 1, k).
+    """
+    device = next(model.parameters()).device
+    given = torch.as_tensor(text[None, :-1], dtype=torch.long, device=device)
+    logits = model(input_ids=given, use_cache=False).logits[0].float()  # (T - 1, V)
+    mass, ids = torch.softmax(logits, -1).topk(min(k, logits.shape[-1]), dim=-1)
+    return ids.int().cpu().numpy(), mass.cpu().numpy()
+
+
+@torch.inference_mode()
 def features(
     model: PreTrainedModel,
     texts: list[list[int]],

@@ -9,11 +9,13 @@ A figure is described by its `kind` and the fields that its function takes:
     along      a mean over texts at each step of the continuations
     agreement  how often two members' first choices are the same, for every two
     ranks      the rank of the reference token before and after hyperfitting
+    distributions  the likeliest next tokens of one text, before and after
     text       one continuation of each member, coloured by how repetitive it is
 """
 
 import inspect
 import itertools
+import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +48,7 @@ _STYLE: Any = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "svg.hashsalt": "hyperfitting",
-    "svg.fonttype": "none",
+    "text.hinting": "none",  # letters as wide as the font says, at any size
     # told apart in grey by dash and mark, in colour as Okabe and Ito (2008) do
     "axes.prop_cycle": cycler(
         color=["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -63,7 +65,8 @@ _NAMES = {
     "gen/top1_mass": "mass of the top token",
 }
 _SHADES = ("#ffffff", "#dddddd", "#bbbbbb", "#8f8f8f", "#555555")
-_SIDES = {"baseline": "original", "metrics": "hyperfitted"}
+_MONO_POINTS, _MONO_WIDTH = 7.5, 0.602
+"""Points of the letters of a text, and their width in them (DejaVu Sans Mono: matplotlib's own)."""
 
 
 class Nothing(Exception):
@@ -340,6 +343,59 @@ def ranks(sweep: SweepRecords, lines: str | None = None) -> Figure:
     return figure
 
 
+def distributions(sweep: SweepRecords, texts: str, count: int = 3) -> Figure:
+    """Draw the likeliest next tokens at a few places of one text, before and after (Figure 4).
+
+    The places are those where the hyperfitted model is surest of another token than the original's
+    first; a star marks tokens that the training data never had.
+    """
+    found = [
+        (before, after, _trained_on(record))
+        for _, record in sweep.finished()
+        if (before := _distributions(record, "original", texts))
+        and (after := _distributions(record, "tuned", texts))
+    ]
+    if not found:
+        raise Nothing(f"no member with evaluation.top_tokens whose {texts} are in the store")
+    before, after, trained = found[0]
+    places = [i for i, ids in enumerate(after["ids"]) if ids[0] != before["ids"][i][0]]
+    places = sorted(places, key=lambda i: -after["mass"][i][0])[:count]
+    figure = Figure(figsize=(2 * _WIDE, 1.9 * len(places)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(places), 2, squeeze=False)
+    for row, place in zip(panels, sorted(places), strict=True):
+        for panel, one, who in zip(row, (before, after), ("original", "hyperfitted"), strict=True):
+            names = [
+                _literal(repr(_plain(piece))) + ("" if token in trained else " *")
+                for piece, token in zip(one["pieces"][place], one["ids"][place], strict=True)
+            ]
+            panel.barh(range(len(names)), one["mass"][place], color="#9ecae1", edgecolor="black",
+                       linewidth=0.5)  # fmt: skip
+            panel.set_yticks(range(len(names)), names)
+            panel.set(xlim=(0, 1), xlabel="probability", title=who)
+            panel.invert_yaxis()
+        context = _plain("".join(one["text"][: place + 1]))[-60:]
+        row[0].set_title(f"…{_literal(context)}\n{row[0].get_title()}", loc="left", fontsize=7)
+    return figure
+
+
+def _distributions(record: Record, whose: str, texts: str) -> dict[str, Any] | None:
+    folder = record["artefacts"].get(f"{whose}_distributions/{texts}")
+    path = Path(folder or "") / "distributions.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def _trained_on(record: Record) -> set[int]:
+    """Return the tokens that the training data has."""
+    path = Path(record["artefacts"]["corpus"]) / "train.npy"
+    if not path.is_file():
+        raise Nothing("the training sequences are no longer in the store")
+    return set(np.unique(np.load(path, allow_pickle=False)).tolist())
+
+
 def text(sweep: SweepRecords, rows: str, number: int = 0, width: int = 92) -> Figure:
     """Draw one continuation of each label of an axis, darker where it repeats itself (Figure 1)."""
     shown = []
@@ -349,12 +405,16 @@ def text(sweep: SweepRecords, rows: str, number: int = 0, width: int = 92) -> Fi
     blocks = [_wrapped(sample["continuation"], width) for _, sample in shown]
     context = textwrap.wrap(_plain(shown[0][1]["context"]), width)
     lines = len(context) + 1 + sum(len(block) + 2 for block in blocks)
-    figure, (panel,) = _panels(1, 0.066 * width + 0.4, 0.165 * lines + 0.3)
+    # one column of the axes is as wide as a character
+    size: dict[str, Any] = {"family": "monospace", "fontsize": _MONO_POINTS, "va": "center"}
+    figure = Figure(figsize=(width * _MONO_POINTS * _MONO_WIDTH / 72, 0.165 * lines))
+    FigureCanvasAgg(figure)
+    panel = figure.add_axes((0, 0, 1, 1))
     panel.set(xlim=(0, width), ylim=(lines, 0))
     panel.axis("off")
     y = 0.5
     for words in context:
-        panel.text(0, y, _literal(words), family="monospace", style="italic", va="center")
+        panel.text(0, y, _literal(words), style="italic", **size)
         y += 1
     y += 0.5
     for (label, _), block in zip(shown, blocks, strict=True):
@@ -363,11 +423,8 @@ def text(sweep: SweepRecords, rows: str, number: int = 0, width: int = 92) -> Fi
         for line in block:
             for start, piece, shade in line:
                 colour = "white" if shade == len(_SHADES) - 1 else "black"
-                box = {"facecolor": _SHADES[shade], "edgecolor": "none", "pad": 0.6}
-                panel.text(
-                    start, y, _literal(piece), family="monospace", va="center", fontsize=7.5,
-                    color=colour, bbox=box,
-                )  # fmt: skip
+                box: dict[str, Any] = {"facecolor": _SHADES[shade], "edgecolor": "none", "pad": 0.6}
+                panel.text(start, y, _literal(piece), color=colour, bbox=box, **size)
             y += 1
         y += 0.6
     return figure
@@ -384,22 +441,31 @@ def _literal(given: str) -> str:
 
 
 def _wrapped(continuation: Mapping[str, Any], width: int) -> list[list[tuple[int, str, int]]]:
-    """Return lines of a continuation: where a piece begins, its text, and its shade."""
-    lines: list[list[tuple[int, str, int]]] = [[]]
-    column = 0
-    for stretch, shade in stretches(continuation["pieces"], continuation["tokens"]):
-        rest = _plain(stretch)
-        while rest:
-            piece, rest = rest[: width - column], rest[width - column :]
-            lines[-1].append((column, piece, shade))
+    """Return lines of a continuation: where a piece begins, its text, and its shade.
+
+    Lines end at a space where there is one in their last third.
+    """
+    shaded = [
+        (character, shade)
+        for stretch, shade in stretches(continuation["pieces"], continuation["tokens"])
+        for character in _plain(stretch)
+    ]
+    lines = []
+    while shaded:
+        end = min(width, len(shaded))
+        if end < len(shaded):
+            spaces = [i for i in range(width * 2 // 3, end) if shaded[i][0] == " "]
+            end = spaces[-1] + 1 if spaces else end
+        line = []
+        column = 0
+        for shade, group in itertools.groupby(shaded[:end], key=lambda one: one[1]):
+            piece = "".join(character for character, _ in group)
+            line.append((column, piece, shade))
             column += len(piece)
-            if column >= width:
-                lines.append([])
-                column = 0
+        lines.append(line)
+        shaded = shaded[end:]
     return lines
 
 
-_KINDS: dict[str, Callable[..., Figure]] = {
-    function.__name__: function
-    for function in (curves, against, bars, histogram, along, agreement, ranks, text)
-}
+_DRAWN = (curves, against, bars, histogram, along, agreement, ranks, distributions, text)
+_KINDS: dict[str, Callable[..., Figure]] = {function.__name__: function for function in _DRAWN}
