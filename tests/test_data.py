@@ -394,7 +394,8 @@ def test_a_set_that_cannot_be_had_names_its_own_fields(
         corpus.evaluation_sets(files(many), EvaluationConfig(contexts=absent), base, store)
     short = EvaluationConfig(contexts={"short": files(many)}, n_texts=5, text_len=900)
     with pytest.raises(UserError, match="only 0 held-out texts of 900 tokens") as told:
-        corpus.evaluation_sets(files(many), short, base, store)
+        sets = corpus.evaluation_sets(files(many), short, base, store)
+        corpus.ensure_sets(sets, short)
     assert "evaluation.contexts.short.sequences=packed" in str(told.value)
     assert "evaluation.n_texts=5" in str(told.value)
 
