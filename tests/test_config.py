@@ -189,6 +189,9 @@ def test_near_matches_are_near() -> None:
         (["trainer.epochs=many"], ["trainer.epochs", "many"]),
         (["experiment=seed"], ["experiment=seed", "did you mean seeds"]),
         (["trainer.epochs=[1"], ["trainer.epochs"]),
+        (["scale=paper"], ["scale=paper", "changes nothing without an experiment"]),
+        (["experiment=table1", "tuning=full"], ["tuning=full", "the experiment fixes this"]),
+        (["experiment=table1", "scale=papr"], ["scale=papr", "did you mean paper"]),
         (
             ["-m", "dataset.n_train=0", "seed=0,1"],
             ["dataset.n_train=0", "1 or more", "member seed=0"],

@@ -92,6 +92,8 @@ def test_the_same_sweep_has_the_same_name_whatever_does_not_matter() -> None:
 def test_a_scale_that_does_not_exist_is_said() -> None:
     with pytest.raises(UserError, match="did you mean paper"):
         choose_scale({"embedded": {}, "paper": {}}, "papr")
+    with pytest.raises(UserError, match="changes nothing without an experiment"):
+        choose_scale({}, "paper")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -15,6 +15,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hyperfitting.errors import UserError, near_matches
 
+DEFAULT_SCALE = "embedded"
+
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
     if value not in options:
@@ -485,7 +487,7 @@ class RunConfig:
     """Sets dataset.seed, trainer.seed and decode.seed, unless they are set themselves."""
     store: str = "outputs/store"
     """Where the artefacts are kept."""
-    scale: str = "embedded"
+    scale: str = DEFAULT_SCALE
     """For experiments: `embedded` (the packaged model and texts, for two CPU cores) or `paper`."""
     plan: bool = False
     """Print what would be done, and how long it would take, and do nothing."""

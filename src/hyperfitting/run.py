@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from hyperfitting import failures
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
 from hyperfitting.results import FILE_NAME
+from hyperfitting.sweep.members import choose_scale
 
 if TYPE_CHECKING:
     from hyperfitting.progress import Progress
@@ -93,6 +94,7 @@ def task(cfg: DictConfig) -> None:
     else:
         with failures.reported():
             config = from_hydra(cfg)
+            choose_scale({}, config.scale)  # only experiments have scales
             if config.plan:
                 planned(config)
             else:

@@ -19,6 +19,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from hyperfitting.config import DEFAULT_SCALE
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.store import digest
 
@@ -178,9 +179,16 @@ def choose_scale(scales: Mapping[str, Any], scale: str) -> Scale:
     """Return what an experiment does at a scale.
 
     Raises:
-        UserError: it has no such scale.
+        UserError: it has no such scale, or there is no experiment and another than the default.
     """
     if not scales:
+        if scale != DEFAULT_SCALE:
+            raise UserError(
+                "changes nothing without an experiment",
+                field="scale",
+                value=scale,
+                hint="experiment=table1, or preset=paper for the paper's protocol",
+            )
         return Scale()
     if scale not in scales:
         raise UserError(
