@@ -346,8 +346,8 @@ def ranks(sweep: SweepRecords, lines: str | None = None) -> Figure:
 def distributions(sweep: SweepRecords, texts: str, count: int = 3) -> Figure:
     """Draw the likeliest next tokens at a few places of one text, before and after (Figure 4).
 
-    The places are those where the hyperfitted model is surest of another token than the original's
-    first; a star marks tokens that the training data never had.
+    The places are those where hyperfitting gave most mass to a token that the training data never
+    had, which a star marks; if there are too few, to any.
     """
     found = [
         (before, after, _trained_on(record))
@@ -358,8 +358,13 @@ def distributions(sweep: SweepRecords, texts: str, count: int = 3) -> Figure:
     if not found:
         raise Nothing(f"no member with evaluation.top_tokens whose {texts} are in the store")
     before, after, trained = found[0]
-    places = [i for i, ids in enumerate(after["ids"]) if ids[0] != before["ids"][i][0]]
-    places = sorted(places, key=lambda i: -after["mass"][i][0])[:count]
+
+    def worth(place: int) -> tuple[bool, float]:
+        token, mass = after["ids"][place][0], after["mass"][place][0]
+        had = dict(zip(before["ids"][place], before["mass"][place], strict=True)).get(token, 0.0)
+        return token in trained, had - mass
+
+    places = sorted(range(len(after["ids"])), key=worth)[:count]
     figure = Figure(figsize=(2 * _WIDE, 1.9 * len(places)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(places), 2, squeeze=False)
@@ -372,10 +377,11 @@ def distributions(sweep: SweepRecords, texts: str, count: int = 3) -> Figure:
             panel.barh(range(len(names)), one["mass"][place], color="#9ecae1", edgecolor="black",
                        linewidth=0.5)  # fmt: skip
             panel.set_yticks(range(len(names)), names)
-            panel.set(xlim=(0, 1), xlabel="probability", title=who)
+            panel.set(xlim=(0, 1), xlabel="probability")
+            panel.set_title(who, loc="left", fontsize=8)
             panel.invert_yaxis()
         context = _plain("".join(one["text"][: place + 1]))[-60:]
-        row[0].set_title(f"…{_literal(context)}\n{row[0].get_title()}", loc="left", fontsize=7)
+        row[0].set_title(f"…{_literal(context)}\noriginal", loc="left", fontsize=8)
     return figure
 
 
