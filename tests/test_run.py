@@ -241,7 +241,6 @@ finally: print("CONNECTIONS", [a for a in seen if "127.0.0.1" not in str(a)])
     assert result.stdout.splitlines()[-1] == "CONNECTIONS []"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_said_and_what_was_made_is_kept(tmp_path: Path, done: Path) -> None:
     with small_disk(tmp_path / "disk", "3m") as disk:
         result = hyperfit(tmp_path, *DEBUG, f"store={disk}")

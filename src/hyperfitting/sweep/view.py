@@ -3,6 +3,7 @@
 Reads only what the members say in their folders, so it shows those of other launchers too.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from hyperfitting.results import FILE_NAME, read
 from hyperfitting.sweep.members import Member
 from hyperfitting.sweep.state import Folder, Status
 
+log = logging.getLogger(__name__)
 _EVERY = 1.0
 """Seconds between two looks."""
 _COLUMNS = (
@@ -135,7 +137,11 @@ def shown(
     def expect() -> None:
         from hyperfitting.sweep.plan import Plan
 
-        plan = Plan.of({m.name: configs[m.name] for m in todo})
+        try:
+            plan = Plan.of({m.name: configs[m.name] for m in todo})
+        except Exception as error:  # the members will say it better; only the ETA is lost
+            log.info("no estimate of the time: %s", error)
+            return
         view.expected = {item.name: item.seconds for item in plan.items}
 
     live = (

@@ -73,25 +73,31 @@ def run(workers: int, hydra: Hydra, jobs: Sequence[Sequence[str]], first: int = 
             for number, worker in enumerate(running):
                 if worker.job is None or not worker.line.poll():
                     continue
-                try:
-                    worker.line.recv()
-                except (EOFError, OSError):
-                    worker.process.join()
-                    job = worker.job
-                    killed[job] += 1
-                    if killed[job] < ATTEMPTS:
-                        waiting.insert(0, job)
-                    else:
-                        _give_up(hydra, jobs[job], worker.process.exitcode)
-                    running[number] = _begin(sent, count)
+                job, worker.job = worker.job, None
+                if _has_answered(worker):
                     continue
-                worker.job = None
+                killed[job] += 1
+                if killed[job] < ATTEMPTS:
+                    waiting.insert(0, job)
+                else:
+                    _give_up(hydra, jobs[job], worker.process.exitcode)
+                running[number] = _begin(sent, count)
     finally:
         for worker in running:
             worker.line.close()
             worker.process.join(timeout=5)
             if worker.process.is_alive():
                 worker.process.terminate()
+
+
+def _has_answered(worker: _Worker) -> bool:
+    """Return whether a worker says that it is done; if not, it has died."""
+    try:
+        worker.line.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        return False
+    return True
 
 
 def _begin(sent: bytes, workers: int) -> _Worker:
