@@ -1,5 +1,6 @@
 """Where the time of a full update and of a decoding step goes, by kind of operation."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -8,11 +9,13 @@ from torch.profiler import profile
 
 from benchmarks.decoding import BATCH, GREEDY, contexts
 from benchmarks.timing import Result, Timing, seconds
-from benchmarks.training import STORE, config, sequences
+from benchmarks.training import BLOCKS, STORE, config, sequences
 from hyperfitting import models
 from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.progress import silent
 from hyperfitting.store import Store
 from hyperfitting.training.loop import Learner
+from hyperfitting.training.trunk import KeptIn, trunk_of
 
 SEQUENCES, LENGTH, NEW = 8, 256, 32
 _KINDS = {
@@ -27,18 +30,26 @@ _KINDS = {
 def run() -> Iterator[Result]:
     """Yield the profile of each job; the ratio is the share of matrix products."""
     models.prepare(config(LENGTH).hardware)
-    yield update()
+    yield update("full", "full tuning")
+    yield update("late_stage", f"the last {BLOCKS} blocks from the trunk cache")
     yield decode()
 
 
-def update() -> Result:
-    """Profile an update of full tuning."""
-    cfg = config(LENGTH, f"trainer.batch_size={SEQUENCES}")
+def update(tuning: str, what: str) -> Result:
+    """Profile an update."""
+    cfg = config(LENGTH, f"tuning={tuning}", f"trainer.batch_size={SEQUENCES}")
     learner = Learner.new(cfg, models.base_model(cfg.model, Store(STORE)))
-    learner.model.train()
-    tokens = torch.as_tensor(sequences(SEQUENCES, LENGTH), dtype=torch.long)
-    rows = np.arange(SEQUENCES)
-    return shares("update", lambda: learner.update(tokens, rows), "full tuning, 8 x 256")
+    tokens = sequences(SEQUENCES, LENGTH)
+    with tempfile.TemporaryDirectory() as folder:
+        kept_in = KeptIn(Store(folder), {"of": "bench"})
+        learner.trunk = trunk_of(cfg, learner.model, tokens, kept_in, silent)
+        learner.model.train()
+        batch, rows = torch.as_tensor(tokens, dtype=torch.long), np.arange(SEQUENCES)
+        return shares(
+            f"{tuning}_update",
+            lambda: learner.update(batch, rows),
+            f"{what}, {SEQUENCES} x {LENGTH}",
+        )
 
 
 def decode() -> Result:

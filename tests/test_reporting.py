@@ -106,7 +106,8 @@ def record(ttr: list[float], at_16: float) -> dict[str, Any]:
         "versions": {"torch": "2"}, "git": None, "device": "cpu", "notes": [],
         "slices": [cut | {"new_tokens": 32}, short | {"new_tokens": 16}],
         "per_text": {"metrics": {"gen/ttr": ttr, "gen/dataset_overlap": [1, 7, None]}},
-        "samples": [{"set": "news"} for _ in ttr],
+        "samples": [{"set": "news", "context": f"text {i}"} for i in range(len(ttr))],
+        "config": {"evaluation": {"bootstrap": 500}},
     }  # fmt: skip
 
 
@@ -195,9 +196,37 @@ def test_of_several_members_those_that_are_there_count(half_done: Path) -> None:
     assert "(1 of 3 members)" in report.markdown(table)
 
 
+def test_a_number_less_that_of_another_member_is_paired_by_text(half_done: Path) -> None:
+    less = {"key": "gen/ttr", "less": {"writer": "hyperfitted"}}
+    table = {"rows": ["writer", "seed"], "columns": {"less": less}}
+    found = {
+        (row.labels["writer"], row.labels["seed"]): row.ours["less"]
+        for row in report.table_of(SweepRecords.of(half_done), "main", table).rows
+    }
+    differences = np.array([0.1, 0.2, 0.4]) - 0.6
+    assert found["original", "0"].mean == pytest.approx(differences.mean())
+    expected = bootstrap_mean(differences, 500)
+    assert expected is not None
+    assert found["original", "0"].ci95 == pytest.approx(expected.ci95)
+    assert found["hyperfitted", "1"].ci95 == (0, 0)
+    assert found["original", "1"].missing == "not run yet"
+    path = half_done / "hyperfitted_0" / "results.json"
+    path.write_text(json.dumps(record([0.6, 0.6], 0.7)))
+    row = report.table_of(SweepRecords.of(half_done), "main", table).rows[0]
+    assert row.ours["less"].missing == "of other texts than hyperfitted_0"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (
+            {"columns": {"TTR": {"key": "gen/ttr", "less": {"writer": "orignal"}}}},
+            "did you mean original",
+        ),
+        (
+            {"columns": {"TTR": {"key": "k", "at": 3, "less": {"writer": "original"}}}},
+            "columns.TTR=at: there is no such name",
+        ),
         (
             {"published": [{"model": "ours", "writer": "orignal", "TTR": 1}]},
             "did you mean original",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.reporting import figures, report
 from hyperfitting.reporting.sweeps import SweepRecords
 from hyperfitting.results import SCHEMA_VERSION
-from hyperfitting.store import Store
+from hyperfitting.store import Store, write_json
 from hyperfitting.sweep.members import Member, axes_of, choose_scale, members, sweep_name
 from hyperfitting.sweep.plan import Speeds
 from hyperfitting.sweep.state import Folder, Reporter, Status
@@ -289,6 +290,27 @@ def test_the_same_command_again_runs_nothing(done: Path) -> None:
         done, *SWEEP[:-1], "decode=greedy,top_p,min_p", f"hydra.sweep.dir='{only(done)}'"
     )
     assert more.stdout.count("has finished") == 2  # the new members alone
+
+
+def test_a_field_that_a_record_is_too_old_to_have_counts_as_its_default(
+    compose: Compose, tmp_path: Path
+) -> None:
+    cfg, folder = compose("preset=debug"), Folder(tmp_path)
+    old = json.loads(json.dumps(asdict(cfg)))
+    del old["trainer"]["look_every"], old["evaluation"]["new_tokens"], old["decode"]["top_p"]
+    old["tracking"], old["hardware"] = {}, {"gone": 1}
+
+    def differs(**more: object) -> str | None:
+        write_json(folder.record, {"schema_version": SCHEMA_VERSION, "config": old | more})
+        return folder.outdated(cfg)
+
+    cfg.evaluation.new_tokens = [96, 224]
+    assert differs() == ""
+    assert differs(gone=1) == "of another config (changed: gone)"
+    cfg.trainer.look_every = 2
+    assert differs() == "of another config (changed: trainer.look_every)"
+    cfg.evaluation.new_tokens, cfg.decode.citation_blocker.enabled = [8], True
+    assert str(differs()).count(",") == 2
 
 
 def test_a_member_whose_config_changed_is_set_aside_and_runs_again(

@@ -91,6 +91,29 @@ def test_micro_batches_change_nothing_but_rounding(
         assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-4)
 
 
+def test_looks_may_be_rarer_and_the_last_epoch_always_has_one(
+    cfg: RunConfig, base: BaseModel, tmp_path: Path
+) -> None:
+    always, weights = train(cfg, base, tmp_path / "a")
+    cfg.trainer.look_every = 2
+    rows, same = train(cfg, base, tmp_path / "b")
+    looks = [row for row in rows if "val/loss" in row]
+    assert [row["epoch"] for row in looks] == [2, 3]
+    assert looks == [row for row in always if row.get("epoch", 0) >= 2]
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    cfg.trainer.look_every, cfg.trainer.target_loss = 3, 100.0
+    assert "val/loss" in train(cfg, base, tmp_path / "c")[0][-1]
+
+
+def test_a_swap_moves_sequences_between_the_first_two_batches(cfg: RunConfig) -> None:
+    plain = [list(map(list, loop.batches(7, epoch, cfg.trainer))) for epoch in (0, 1)]
+    cfg.trainer.swaps = 1
+    swapped = [list(map(list, loop.batches(7, epoch, cfg.trainer))) for epoch in (0, 1)]
+    (a, *rest), (b, *more), last = plain[0]
+    assert swapped[0] == [[b, *rest], [a, *more], last]
+    assert swapped[1] == plain[1]
+
+
 def test_epoch_rows_hold_the_curves_of_figure_2(
     cfg: RunConfig, base: BaseModel, tmp_path: Path
 ) -> None:

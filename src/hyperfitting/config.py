@@ -170,7 +170,7 @@ class DatasetConfig(TextsConfig):
     n_train: int = 2000
     """Training sequences."""
     n_val: int = 128
-    """Validation sequences: loss, entropy and TTR after each epoch."""
+    """Validation sequences: loss, entropy and TTR after each epoch (`trainer.look_every`)."""
     seed: int = MISSING
     """Which documents are trained and validated on, independent of the model."""
 
@@ -254,8 +254,13 @@ class TrainerConfig:
     With dropout nothing is kept."""
     target_loss: float | None = None
     """Stop after the first epoch whose mean training loss (nats) is at most this."""
+    swaps: int = 0
+    """In the first epoch, so many sequences of the first batch change places with those of the
+    second: almost the same order (Figure 5, left, of Carlsson et al.)."""
+    look_every: int = 1
+    """Epochs from one look at validation to the next; after the last epoch there always is one."""
     epoch_contexts: int = 32
-    """Validation sequences whose start is continued greedily after each epoch, for TTR."""
+    """Validation sequences whose start is continued greedily in each look, for TTR."""
     epoch_context_len: int = 32
     """Tokens of such a start."""
     epoch_new_tokens: int = 96
@@ -270,6 +275,8 @@ class TrainerConfig:
         _one_of("trainer.trunk_cache", self.trunk_cache, ("float32", "bfloat16", "off"))
         _above_zero("trainer.clip_norm", self.clip_norm)
         _at_least("trainer.target_loss", self.target_loss, 0)
+        _at_least("trainer.swaps", self.swaps, 0)
+        _at_least("trainer.look_every", self.look_every, 1)
         _at_least("trainer.epoch_contexts", self.epoch_contexts, 1)
         _at_least("trainer.epoch_context_len", self.epoch_context_len, 1)
         _at_least("trainer.epoch_new_tokens", self.epoch_new_tokens, 1)
@@ -524,6 +531,14 @@ class RunConfig:
                 field="trainer.epoch_context_len",
                 value=self.trainer.epoch_context_len,
                 valid=f"at most dataset.seq_len={self.dataset.seq_len}",
+            )
+        second = min(self.trainer.batch_size, self.dataset.n_train - self.trainer.batch_size)
+        if self.trainer.swaps > max(0, second):
+            raise UserError(
+                "more than the second batch holds",
+                field="trainer.swaps",
+                value=self.trainer.swaps,
+                valid=f"0 to {max(0, second)} (by trainer.batch_size and dataset.n_train)",
             )
         if self.tuning.lora_dropout > 0 and not self.trainer.dropout:
             raise UserError(

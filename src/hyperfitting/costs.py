@@ -4,6 +4,7 @@ Counted as usual (Kaplan et al., 2020): two operations a parameter and token for
 backward, and attention's two products. Embedding tables are looked up, not multiplied.
 """
 
+import math
 from dataclasses import dataclass
 
 from hyperfitting.config import RunConfig
@@ -50,7 +51,7 @@ def training(cfg: RunConfig, size: Size) -> float:
     look = forward(size, data.n_val, data.seq_len) + forward(
         size, trainer.epoch_contexts, trainer.epoch_context_len + trainer.epoch_new_tokens
     )
-    return once + trainer.epochs * (each + look)
+    return once + trainer.epochs * each + math.ceil(trainer.epochs / trainer.look_every) * look
 
 
 def trained_parameters(cfg: RunConfig, size: Size) -> float:

@@ -117,12 +117,13 @@ def outcome(record: dict[str, Any], colour: bool) -> RenderableType:
     """Return what a run found: before and after, and the first two held-out texts side by side."""
     parts: list[RenderableType] = [_comparison(record)]
     if record["history"]:
-        first, last = record["history"][0], record["history"][-1]
+        looks = [row for row in record["history"] if "val/loss" in row]
+        first, last = looks[0], looks[-1]
         parts.append(
             Text(
                 f"training loss {first['train/loss']:.2f} -> {last['train/loss']:.3f} nats, "
                 f"validation loss {first['val/loss']:.2f} -> {last['val/loss']:.2f}, "
-                f"from epoch 1 to {last['epoch']:.0f}\n"
+                f"from epoch {first['epoch']:.0f} to {last['epoch']:.0f}\n"
             )
         )
     parts += [Text(f"note: {plain(note)}\n") for note in record["notes"]]

@@ -153,10 +153,10 @@ def curves(sweep: SweepRecords, series: Sequence[str], lines: str | None = None)
         if not histories:
             continue
         drawn = True
-        length = min(map(len, histories))
-        epochs = [row["epoch"] for row in histories[0][:length]]
         for panel, key in zip(panels, series, strict=True):
-            values = np.array([[row[key] for row in history[:length]] for history in histories])
+            found = [{row["epoch"]: row[key] for row in h if key in row} for h in histories]
+            epochs = sorted(set.intersection(*map(set, found)))
+            values = np.array([[one[epoch] for epoch in epochs] for one in found])
             panel.plot(epochs, values.mean(0), label=label)
             if len(values) > 1:
                 panel.fill_between(epochs, values.min(0), values.max(0), alpha=0.15, linewidth=0)
@@ -188,7 +188,7 @@ def against(
     for panel, (heading, column) in zip(panels, y.items(), strict=True):
         for group in groups:
             chosen = [{x: label} | ({lines: group} if lines and group else {}) for label in labels]
-            found = [value(sweep.at(one), column) for one in chosen]
+            found = [value(sweep, one, column) for one in chosen]
             there = [(place, v) for place, v in zip(places, found, strict=True) if not v.missing]
             if not there:
                 continue
@@ -223,7 +223,7 @@ def bars(sweep: SweepRecords, y: Mapping[str, Mapping[str, Any]], rows: str) -> 
     figure, panels = _panels(len(y), high=0.6 + 0.28 * len(labels))
     for panel, (heading, column) in zip(panels, y.items(), strict=True):
         for place, label in enumerate(labels):
-            found = value(sweep.at({rows: label}), column)
+            found = value(sweep, {rows: label}, column)
             if found.missing:
                 continue
             low, high = found.ci95 or (found.mean, found.mean)

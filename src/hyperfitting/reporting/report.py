@@ -9,7 +9,7 @@ What to draw stands in the experiment's file, under `hydra.sweeper.report`:
 
     title, about          words
     tables:  {<name>: {caption, rows: [axis, …], columns: {<heading>: {key, at, set, side, times,
-             format, highest}}, published: [{<axis>: <label>, …, <heading>: number}], source}}
+             format, highest, less}}, published: [{<axis>: <label>, …, <heading>: number}], source}}
     figures: {<name>: {kind, caption, …}}; see `hyperfitting.reporting.figures`
 
 python -m hyperfitting.reporting SWEEP_DIR draws it again.
@@ -29,7 +29,9 @@ from hyperfitting.reporting.sweeps import SweepRecords, Value, value
 from hyperfitting.store import replacing, write_text
 
 _TABLE_FIELDS = {"caption", "rows", "columns", "published", "source"}
-_COLUMN_FIELDS = {"key", "at", "set", "side", "times", "format", "highest"}
+_COLUMN_FIELDS = {"key", "at", "set", "side", "times", "format", "highest", "less"}
+_WHOLE_ONLY = {"at", "set", "highest"}
+"""Fields of a column that `less` does not read: it pairs all texts at their full length."""
 _THEIRS = "theirs"
 
 
@@ -122,7 +124,7 @@ def table_of(sweep: SweepRecords, name: str, described: Mapping[str, Any]) -> Ta
             raise _no_such(f"{at}.rows", axis, _all_axes(sweep))
     columns = described["columns"]
     for heading, column in columns.items():
-        _check_names(f"{at}.columns.{heading}", column, _COLUMN_FIELDS)
+        _check_column(sweep, f"{at}.columns.{heading}", column)
     theirs = [_published(at, given, known, columns) for given in described.get("published") or ()]
     here = [sweep.labels(axis) for axis in axes]
     wanted = [dict(zip(axes, chosen, strict=True)) for chosen in itertools.product(*here)]
@@ -130,7 +132,7 @@ def table_of(sweep: SweepRecords, name: str, described: Mapping[str, Any]) -> Ta
     rows = [
         Row(
             labels,
-            {heading: value(sweep.at(labels), column) for heading, column in columns.items()},
+            {heading: value(sweep, labels, column) for heading, column in columns.items()},
             {h: n for where, numbers in theirs if where == labels for h, n in numbers.items()},
         )
         for labels in wanted
@@ -139,6 +141,16 @@ def table_of(sweep: SweepRecords, name: str, described: Mapping[str, Any]) -> Ta
     return Table(
         name, described.get("caption", ""), described.get("source", ""), axes, columns, rows
     )
+
+
+def _check_column(sweep: SweepRecords, at: str, column: Mapping[str, Any]) -> None:
+    _check_names(at, column, _COLUMN_FIELDS)
+    if "less" not in column:
+        return
+    _check_names(at, column, _COLUMN_FIELDS - _WHOLE_ONLY)
+    for axis, label in column["less"].items():
+        if label not in _all_labels(sweep, axis):
+            raise _no_such(f"{at}.less.{axis}", label, _all_labels(sweep, axis))
 
 
 def _published(

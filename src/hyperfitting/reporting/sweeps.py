@@ -4,7 +4,7 @@ Read from files alone, so that a report can be drawn at any time, of whatever is
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from hyperfitting.errors import UserError
+from hyperfitting.metrics.uncertainty import paired_difference
 from hyperfitting.results import Record, read
 from hyperfitting.sweep.state import SPEC, SPEC_VERSION, Folder
 
@@ -116,19 +117,29 @@ class SweepRecords:
         return [e for e in self.entries if labels.items() <= e.labels.items()]
 
 
-def value(entries: Sequence[Entry], column: Mapping[str, Any]) -> Value:
+def value(sweep: SweepRecords, labels: Mapping[str, str], column: Mapping[str, Any]) -> Value:
     """Return a number of some members: of one, with its interval over texts; of several, their mean
     with Student's interval over members.
 
     Args:
-        entries: of one cell; they differ in what is averaged, such as the seed.
-        column: `key` of the metric, and optionally `at` (new tokens), `set`, `side`, `times`.
+        sweep: with all members.
+        labels: of one cell; members that have them differ in what is averaged, such as the seed.
+        column: `key` of the metric, and optionally `at` (new tokens), `set`, `side`, `times`,
+            `highest`, or `less` (how the labels of the member differ that is taken off, paired by
+            text: its `metrics`).
     """
+    entries = sweep.at(labels)
     if not entries:
         return Value(missing="not at this scale")
     if column["key"] == "preference":
         return Value(missing="no annotations yet")
-    found = [_of_one(entry, column) for entry in entries]
+    if "less" in column:
+        pairs = [(one, sweep.at({**one.labels, **column["less"]})) for one in entries]
+        found = [_of_two(one, other, column) for one, others in pairs for other in others]
+        if not found:
+            return Value(missing="what it is compared with is not at this scale")
+    else:
+        found = [_of_one(entry, column) for entry in entries]
     there = [one for one in found if not one.missing]
     if not there:
         return found[0]
@@ -164,6 +175,32 @@ def _of_one(entry: Entry, column: Mapping[str, Any]) -> Value:
         return Value(missing="not measured")
     ends = tuple(estimate["ci95"]) if estimate["ci95"] else None
     return Value(estimate["mean"], ends, estimate["n"], 1, 1)
+
+
+def _of_two(entry: Entry, other: Entry, column: Mapping[str, Any]) -> Value:
+    """Return a member's number less another's on the same texts, paired."""
+    mine, its = entry.record, other.record
+    if mine is None or its is None:
+        return Value(missing=(entry if mine is None else other).missing)
+    if _texts(mine) != _texts(its):
+        return Value(missing=f"of other texts than {other.name}")
+    key = column["key"]
+    values = mine["per_text"][column.get("side", "metrics")].get(key)
+    less = its["per_text"]["metrics"].get(key)
+    if values is None or less is None:
+        return Value(missing="not measured for each text")
+    found = paired_difference(
+        np.array(values, dtype=float),
+        np.array(less, dtype=float),
+        mine["config"]["evaluation"]["bootstrap"],
+    )
+    if found is None:
+        return Value(missing="not measured")
+    return Value(found.mean, found.ci95, found.n, 1, 1)
+
+
+def _texts(record: Record) -> list[tuple[str, str]]:
+    return [(sample["set"], sample["context"]) for sample in record["samples"]]
 
 
 def slice_of(record: Record, at: int | None = None, texts: str | None = None) -> Any:

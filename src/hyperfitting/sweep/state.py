@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,7 +124,7 @@ class Folder:
             record = read(self.record)
         except UserError as error:
             return error.problem
-        changed = sorted(_differences(record["config"], asdict(cfg)))
+        changed = sorted(_differences(record["config"], cfg))
         if changed:
             some = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
             return f"of another config (changed: {some})"
@@ -139,16 +139,33 @@ class Folder:
         return aside
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """Yield the fields that differ between two configs and change a number."""
-    for name in {*old, *new}:
-        if not at and name in _NO_MATTER:
+def _differences(old: Mapping[str, Any], new: Any, at: str = "") -> Iterator[str]:
+    """Yield the fields that differ between a record's config and another, and change a number.
+
+    A field that the record is too old to have had its default.
+    """
+    yield from (f"{at}{name}" for name in old if name not in new.__dataclass_fields__)
+    for one in fields(new):
+        if not at and one.name in _NO_MATTER:
             continue
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(before, after, f"{at}{name}.")
-        elif before != after:
-            yield f"{at}{name}"
+        before, after = old.get(one.name, _default(one)), getattr(new, one.name)
+        if is_dataclass(after) and isinstance(before, Mapping):
+            yield from _differences(before, after, f"{at}{one.name}.")
+        elif _plain(before) != _plain(after):
+            yield f"{at}{one.name}"
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """Return a config's value as a record holds it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return value
 
 
 class Reporter:

@@ -236,19 +236,21 @@ def train(
                 note({"step": step, "train/loss": loss})
                 advance(batch.numel(), epoch=epoch + 1, loss=loss)
 
+            done.epoch = epoch + 1
             row = {"epoch": epoch + 1, "step": step, "train/loss": float(np.mean(losses))}
-            try:
-                row |= look(learner.model, data, trainer, cfg.hardware, show)
-            except FloatingPointError as error:
-                raise _diverged(f"in validation, {error}", epoch, step, checkpoint) from error
-            if row["val/loss"] < done.best_val:
-                done.best_val = row["val/loss"]
-                _save_parameters(work / "best_val.safetensors", learner)
+            reached = trainer.target_loss is not None and row["train/loss"] <= trainer.target_loss
+            last = reached or done.epoch == trainer.epochs
+            if last or done.epoch % trainer.look_every == 0:
+                try:
+                    row |= look(learner.model, data, trainer, cfg.hardware, show)
+                except FloatingPointError as error:
+                    raise _diverged(f"in validation, {error}", epoch, step, checkpoint) from error
+                if row["val/loss"] < done.best_val:
+                    done.best_val = row["val/loss"]
+                    _save_parameters(work / "best_val.safetensors", learner)
             note(row)
             log.info("epoch %d of %d: %s", epoch + 1, trainer.epochs, row)
-            done.epoch = epoch + 1
-            reached = trainer.target_loss is not None and row["train/loss"] <= trainer.target_loss
-            if reached or done.epoch == trainer.epochs:
+            if last:
                 break
             if checkpoint.is_due():
                 checkpoint.save(done, learner.state())
@@ -281,6 +283,10 @@ def _dropout_seed(seed: int, epoch: int) -> int:
 def batches(n: int, epoch: int, trainer: TrainerConfig) -> Iterator[Rows]:
     """Yield which of ``n`` sequences a batch holds (B,): each once, in this epoch's order."""
     order = np.random.default_rng([trainer.seed, epoch]).permutation(n)
+    if epoch == 0:
+        here = np.arange(trainer.swaps)
+        there = here + trainer.batch_size
+        order[here], order[there] = order[there], order[here]
     for start in range(0, n, trainer.batch_size):
         yield order[start : start + trainer.batch_size]
 
