@@ -13,7 +13,7 @@ import scipy.stats
 
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.uncertainty import bootstrap_mean
-from hyperfitting.reporting import colouring, report
+from hyperfitting.reporting import colouring, report, tables
 from hyperfitting.reporting.sweeps import SweepRecords
 from hyperfitting.results import SCHEMA_VERSION
 
@@ -150,7 +150,7 @@ def half_done(tmp_path: Path) -> Path:
 
 
 def test_several_members_make_a_cell_with_students_interval(half_done: Path) -> None:
-    table = report.table_of(SweepRecords.of(half_done), "main", TABLE)
+    table = tables.table_of(SweepRecords.of(half_done), "main", TABLE)
     by_row = {tuple(row.labels.values()): row for row in table.rows}
     found = by_row["ours", "hyperfitted"].ours
     low, high = scipy.stats.t.interval(0.95, 2, 70, scipy.stats.sem([60, 70, 80]))
@@ -190,10 +190,10 @@ def test_missing_cells_say_why_and_published_ones_are_marked(half_done: Path) ->
 
 
 def test_of_several_members_those_that_are_there_count(half_done: Path) -> None:
-    table = report.table_of(SweepRecords.of(half_done), "main", TABLE)
+    table = tables.table_of(SweepRecords.of(half_done), "main", TABLE)
     original = next(row for row in table.rows if row.labels["writer"] == "original")
     assert (original.ours["TTR"].members, original.ours["TTR"].ci95) == (1, None)
-    assert "(1 of 3 members)" in report.markdown(table)
+    assert "(1 of 3 members)" in tables.markdown(table)
 
 
 def test_a_number_less_that_of_another_member_is_paired_by_text(half_done: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_number_less_that_of_another_member_is_paired_by_text(half_done: Path)
     table = {"rows": ["writer", "seed"], "columns": {"less": less}}
     found = {
         (row.labels["writer"], row.labels["seed"]): row.ours["less"]
-        for row in report.table_of(SweepRecords.of(half_done), "main", table).rows
+        for row in tables.table_of(SweepRecords.of(half_done), "main", table).rows
     }
     differences = np.array([0.1, 0.2, 0.4]) - 0.6
     assert found["original", "0"].mean == pytest.approx(differences.mean())
@@ -212,7 +212,7 @@ def test_a_number_less_that_of_another_member_is_paired_by_text(half_done: Path)
     assert found["original", "1"].missing == "not run yet"
     path = half_done / "hyperfitted_0" / "results.json"
     path.write_text(json.dumps(record([0.6, 0.6], 0.7)))
-    row = report.table_of(SweepRecords.of(half_done), "main", table).rows[0]
+    row = tables.table_of(SweepRecords.of(half_done), "main", table).rows[0]
     assert row.ours["less"].missing == "of other texts than hyperfitted_0"
 
 

@@ -137,10 +137,8 @@ def _groups(
 def _labels(sweep: SweepRecords, axis: str) -> list[str]:
     labels = sweep.labels(axis)
     if not labels:
-        axes = sorted({name for entry in sweep.entries for name in entry.labels})
-        raise UserError(
-            "the sweep has no such axis", field="figures", value=axis, valid=", ".join(axes)
-        )
+        valid = ", ".join(sweep.axes)
+        raise UserError("the sweep has no such axis", field="figures", value=axis, valid=valid)
     return labels
 
 

@@ -108,6 +108,11 @@ class SweepRecords:
             if entry.record is not None:
                 yield entry, entry.record
 
+    @property
+    def axes(self) -> list[str]:
+        """The axes that members have labels of, in order."""
+        return list(dict.fromkeys(axis for entry in self.entries for axis in entry.labels))
+
     def labels(self, axis: str) -> list[str]:
         """Return the labels of an axis that members have, in order."""
         return list(dict.fromkeys(e.labels[axis] for e in self.entries if axis in e.labels))
