@@ -15,7 +15,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.reporting import colouring, report, tables
 from hyperfitting.reporting.sweeps import SweepRecords
-from hyperfitting.results import SCHEMA_VERSION
+from tests.records import a_sweep, record
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" | pipe"
 
@@ -74,7 +74,6 @@ def test_as_many_pieces_as_tokens() -> None:
         colouring.html(["a"], [1, 2])
 
 
-WRITER = {"original": ["tuning=none"], "hyperfitted": []}
 COLUMNS = {
     "TTR": {"key": "gen/ttr", "times": 100, "format": "{:.1f}"},
     "at 16": {"key": "gen/ttr", "at": 16},
@@ -92,49 +91,6 @@ TABLE = {
     ],
     "source": "someone",
 }
-
-
-def record(ttr: list[float], at_16: float) -> dict[str, Any]:
-    """As much of a record as a report reads."""
-    whole = bootstrap_mean(np.array(ttr), 200)
-    assert whole is not None
-    cut = {"set": None, "metrics": {"gen/ttr": {"mean": whole.mean, "ci95": list(whole.ci95 or ()),
-           "n": len(ttr)}}, "baseline": {}, "reference": {}}  # fmt: skip
-    short = cut | {"metrics": {"gen/ttr": {"mean": at_16, "ci95": [at_16, at_16], "n": len(ttr)}}}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "versions": {"torch": "2"}, "git": None, "device": "cpu", "notes": [],
-        "slices": [cut | {"new_tokens": 32}, short | {"new_tokens": 16}],
-        "per_text": {"metrics": {"gen/ttr": ttr, "gen/dataset_overlap": [1, 7, None]}},
-        "samples": [{"set": "news", "context": f"text {i}"} for i in range(len(ttr))],
-        "config": {"evaluation": {"bootstrap": 500}},
-    }  # fmt: skip
-
-
-def a_sweep(folder: Path, table: dict[str, Any], **records: dict[str, Any] | None) -> Path:
-    """Write a sweep's folder: two writers and three seeds of one model."""
-    members = [
-        {
-            "name": f"{writer}_{seed}",
-            "labels": {"model": "ours", "writer": writer, "seed": str(seed)},
-        }
-        for writer in WRITER
-        for seed in range(3)
-    ]
-    spec = {
-        "version": 1, "name": "x", "scale": "embedded", "command": ["hyperfit"],
-        "axes": {"writer": WRITER, "seed": [0, 1, 2]},
-        "scales": {"embedded": {"axes": {"model": {"ours": []}}},
-                   "paper": {"axes": {"model": {"theirs only": []}}}},
-        "report": {"tables": {"main": table}}, "members": members,
-    }  # fmt: skip
-    folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps(spec))
-    for name, found in records.items():
-        (folder / name).mkdir()
-        if found is not None:
-            (folder / name / "results.json").write_text(json.dumps(found))
-    return folder
 
 
 @pytest.fixture
@@ -185,7 +141,7 @@ def test_missing_cells_say_why_and_published_ones_are_marked(half_done: Path) ->
         "1 or 2",
     ]
     page = (out / "README.md").read_text()
-    assert "4 of 6 members have finished" in page
+    assert "4 of 6 have finished" in page
     assert "- original_1: not run yet" in page
 
 

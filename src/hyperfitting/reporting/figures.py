@@ -18,6 +18,7 @@ import itertools
 import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hyperfitting.errors import UserError, near_matches
+from hyperfitting.reporting import glossary
 from hyperfitting.reporting.colouring import stretches
 from hyperfitting.reporting.sweeps import Entry, SweepRecords, value
 from hyperfitting.results import Record
@@ -56,14 +58,6 @@ _STYLE: Any = {
     + cycler(linestyle=["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))])
     + cycler(marker=["o", "s", "^", "D", "v", "P", "X"]),
 }
-_NAMES = {
-    "train/loss": "training loss, nats",
-    "val/loss": "validation loss, nats",
-    "val/entropy": "validation entropy, nats",
-    "gen/ttr": "type-token ratio",
-    "gen/entropy": "entropy, nats",
-    "gen/top1_mass": "mass of the top token",
-}
 _SHADES = ("#ffffff", "#dddddd", "#bbbbbb", "#8f8f8f", "#555555")
 _MONO_POINTS, _MONO_WIDTH = 7.5, 0.602
 """Points of the letters of a text, and their width in them (DejaVu Sans Mono: matplotlib's own)."""
@@ -71,6 +65,17 @@ _MONO_POINTS, _MONO_WIDTH = 7.5, 0.602
 
 class Nothing(Exception):
     """There are no records to draw a figure of; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as a report has it."""
+
+    name: str
+    caption: str
+    svg: bytes = b""
+    """Empty: there is nothing to draw, as `missing` says."""
+    missing: str = ""
 
 
 def draw(sweep: SweepRecords, name: str, described: Mapping[str, Any]) -> Figure:
@@ -161,7 +166,7 @@ def curves(sweep: SweepRecords, series: Sequence[str], lines: str | None = None)
     if not drawn:
         raise Nothing("no member was trained")
     for panel, key in zip(panels, series, strict=True):
-        panel.set(xlabel="epoch", ylabel=_NAMES.get(key, key))
+        panel.set(xlabel="epoch", ylabel=glossary.name(key))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].legend()
     return figure
@@ -263,7 +268,7 @@ def along(
             start = (window - 1) / 2 + 1
             panel.plot(start + np.arange(len(smooth)), smooth, label=label, marker="")
     for panel, key in zip(panels, series, strict=True):
-        panel.set(xlabel="new token", ylabel=f"{_NAMES.get(key, key)} (mean of {window} steps)")
+        panel.set(xlabel="new token", ylabel=f"{glossary.name(key)} (mean of {window} steps)")
     panels[0].legend()
     return figure
 

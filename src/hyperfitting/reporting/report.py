@@ -1,7 +1,8 @@
 """The report of an experiment: its tables and figures, drawn from whatever records are there.
 
     outputs/reports/<experiment>/
-      README.md           all of it, with commands, versions and machine
+      index.html          all of it in one page, with every text; opens offline
+      README.md           all but the texts, with commands, versions and machine
       <table>.md .tex .csv
       <figure>.svg .png
 
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperfitting.reporting import figures, tables
+from hyperfitting.reporting import figures, index, page, tables
 from hyperfitting.reporting.sweeps import SweepRecords
 from hyperfitting.store import replacing, write_text
 
@@ -43,32 +44,44 @@ def write(folder: Path, reports: Path | None = None) -> Path:
         reports = folder.parent.parent / "reports" if beside else folder / "reports"
     out = reports / folder.name
     out.mkdir(parents=True, exist_ok=True)
-    parts = [f"# {spec.get('title', sweep.spec['name'])}", *filter(None, [spec.get("about")])]
-    for name, described in (spec.get("tables") or {}).items():
-        table = tables.table_of(sweep, name, described)
-        write_text(out / f"{name}.md", tables.markdown(table))
-        write_text(out / f"{name}.tex", tables.latex(table))
-        write_text(out / f"{name}.csv", tables.comma_separated(table))
-        parts.append(tables.markdown(table))
-    for name, described in (spec.get("figures") or {}).items():
-        why = _draw(sweep, out, name, described)
-        caption = described.get("caption", name)
-        parts.append(f"![{caption}]({name}.svg)\n\n{caption}" if not why else f"({name}: {why})")
+    made = [
+        tables.table_of(sweep, name, described)
+        for name, described in (spec.get("tables") or {}).items()
+    ]
+    for table in made:
+        write_text(out / f"{table.name}.md", tables.markdown(table))
+        write_text(out / f"{table.name}.tex", tables.latex(table))
+        write_text(out / f"{table.name}.csv", tables.comma_separated(table))
+    drawn = [
+        _draw(sweep, out, name, described)
+        for name, described in (spec.get("figures") or {}).items()
+    ]
+    title = spec.get("title", sweep.spec["name"])
+    parts = [f"# {title}", spec.get("about", ""), *map(tables.markdown, made)]
+    parts += [
+        f"![{one.caption}]({one.name}.svg)\n\n{one.caption}"
+        if one.svg
+        else f"({one.name}: {one.missing})"
+        for one in drawn
+    ]
     parts.append(_made_with(sweep))
-    write_text(out / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
+    write_text(out / "README.md", "\n\n".join(filter(None, map(str.strip, parts))) + "\n")
+    write_text(out / index.PAGE, page.html(sweep, made, drawn))
+    index.note(out, title, sweep)
     return out
 
 
-def _draw(sweep: SweepRecords, out: Path, name: str, described: Mapping[str, Any]) -> str:
-    """Draw a figure as SVG and PNG; return why not, if there is nothing to draw."""
+def _draw(sweep: SweepRecords, out: Path, name: str, described: Mapping[str, Any]) -> figures.Drawn:
+    """Draw a figure as SVG and PNG, if there is something to draw."""
+    caption = described.get("caption", name)
     try:
         drawn = figures.draw(sweep, name, described)
     except figures.Nothing as why:
-        return str(why)
-    for suffix in ("svg", "png"):
+        return figures.Drawn(name, caption, missing=str(why))
+    for suffix in ("png", "svg"):
         with replacing(out / f"{name}.{suffix}") as beside:
             figures.save(drawn, beside, suffix)
-    return ""
+    return figures.Drawn(name, caption, (out / f"{name}.svg").read_bytes())
 
 
 def _usual(sweep: SweepRecords) -> dict[str, Any]:
@@ -86,27 +99,8 @@ def _usual(sweep: SweepRecords) -> dict[str, Any]:
 
 
 def _made_with(sweep: SweepRecords) -> str:
-    """Return how this was made: the command, versions, machine, date and what is averaged."""
-    records = [record for _, record in sweep.finished()]
-    lines = [
-        "## Made with",
-        "",
-        f"    {' '.join(sweep.spec['command'])}",
-        "",
-        f"Scale: {sweep.spec['scale']}. {len(records)} of {len(sweep.entries)} members have "
-        "finished. Numbers are means with 95% intervals: bootstrapped over texts where one member "
-        "makes a cell, Student's over members where several do.",
-    ]
-    for entry in sweep.entries:
-        if entry.record is None:
-            lines.append(f"\n- {entry.name}: {entry.missing}")
-    if records:
-        newest = records[-1]
-        versions = ", ".join(f"{name} {number}" for name, number in newest["versions"].items())
-        git = newest["git"]
-        commit = "an installed package"
-        if git:
-            commit = git["commit"] + (", with changes" if git["dirty"] else "")
-        device = newest["device"]
-        lines.append(f"\nVersions: {versions}. Code: {commit}. Device: {device}.")
-    return "\n".join(lines)
+    """Return how this was made, as Markdown."""
+    lines = ["## Made with"]
+    lines += [f"**{what}**: {words}" for what, words in sweep.made_with().items()]
+    missing = [f"- {entry.name}: {entry.missing}" for entry in sweep.entries if not entry.record]
+    return "\n\n".join([*lines, *(["\n".join(missing)] if missing else [])])

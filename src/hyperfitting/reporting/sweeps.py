@@ -121,6 +121,26 @@ class SweepRecords:
         """Return the members with these labels."""
         return [e for e in self.entries if labels.items() <= e.labels.items()]
 
+    def made_with(self) -> dict[str, str]:
+        """Return how the numbers were made: command, intervals, versions, code, device."""
+        records = [record for _, record in self.finished()]
+        found = {
+            "Command": " ".join(self.spec["command"]),
+            "Scale": self.spec["scale"],
+            "Members": f"{len(records)} of {len(self.entries)} have finished",
+            "Intervals": "of 95%: bootstrapped over texts where one member makes a number, "
+            "Student's over members where several do",
+        }
+        if records:
+            newest = records[-1]
+            git = newest["git"]
+            commit = git["commit"] + (", with changes" if git["dirty"] else "") if git else ""
+            versions = (f"{name} {number}" for name, number in newest["versions"].items())
+            found["Versions"] = ", ".join(versions)
+            found["Code"] = commit or "an installed package"
+            found["Device"] = newest["device"]
+        return found
+
 
 def value(sweep: SweepRecords, labels: Mapping[str, str], column: Mapping[str, Any]) -> Value:
     """Return a number of some members: of one, with its interval over texts; of several, their mean
