@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run debug test test-fast bench lint format constraints picture clean distclean
+.PHONY: help setup run debug dashboard test test-fast bench lint format constraints picture clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ run: setup ## Hyperfit the embedded model on the embedded news, and show before 
 
 debug: setup ## The same on a random-initialised model, in seconds
 	$(BIN)/hyperfit preset=debug $(ARGS)
+
+dashboard: setup ## Serve the latest reports to this machine's browser, with an index of them
+	$(BIN)/hyperfit-dashboard pages $(ARGS)
 
 test: lint ## Lint, type check, and all tests, with the slow ones on the real model
 	$(BIN)/pytest $(ARGS)

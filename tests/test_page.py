@@ -5,13 +5,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from hyperfitting.errors import UserError
 from hyperfitting.reporting import page, report
+from hyperfitting.reporting.serve import draw_anew, served
 from tests.records import a_sweep, continuation, record
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -225,6 +228,31 @@ def test_the_index_links_to_every_report(browser: Browser, written: Path) -> Non
     link.click()
     assert seen.page.url == written.as_uri()
     assert seen.page.locator("h1").inner_text() == HOSTILE
+
+
+def test_the_dashboard_draws_what_is_new_and_serves_it(
+    browser: Browser, written: Path, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    shutil.copytree(written.parents[2] / "sweeps", outputs / "sweeps")
+    assert list(draw_anew(outputs)) == [("x", "")]
+    assert list(draw_anew(outputs)) == []
+    record_ = outputs / "sweeps" / "x" / "hyperfitted_1" / "results.json"
+    record_.write_text(json.dumps({"schema_version": 1}))
+    (again,) = draw_anew(outputs)
+    assert "another version of this software" in again[1]
+    with served(outputs / "reports", 0) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        seen = opened(browser, f"http://127.0.0.1:{server.server_port}/")
+        seen.page.get_by_role("link").click()
+        expect(seen.page.locator("#scatter .scatterlayer .trace")).to_have_count(3)
+        assert seen.said == []
+        with (
+            pytest.raises(UserError, match="cannot be listened on"),
+            served(tmp_path, server.server_port),
+        ):
+            pass
+        server.shutdown()
 
 
 def test_a_quotation_is_underlined_from_five_tokens_on_and_loses_no_text() -> None:

@@ -1,0 +1,49 @@
+"""Where to look: `hyperfit-dashboard` shows the reports here, or builds the dashboard on W&B."""
+
+import argparse
+import sys
+import webbrowser
+from pathlib import Path
+
+from hyperfitting.errors import UserError
+
+
+def _pages(given: argparse.Namespace) -> None:
+    from hyperfitting.reporting.serve import HOST, draw_anew, served
+
+    for name, wrong in draw_anew(given.outputs):
+        print(f"{name}: {wrong}" if wrong else f"drawn      {name}")
+    with served(given.outputs / "reports", given.port) as server:
+        url = f"http://{HOST}:{server.server_port}/"
+        print(f"reports    {url}   (Ctrl+C ends)", flush=True)
+        if given.open:
+            webbrowser.open(url)
+        server.serve_forever()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hyperfit-dashboard", description=__doc__)
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="where hyperfit writes (%(default)s)"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    pages = commands.add_parser("pages", help="serve the reports to this machine's browser")
+    pages.add_argument("--port", type=int, default=8000, help="0: any free one (%(default)s)")
+    pages.add_argument("--no-open", dest="open", action="store_false", help="open no browser")
+    pages.set_defaults(run=_pages)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    given = _parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print()
+
+
+if __name__ == "__main__":
+    main()
