@@ -450,8 +450,11 @@ class TrackingConfig:
     """W&B group: what the members of a sweep share."""
     tags: list[str] = field(default_factory=list)
     """W&B tags."""
-    timeout: float = 20.0
-    """Longest wait for the server, in seconds, at the start of a run and again at its end."""
+    checkpoint: bool = False
+    """Send the tuned parameters too, as an artifact (of 135M parameters: 0.5 GB)."""
+    timeout: float = 10.0
+    """Longest wait for the server, in seconds, at the start of a run and again at its end; what it
+    has not taken by then `hyperfit-dashboard sync` sends later."""
 
     def __post_init__(self) -> None:
         _one_of("tracking.mode", self.mode, ("offline", "online", "disabled"))

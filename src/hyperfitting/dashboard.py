@@ -21,6 +21,13 @@ def _pages(given: argparse.Namespace) -> None:
         server.serve_forever()
 
 
+def _sync(given: argparse.Namespace) -> None:
+    from hyperfitting.tracking import sync
+
+    count = sync(given.outputs)
+    print(f"sent       {count} runs" if count else "nothing is left to send")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hyperfit-dashboard", description=__doc__)
     parser.add_argument(
@@ -31,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     pages.add_argument("--port", type=int, default=8000, help="0: any free one (%(default)s)")
     pages.add_argument("--no-open", dest="open", action="store_false", help="open no browser")
     pages.set_defaults(run=_pages)
+    sync = commands.add_parser("sync", help="send to W&B what it does not have yet")
+    sync.set_defaults(run=_sync)
     return parser
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from hyperfitting.errors import UserError
 
 SCHEMA_VERSION = 2
-FILE_NAME = "results.json"
+FILE_NAME, PAGE = "results.json", "continuations.html"
+"""The record of a run, and the page of its texts beside it."""
 Record = dict[str, Any]
 
 

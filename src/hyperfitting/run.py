@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from hyperfitting import failures
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
-from hyperfitting.results import FILE_NAME
+from hyperfitting.results import FILE_NAME, PAGE
 from hyperfitting.sweep.members import choose_scale
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from hyperfitting.training.checkpoint import Row
 
 log = logging.getLogger(__name__)
-PAGE = "continuations.html"
 
 
 def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> dict[str, Any]:
@@ -115,7 +114,7 @@ def alone(config: RunConfig) -> None:
     from rich.console import Console
 
     from hyperfitting.terminal import Terminal, outcome
-    from hyperfitting.tracking import tracked
+    from hyperfitting.tracking import Identity, tracked
 
     console = Console() if sys.stdout.isatty() else Console(width=110)
     hydra_config = HydraConfig.get()
@@ -125,7 +124,7 @@ def alone(config: RunConfig) -> None:
     log.info("config: %s", asdict(config))
     with (
         Terminal(console) as terminal,
-        tracked(config.tracking, name, folder, asdict(config)) as tracker,
+        tracked(Identity(name, folder, config, hydra_config.runtime.choices)) as tracker,
     ):
         found = run(config, folder, tracker, terminal.progress)
         tracked_in = tracker.folder
@@ -161,12 +160,13 @@ def swept(cfg: DictConfig) -> None:
 
 
 def _run_swept(config: RunConfig, folder: Path, show: "Progress") -> None:
-    from hyperfitting.tracking import tracked
+    from hyperfitting.sweep.state import labels_of
+    from hyperfitting.tracking import Identity, tracked
 
     log.info("config: %s", asdict(config))
-    with tracked(
-        config.tracking, folder.name, folder, asdict(config), sweep=folder.parent.name
-    ) as tracker:
+    choices = HydraConfig.get().runtime.choices
+    who = Identity(folder.name, folder, config, choices, folder.parent.name, labels_of(folder))
+    with tracked(who) as tracker:
         run(config, folder, tracker, show)
 
 

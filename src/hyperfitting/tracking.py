@@ -5,27 +5,83 @@ online falls back to offline, and offline to nothing. Calling code never sees an
 """
 
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperfitting.config import TrackingConfig
+from hyperfitting.config import RunConfig, TrackingConfig
+from hyperfitting.errors import UserError
+from hyperfitting.reporting import colouring, next_tokens
+from hyperfitting.results import FILE_NAME, PAGE
 from hyperfitting.store import digest
 from hyperfitting.training.checkpoint import Row
 
 log = logging.getLogger(__name__)
+MOST_POINTS, MOST_TEXTS, MOST_COLOURED, PLACES = 1000, 300, 24, 3
+"""Bounds of what one run sends: points of a curve, rows of the table of texts, coloured texts, and
+places of a text whose next tokens are shown."""
+_AT_ONCE = 50
+"""Runs that one `wandb sync` sends."""
 _LONGEST_TAG = 64
 """Characters; W&B refuses longer ones."""
+_UNSENT = "unsent"
+"""File beside an online run that could not be sent as a whole."""
 Mode = Literal["online", "offline"]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which member a W&B run is of."""
+
+    name: str
+    folder: Path
+    """Where its files go."""
+    config: RunConfig
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """By Hydra's groups, the option chosen."""
+    sweep: str | None = None
+    """What it is a member of: its group on W&B."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """By the sweep's axes, what sets it apart from the other members."""
+
+    @property
+    def id(self) -> str | None:
+        """The same when a member is begun again with the same config, so that its run goes on."""
+        if self.sweep is None:
+            return None
+        kept = {k: v for k, v in asdict(self.config).items() if k not in ("tracking", "hardware")}
+        return digest([str(self.folder.absolute()), kept])
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What W&B shows as the run's config, to group, filter and colour by."""
+        return {
+            **asdict(self.config),
+            "choice": {k: v for k, v in self.choices.items() if not k.startswith("hydra/")},
+            "label": dict(self.labels),
+        }
+
+    @property
+    def stride(self) -> int:
+        """Of so many updates one is sent."""
+        data, trainer = self.config.dataset, self.config.trainer
+        updates = trainer.epochs * math.ceil(data.n_train / trainer.batch_size)
+        return math.ceil(updates / MOST_POINTS)
 
 
 class Tracker:
     """One W&B run, or nothing if tracking is disabled or has failed."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, run: Any, who: Identity) -> None:
+        self._run, self._who = run, who
+        self._rows = 0
 
     @property
     def folder(self) -> Path | None:
@@ -33,20 +89,43 @@ class Tracker:
         return Path(self._run.dir).parent if self._run is not None else None
 
     def row(self, row: Row) -> None:
-        """Log a row of the training history: an update's, or an epoch's (which has `epoch`)."""
-        shown = dict(row)
-        if "epoch" in shown:
-            shown["train/epoch_loss"] = shown.pop("train/loss")
-        self._do(lambda run: run.log(shown))
+        """Log a row of the training history: an update's, or an epoch's (which has `epoch`).
+
+        Rows come in the same order whenever a member is begun again; their number is W&B's step,
+        so that a run which goes on takes none twice.
+        """
+        number, self._rows = self._rows, self._rows + 1
+        if "epoch" not in row:
+            if row["step"] % self._who.stride == 0 or row["step"] == 1:
+                self._do(lambda run: run.log(dict(row), step=number))
+            return
+        if "val/loss" in row or row["epoch"] % self._who.stride == 0:
+            shown = {k if k in ("epoch", "step") else f"epoch/{k}": v for k, v in row.items()}
+            self._do(lambda run: run.log(shown, step=number))
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Log the outcome: summary metrics with intervals, and the continuations as a table."""
+        """Log the outcome: summary metrics with intervals, texts, charts, the record's files."""
         self._do(lambda run: run.summary.update(_summary(record)))
-        self._do(lambda run: run.log({"gen/continuations": _table(record)}))
+        self._do(lambda run: run.log(_media(record), step=self._rows))
+        self._do(lambda run: run.log_artifact(_artefact(run, self._who.folder)))
+        if self._who.config.tracking.checkpoint and "tuned" in record["artefacts"]:
+            tuned = Path(record["artefacts"]["tuned"])
+            self._do(lambda run: run.log_artifact(_checkpoint(run, tuned)))
 
     def close(self, exit_code: int) -> None:
         """End the run; waits for the server no longer than `tracking.timeout`."""
-        self._do(lambda run: run.finish(exit_code=exit_code))
+        folder = self.folder
+        try:
+            if self._run is not None:
+                self._run.finish(exit_code=exit_code)
+        except Exception as error:
+            log.warning(
+                "W&B did not take all of this run (%s); `hyperfit-dashboard sync` sends the rest",
+                _first_line(error),
+            )
+            if folder is not None:
+                with suppress(OSError):
+                    (folder / _UNSENT).touch()
         self._run = None
 
     def _do(self, action: Callable[[Any], Any]) -> None:
@@ -60,20 +139,9 @@ class Tracker:
 
 
 @contextmanager
-def tracked(
-    cfg: TrackingConfig, name: str, folder: Path, config: dict[str, Any], sweep: str | None = None
-) -> Iterator[Tracker]:
-    """Track what happens in this context as one W&B run, ended before the context is left.
-
-    Args:
-        cfg: whether, and where to.
-        name: of the run.
-        folder: where its files go.
-        config: shown beside it.
-        sweep: what it is a member of: its group, and part of an id that is the same when the member
-            is begun again, so that W&B goes on with the same run.
-    """
-    tracker = Tracker(_start(cfg, name, folder, config, sweep))
+def tracked(who: Identity) -> Iterator[Tracker]:
+    """Track what happens in this context as one W&B run, ended before the context is left."""
+    tracker = Tracker(_start(who), who)
     code = 1
     try:
         yield tracker
@@ -82,50 +150,45 @@ def tracked(
         tracker.close(code)
 
 
-def _start(
-    cfg: TrackingConfig, name: str, folder: Path, config: dict[str, Any], sweep: str | None
-) -> Any:
+def _start(who: Identity) -> Any:
+    cfg = who.config.tracking
     if cfg.mode == "disabled":
         return None
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     modes: list[Mode] = ["online", "offline"] if cfg.mode == "online" else ["offline"]
     for mode in modes:
         try:
-            return _init(cfg, mode, name, folder, config, sweep)
+            return _init(cfg, mode, who)
         except Exception as error:
             after = "tracking offline instead" if mode != modes[-1] else "not tracked"
             log.warning("W&B %s failed (%s); %s", mode, _first_line(error), after)
     return None
 
 
-def _init(
-    cfg: TrackingConfig,
-    mode: Mode,
-    name: str,
-    folder: Path,
-    config: dict[str, Any],
-    sweep: str | None,
-) -> Any:
+def _init(cfg: TrackingConfig, mode: Mode, who: Identity) -> Any:
     import wandb
 
     if mode == "online" and not wandb.login(prompt=False, verify=False):
         raise RuntimeError("no login: run `wandb login` or set WANDB_API_KEY")
+    if mode == "offline" and who.id:
+        _drop_attempts(who.folder, who.id)
     run = wandb.init(
         project=cfg.project,
         entity=cfg.entity,
-        group=cfg.group or sweep,
-        tags=[*cfg.tags, *([sweep[:_LONGEST_TAG]] if sweep else [])],
-        job_type="member" if sweep else "run",
-        id=_id(folder, config) if sweep else None,
-        resume="allow" if sweep and mode == "online" else None,
-        name=name,
-        dir=folder,
-        config=config,
+        group=cfg.group or who.sweep,
+        tags=[*cfg.tags, *([who.sweep[:_LONGEST_TAG]] if who.sweep else [])],
+        job_type="member" if who.sweep else "run",
+        id=who.id,
+        resume="allow" if who.id and mode == "online" else None,
+        name=who.name,
+        dir=who.folder,
+        config=who.shown,
         reinit="create_new",
         settings=wandb.Settings(
             mode=mode,
             init_timeout=cfg.timeout,
             finish_timeout=cfg.timeout,
+            finish_timeout_raises=True,
             console="off",
             silent=True,
             save_code=False,
@@ -135,16 +198,17 @@ def _init(
     )
     run.define_metric("step", hidden=True)
     run.define_metric("epoch", hidden=True)
-    run.define_metric("train/loss", step_metric="step")
-    for key in ("train/epoch_loss", "val/*", "gen/*"):
-        run.define_metric(key, step_metric="epoch")
+    run.define_metric("train/loss", step_metric="step", summary="last")
+    for key, summary in (("epoch/*", "last"), ("epoch/val/loss", "min"), ("epoch/gen/ttr", "max")):
+        run.define_metric(key, step_metric="epoch", summary=summary)
     return run
 
 
-def _id(folder: Path, config: dict[str, Any]) -> str:
-    """Return the id of a member's run: the same when it is begun again, with the same config."""
-    kept = {k: v for k, v in config.items() if k not in ("tracking", "hardware")}
-    return digest([str(folder.absolute()), kept])
+def _drop_attempts(folder: Path, run_id: str) -> None:
+    """Remove what a killed attempt at an offline run left: this one tells all of it again."""
+    for old in folder.glob(f"wandb/offline-run-*-{run_id}"):
+        if not any(old.glob("*.synced")):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _summary(record: dict[str, Any]) -> dict[str, float]:
@@ -168,26 +232,119 @@ def _summary(record: dict[str, Any]) -> dict[str, float]:
         length = f"at_{one['new_tokens']}/" if one["new_tokens"] != longest else ""
         for key, value in one["metrics"].items():
             flat[where + length + key] = value["mean"]
+    for name, seconds in record["timings"]["making_seconds"].items():
+        flat[f"seconds/{name}"] = seconds
+    config = record["config"]
+    training = record["timings"]["making_seconds"].get("tuned")
+    if training and record["history"]:
+        tokens = config["dataset"]["n_train"] * config["dataset"]["seq_len"]
+        flat["speed/training_tokens_per_second"] = (
+            record["history"][-1]["epoch"] * tokens / training
+        )
     return flat
+
+
+def _media(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what is to be looked at: texts, their colouring, and the histograms of overlap."""
+    import wandb
+
+    few = {**record, "samples": record["samples"][:MOST_COLOURED]}
+    media = {"texts": _table(record), "texts_coloured": wandb.Html(colouring.page(few))}
+    for side, name in (("metrics", "hyperfitted"), ("baseline", "original")):
+        counts = record["overlap_histogram"][side]
+        if counts:
+            edges = [i - 0.5 for i in range(len(counts) + 1)]
+            histogram = wandb.Histogram(np_histogram=(counts, edges))
+            media[f"overlap/{name}"] = histogram
+    for texts in next_tokens.sets(record):
+        for number, place in enumerate(next_tokens.places(record, texts, PLACES), 1):
+            media[f"next_tokens/{texts}_{number}"] = _next_tokens(place)
+    return media
+
+
+def _next_tokens(place: next_tokens.Place) -> Any:
+    """Return a chart of what comes next at a place, hyperfitted and original."""
+    import wandb
+
+    before = {token.text: token.mass for token in place.original}
+    table = wandb.Table(columns=["token", "hyperfitted", "original", "trained on"])
+    for token in place.hyperfitted:
+        table.add_data(repr(token.text), token.mass, before.get(token.text), token.trained_on)
+    title = f"…{place.context[-60:]}"
+    return wandb.plot.bar(table, "token", "hyperfitted", title=title)
 
 
 def _table(record: dict[str, Any]) -> Any:
     import wandb
 
-    table = wandb.Table(
-        columns=["context", "continuation", "original", "reference", "ttr", "original_ttr"]
-    )
-    ttr = record["per_text"]["metrics"]["gen/ttr"], record["per_text"]["baseline"]["gen/ttr"]
-    for sample, after, before in zip(record["samples"], *ttr, strict=True):
+    of_text = {"ttr": "gen/ttr", "rep_2": "gen/rep_2", "overlap": "gen/dataset_overlap"}
+    sides = {"": "metrics", "original_": "baseline"}
+    numbers = {
+        prefix + name: record["per_text"][side].get(key)
+        for prefix, side in sides.items()
+        for name, key in of_text.items()
+    }
+    texts = ["set", "context", "original", "continuation", "reference"]
+    table = wandb.Table(columns=[*texts, *numbers])
+    for row, sample in enumerate(record["samples"][:MOST_TEXTS]):
         table.add_data(
+            sample["set"],
             sample["context"],
-            sample["continuation"]["text"],
             sample["original_continuation"]["text"],
+            sample["continuation"]["text"],
             sample["reference"],
-            after,
-            before,
+            *(values[row] if values else None for values in numbers.values()),
         )
     return table
+
+
+def _artefact(run: Any, folder: Path) -> Any:
+    """Return the record and its page, as a W&B artifact."""
+    import wandb
+
+    made = wandb.Artifact(f"record-{run.id}", type="record")
+    for path in (folder / FILE_NAME, folder / PAGE):
+        if path.is_file():
+            made.add_file(str(path))
+    return made
+
+
+def _checkpoint(run: Any, tuned: Path) -> Any:
+    """Return the tuned parameters, as a W&B artifact."""
+    import wandb
+
+    made = wandb.Artifact(f"tuned-{run.id}", type="model")
+    made.add_file(str(tuned / "last.safetensors"))
+    return made
+
+
+def unsent(outputs: Path) -> list[Path]:
+    """Return the folders of W&B runs that the server does not have, or not as a whole."""
+    found = [p for p in outputs.glob("**/wandb/offline-run-*") if not any(p.glob("*.synced"))]
+    return sorted(found + [p.parent for p in outputs.glob(f"**/wandb/run-*/{_UNSENT}")])
+
+
+def sync(outputs: Path) -> int:
+    """Send what the server does not have; return how many runs there were.
+
+    Raises:
+        UserError: the server did not take all of them.
+    """
+    folders = unsent(outputs)
+    for start in range(0, len(folders), _AT_ONCE):
+        some = folders[start : start + _AT_ONCE]
+        done = subprocess.run(  # noqa: S603  (wandb's own command, in this Python)
+            [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, some)],
+            check=False,
+        )
+        if done.returncode:
+            raise UserError(
+                "W&B did not take all runs; what it said stands above",
+                hint="`wandb login`, then the same command again: it sends only what is missing",
+            )
+        for folder in some:
+            (folder / _UNSENT).unlink(missing_ok=True)
+    return len(folders)
 
 
 def _first_line(error: Exception) -> str:

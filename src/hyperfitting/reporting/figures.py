@@ -15,7 +15,6 @@ A figure is described by its `kind` and the fields that its function takes:
 
 import inspect
 import itertools
-import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hyperfitting.errors import UserError, near_matches
-from hyperfitting.reporting import glossary
+from hyperfitting.reporting import glossary, next_tokens
 from hyperfitting.reporting.colouring import stretches
 from hyperfitting.reporting.sweeps import Entry, SweepRecords, value
 from hyperfitting.results import Record
@@ -352,57 +351,29 @@ def distributions(sweep: SweepRecords, texts: str, count: int = 3) -> Figure:
     The places are those where hyperfitting gave most mass to a token that the training data never
     had, which a star marks; if there are too few, to any.
     """
-    found = [
-        (before, after, _trained_on(record))
-        for _, record in sweep.finished()
-        if (before := _distributions(record, "original", texts))
-        and (after := _distributions(record, "tuned", texts))
-    ]
-    if not found:
+    all_places = (next_tokens.places(record, texts, count) for _, record in sweep.finished())
+    places = next(filter(None, all_places), None)
+    if places is None:
         raise Nothing(f"no member with evaluation.top_tokens whose {texts} are in the store")
-    before, after, trained = found[0]
-
-    def worth(place: int) -> tuple[bool, float]:
-        token, mass = after["ids"][place][0], after["mass"][place][0]
-        had = dict(zip(before["ids"][place], before["mass"][place], strict=True)).get(token, 0.0)
-        return token in trained, had - mass
-
-    places = sorted(range(len(after["ids"])), key=worth)[:count]
     figure = Figure(figsize=(2 * _WIDE, 1.9 * len(places)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(places), 2, squeeze=False)
-    for row, place in zip(panels, sorted(places), strict=True):
-        for panel, one, who in zip(row, (before, after), ("original", "hyperfitted"), strict=True):
+    for row, place in zip(panels, places, strict=True):
+        sides = (place.original, place.hyperfitted)
+        for panel, tokens, who in zip(row, sides, ("original", "hyperfitted"), strict=True):
             names = [
-                _literal(repr(_plain(piece))) + ("" if token in trained else " *")
-                for piece, token in zip(one["pieces"][place], one["ids"][place], strict=True)
+                _literal(repr(_plain(token.text))) + ("" if token.trained_on else " *")
+                for token in tokens
             ]
-            panel.barh(range(len(names)), one["mass"][place], color="#9ecae1", edgecolor="black",
-                       linewidth=0.5)  # fmt: skip
+            panel.barh(range(len(names)), [token.mass for token in tokens], color="#9ecae1",
+                       edgecolor="black", linewidth=0.5)  # fmt: skip
             panel.set_yticks(range(len(names)), names)
             panel.set(xlim=(0, 1), xlabel="probability")
             panel.set_title(who, loc="left", fontsize=8)
             panel.invert_yaxis()
-        context = _plain("".join(one["text"][: place + 1]))[-60:]
+        context = _plain(place.context)[-60:]
         row[0].set_title(f"…{_literal(context)}\noriginal", loc="left", fontsize=8)
     return figure
-
-
-def _distributions(record: Record, whose: str, texts: str) -> dict[str, Any] | None:
-    folder = record["artefacts"].get(f"{whose}_distributions/{texts}")
-    path = Path(folder or "") / "distributions.json"
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
-
-
-def _trained_on(record: Record) -> set[int]:
-    """Return the tokens that the training data has."""
-    path = Path(record["artefacts"]["corpus"]) / "train.npy"
-    if not path.is_file():
-        raise Nothing("the training sequences are no longer in the store")
-    return set(np.unique(np.load(path, allow_pickle=False)).tolist())
 
 
 def text(sweep: SweepRecords, rows: str, number: int = 0, width: int = 92) -> Figure:

@@ -139,6 +139,15 @@ class Folder:
         return aside
 
 
+def labels_of(member: Path) -> dict[str, str]:
+    """Return what sets a member apart, by the sweep's axes; {} if its sweep does not say."""
+    try:
+        spec = json.loads((member.parent / SPEC).read_text("utf-8"))
+        return next(dict(m["labels"]) for m in spec["members"] if m["name"] == member.name)
+    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        return {}
+
+
 def _differences(old: Mapping[str, Any], new: Any, at: str = "") -> Iterator[str]:
     """Yield the fields that differ between a record's config and another, and change a number.
 
