@@ -86,6 +86,8 @@ def logged(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Read history and summary back from an offline run's own file."""
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # W&B's service may write until it ends, as it does with the process
+
     def values(items: Any) -> dict[str, Any]:
         return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
 

@@ -10,13 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperfitting.config import RunConfig, TrackingConfig
+from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
 from hyperfitting.reporting import colouring, next_tokens
 from hyperfitting.results import FILE_NAME, PAGE
@@ -27,12 +29,12 @@ log = logging.getLogger(__name__)
 MOST_POINTS, MOST_TEXTS, MOST_COLOURED, PLACES = 1000, 300, 24, 3
 """Bounds of what one run sends: points of a curve, rows of the table of texts, coloured texts, and
 places of a text whose next tokens are shown."""
+_PATIENCE = 5.0
+"""Seconds for a server to answer at all."""
 _AT_ONCE = 50
 """Runs that one `wandb sync` sends."""
 _LONGEST_TAG = 64
 """Characters; W&B refuses longer ones."""
-_UNSENT = "unsent"
-"""File beside an online run that could not be sent as a whole."""
 Mode = Literal["online", "offline"]
 
 
@@ -77,11 +79,31 @@ class Identity:
 
 
 class Tracker:
-    """One W&B run, or nothing if tracking is disabled or has failed."""
+    """One W&B run, or nothing if tracking is disabled or has failed.
 
-    def __init__(self, run: Any, who: Identity) -> None:
-        self._run, self._who = run, who
+    A server that fails in the middle is given up: the whole run is told again to an offline one of
+    the same id, which `sync` sends later.
+    """
+
+    def __init__(self, who: Identity) -> None:
+        self._who = who
         self._rows = 0
+        self._told: list[Callable[[Any], Any]] = []
+        mode = who.config.tracking.mode
+        self._run: Any = None
+        if mode == "online":
+            self._run = self._begun("online", "tracking offline instead")
+        if mode != "disabled" and self._run is None:
+            self._run = self._begun("offline", "not tracked")
+
+    def _begun(self, mode: Mode, otherwise: str) -> Any:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            return _init(self._who, mode)
+        except Exception as error:
+            log.warning("W&B %s failed (%s); %s", mode, _first_line(error), otherwise)
+            _forget()
+            return None
 
     @property
     def folder(self) -> Path | None:
@@ -105,6 +127,7 @@ class Tracker:
 
     def finish(self, record: dict[str, Any]) -> None:
         """Log the outcome: summary metrics with intervals, texts, charts, the record's files."""
+        self._do(_must_be_there)
         self._do(lambda run: run.summary.update(_summary(record)))
         self._do(lambda run: run.log(_media(record), step=self._rows))
         self._do(lambda run: run.log_artifact(_artefact(run, self._who.folder)))
@@ -114,34 +137,57 @@ class Tracker:
 
     def close(self, exit_code: int) -> None:
         """End the run; waits for the server no longer than `tracking.timeout`."""
-        folder = self.folder
-        try:
-            if self._run is not None:
-                self._run.finish(exit_code=exit_code)
-        except Exception as error:
-            log.warning(
-                "W&B did not take all of this run (%s); `hyperfit-dashboard sync` sends the rest",
-                _first_line(error),
-            )
-            if folder is not None:
-                with suppress(OSError):
-                    (folder / _UNSENT).touch()
+        self._do(lambda run: run.finish(exit_code=exit_code))
         self._run = None
 
     def _do(self, action: Callable[[Any], Any]) -> None:
         if self._run is None:
             return
+        self._told.append(action)
         try:
             action(self._run)
         except Exception as error:
-            log.warning("W&B failed (%s); this run is no longer tracked", _first_line(error))
-            self._run = None
+            online, self._run = not self._run.offline, None
+            _forget()
+            if not online:
+                log.warning("W&B failed (%s); this run is no longer tracked", _first_line(error))
+                return
+            log.warning(
+                "W&B failed (%s); tracking offline instead, for `hyperfit-dashboard sync`",
+                _first_line(error),
+            )
+            again, self._told = self._told, []
+            self._run = self._begun("offline", "not tracked")
+            for one in again:
+                self._do(one)
+
+
+def _must_be_there(run: Any) -> None:
+    """Raise an OSError if the server of an online run is gone."""
+    if not run.offline:
+        _must_answer(run.settings.base_url)
+
+
+def _must_answer(server: str) -> None:
+    """Raise an OSError if there is no server: W&B itself would wait for one much longer."""
+    if not server.startswith(("http://", "https://")):
+        raise OSError(f"{server} is no address of a server")
+    with suppress(urllib.error.HTTPError):  # an answer, whatever it says
+        urllib.request.urlopen(server, timeout=_PATIENCE).close()  # noqa: S310 (checked above)
+
+
+def _forget() -> None:
+    """End W&B's service, which holds on to a run that failed."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown(exit_code=1)
 
 
 @contextmanager
 def tracked(who: Identity) -> Iterator[Tracker]:
     """Track what happens in this context as one W&B run, ended before the context is left."""
-    tracker = Tracker(_start(who), who)
+    tracker = Tracker(who)
     code = 1
     try:
         yield tracker
@@ -150,24 +196,10 @@ def tracked(who: Identity) -> Iterator[Tracker]:
         tracker.close(code)
 
 
-def _start(who: Identity) -> Any:
-    cfg = who.config.tracking
-    if cfg.mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    modes: list[Mode] = ["online", "offline"] if cfg.mode == "online" else ["offline"]
-    for mode in modes:
-        try:
-            return _init(cfg, mode, who)
-        except Exception as error:
-            after = "tracking offline instead" if mode != modes[-1] else "not tracked"
-            log.warning("W&B %s failed (%s); %s", mode, _first_line(error), after)
-    return None
-
-
-def _init(cfg: TrackingConfig, mode: Mode, who: Identity) -> Any:
+def _init(who: Identity, mode: Mode) -> Any:
     import wandb
 
+    cfg = who.config.tracking
     if mode == "online" and not wandb.login(prompt=False, verify=False):
         raise RuntimeError("no login: run `wandb login` or set WANDB_API_KEY")
     if mode == "offline" and who.id:
@@ -319,31 +351,39 @@ def _checkpoint(run: Any, tuned: Path) -> Any:
 
 
 def unsent(outputs: Path) -> list[Path]:
-    """Return the folders of W&B runs that the server does not have, or not as a whole."""
-    found = [p for p in outputs.glob("**/wandb/offline-run-*") if not any(p.glob("*.synced"))]
-    return sorted(found + [p.parent for p in outputs.glob(f"**/wandb/run-*/{_UNSENT}")])
+    """Return the folders of offline runs that the server does not have."""
+    return sorted(p for p in outputs.glob("**/wandb/offline-run-*") if not any(p.glob("*.synced")))
 
 
 def sync(outputs: Path) -> int:
     """Send what the server does not have; return how many runs there were.
 
     Raises:
-        UserError: the server did not take all of them.
+        UserError: the server did not take all of them, or there is none.
     """
+    import wandb
+
     folders = unsent(outputs)
+    if not folders:
+        return 0
+    server = wandb.setup().settings.base_url
+    try:
+        _must_answer(server)
+    except OSError as error:
+        raise UserError(
+            f"cannot be reached: {_first_line(error)}", field="WANDB_BASE_URL", value=server
+        ) from error
     for start in range(0, len(folders), _AT_ONCE):
-        some = folders[start : start + _AT_ONCE]
-        done = subprocess.run(  # noqa: S603  (wandb's own command, in this Python)
-            [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, some)],
-            check=False,
+        some = map(str, folders[start : start + _AT_ONCE])
+        subprocess.run(  # noqa: S603  (wandb's own command, in this Python)
+            [sys.executable, "-m", "wandb", "sync", *some], check=False
         )
-        if done.returncode:
-            raise UserError(
-                "W&B did not take all runs; what it said stands above",
-                hint="`wandb login`, then the same command again: it sends only what is missing",
-            )
-        for folder in some:
-            (folder / _UNSENT).unlink(missing_ok=True)
+    left = unsent(outputs)
+    if left:
+        raise UserError(
+            f"W&B did not take {len(left)} of {len(folders)} runs; what it said stands above",
+            hint="`wandb login`, then the same command again: it sends only what is missing",
+        )
     return len(folders)
 
 
