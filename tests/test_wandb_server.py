@@ -11,16 +11,19 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import wandb
+import wandb_workspaces.reports.v2 as wr
 
+from hyperfitting import workspace
 from hyperfitting.config import TrackingConfig
 from hyperfitting.errors import UserError
 from hyperfitting.tracking import Identity, sync, tracked, unsent
@@ -322,3 +325,140 @@ def test_a_server_that_does_not_take_it_leaves_a_run_that_syncs(
     assert sync(who.folder.parent) == 1
     assert who.id is not None
     check_whole(server, who.id)
+
+
+class _Records(http.server.BaseHTTPRequestHandler):
+    """Keeps the views it is sent, as W&B does, and hands all else to the real server."""
+
+    views: ClassVar[dict[str, dict[str, Any]]]
+    beyond: ClassVar[str]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(body)
+        query, given = asked.get("query", ""), asked.get("variables", {})
+        if "upsertView" in query:
+            view = self._kept(given)
+            answer = {"data": {"upsertView": {"view": view, "inserted": not given.get("id")}}}
+        elif "allViews" in query:
+            found = [v for v in self.views.values() if v["name"] == given["viewName"]]
+            edges = [{"node": view} for view in found]
+            answer = {"data": {"project": {"allViews": {"edges": edges}}}}
+        elif "ProjectInternalId" in query:
+            answer = {
+                "data": {"project": {"id": "1", "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
+            }
+        elif "models(" in query:
+            node = {
+                "__typename": "Project", "id": "1", "name": "hyperfitting", "isBenchmark": False,
+                "entityName": "default", "createdAt": "2026-01-01T00:00:00", "user": None,
+            }  # fmt: skip
+            last = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            answer = {"data": {"models": {"pageInfo": last, "edges": [{"node": node}]}}}
+        elif "SpecificReport" in query:
+            answer = {"data": {"view": self.views.get(given["reportId"])}}
+        else:
+            # openwandb does not know that an empty name is none
+            named = {k: v for k, v in asked.items() if (k, v) != ("operationName", "")}
+            status, words = self._forwarded(json.dumps(named).encode())
+            self._answer(status, words)
+            return
+        self._answer(200, json.dumps(answer).encode())
+
+    def _forwarded(self, body: bytes) -> tuple[int, bytes]:
+        request = urllib.request.Request(self.beyond + self.path, body)  # noqa: S310
+        for name in ("Authorization", "Content-Type"):
+            if name in self.headers:
+                request.add_header(name, self.headers[name])
+        try:
+            with urllib.request.urlopen(request, timeout=10) as found:  # noqa: S310
+                return found.status, found.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def _answer(self, status: int, words: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(words)
+
+    def _kept(self, given: dict[str, Any]) -> dict[str, Any]:
+        key = given.get("id") or base64.b64encode(f"View:{len(self.views)}".encode()).decode()
+        project = {"id": "1", "name": given["projectName"], "entityName": given["entityName"]}
+        when = "2026-01-01T00:00:00"
+        self.views[key] = {
+            **{k: given.get(k) for k in ("name", "displayName", "description", "spec", "type")},
+            "id": key, "project": project, "createdAt": when, "updatedAt": when,
+        }  # fmt: skip
+        return self.views[key]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def recording(beyond: str) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    views: dict[str, dict[str, Any]] = {}
+    handler = type("Handler", (_Records,), {"views": views, "beyond": beyond})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", views
+        server.shutdown()
+
+
+def test_the_dashboard_is_sent_once_and_made_again_in_place(
+    server: Server, who: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track(online(who))  # a project that has a run
+    with recording(server.url) as (url, views):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        wandb.teardown()
+        first = workspace.build(None, "hyperfitting", tmp_path)
+        assert sorted(view["type"] for view in views.values()) == ["project-view", "runs"]
+        sent = {key: view["spec"] for key, view in views.items()}
+        second = workspace.build(None, "hyperfitting", tmp_path)
+    assert first == second
+    assert len(views) == 2
+    for view in views.values():
+        for section in workspace.SECTIONS:
+            assert section.name in view["spec"]
+        for name in ("choice.value.model", "epoch/val/loss", "texts_coloured"):
+            assert name in view["spec"]
+    assert {key: len(spec) for key, spec in sent.items()} == {
+        key: len(view["spec"]) for key, view in views.items()
+    }
+
+
+def test_every_panels_metric_is_in_a_real_run(server: Server, tmp_path: Path) -> None:
+    done = hyperfit(
+        tmp_path, "preset=debug", "tracking=online", "hydra.run.dir=run", "tracking.timeout=60",
+        "tracking.project=panels", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = server.get("api/v2/projects/default/panels/runs")["runs"]
+    place = f"files/default/panels/{run['run_id']}"
+    lines = server.read(f"{place}/wandb-history.jsonl").splitlines()
+    logged = {key for line in lines for key in json.loads(line)}
+    summary = set(json.loads(server.read(f"{place}/wandb-summary.json")))
+    for section in workspace.SECTIONS:
+        for panel in section.panels():
+            assert set(history_of(panel)) <= logged, section.name
+            assert set(summary_of(panel)) <= summary, section.name
+    config = {k: v["value"] for k, v in json.loads(run["config_json"]).items()}
+    assert {"model", "dataset", "tuning", "decode"} <= set(config["choice"])
+
+
+def history_of(panel: Any) -> list[str]:
+    """Return the keys of the history that a panel draws."""
+    if isinstance(panel, wr.LinePlot):
+        return [panel.x, *panel.y]
+    if isinstance(panel, wr.MediaBrowser):
+        return list(panel.media_keys)
+    return [panel.table_name] if isinstance(panel, wr.WeavePanelSummaryTable) else []
+
+
+def summary_of(panel: Any) -> list[str]:
+    """Return the summary metrics that a panel draws."""
+    if isinstance(panel, wr.ScatterPlot):
+        return [panel.x.name, panel.y.name]
+    return list(panel.metrics) if isinstance(panel, wr.BarPlot) else []

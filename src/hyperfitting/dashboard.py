@@ -28,6 +28,19 @@ def _sync(given: argparse.Namespace) -> None:
     print(f"sent       {count} runs" if count else "nothing is left to send")
 
 
+def _wandb(given: argparse.Namespace) -> None:
+    try:
+        from hyperfitting.workspace import build
+    except ImportError as error:
+        raise UserError(
+            f"needs the package {error.name}, which is not installed",
+            hint="pip install 'hyperfitting[dashboard]'",
+        ) from error
+
+    for what, url in build(given.entity, given.project, given.outputs).items():
+        print(f"{what:10} {url}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hyperfit-dashboard", description=__doc__)
     parser.add_argument(
@@ -38,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     pages.add_argument("--port", type=int, default=8000, help="0: any free one (%(default)s)")
     pages.add_argument("--no-open", dest="open", action="store_false", help="open no browser")
     pages.set_defaults(run=_pages)
+    online = commands.add_parser(
+        "wandb", help="make the workspace and the report on W&B, or make them again in place"
+    )
+    online.add_argument("--project", default="hyperfitting", help="W&B project (%(default)s)")
+    online.add_argument("--entity", help="W&B user or team (default: your own)")
+    online.set_defaults(run=_wandb)
     sync = commands.add_parser("sync", help="send to W&B what it does not have yet")
     sync.set_defaults(run=_sync)
     return parser
