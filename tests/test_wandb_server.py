@@ -345,9 +345,8 @@ class _Records(http.server.BaseHTTPRequestHandler):
             edges = [{"node": view} for view in found]
             answer = {"data": {"project": {"allViews": {"edges": edges}}}}
         elif "ProjectInternalId" in query:
-            answer = {
-                "data": {"project": {"id": "1", "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
-            }
+            internal = base64.b64encode(b"ProjectInternalId:1").decode()
+            answer = {"data": {"project": {"id": "1", "internalId": internal}}}
         elif "models(" in query:
             node = {
                 "__typename": "Project", "id": "1", "name": "hyperfitting", "isBenchmark": False,
@@ -424,9 +423,8 @@ def test_the_dashboard_is_sent_once_and_made_again_in_place(
             assert section.name in view["spec"]
         for name in ("choice.value.model", "epoch/val/loss", "texts_coloured"):
             assert name in view["spec"]
-    assert {key: len(spec) for key, spec in sent.items()} == {
-        key: len(view["spec"]) for key, view in views.items()
-    }
+    for key, spec in sent.items():
+        assert spec.count('"viewType"') == views[key]["spec"].count('"viewType"') > 10
 
 
 def test_every_panels_metric_is_in_a_real_run(server: Server, tmp_path: Path) -> None:
