@@ -134,7 +134,7 @@ def alone(config: RunConfig) -> None:
     if "tuned" in found["artefacts"]:
         console.print(f"model      {found['artefacts']['tuned']}", highlight=False, soft_wrap=True)
     if tracked_in is not None:
-        sync = "" if config.tracking.mode == "online" else "   (wandb sync it to see it online)"
+        sync = "" if config.tracking.mode == "online" else "   (hyperfit-dashboard sync)"
         console.print(f"W&B        {tracked_in}{sync}", highlight=False, soft_wrap=True)
 
 
