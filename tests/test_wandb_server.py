@@ -128,7 +128,8 @@ def who(compose: Compose, tmp_path: Path) -> Identity:
     folder = tmp_path / "outputs" / "member"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(RECORD))
-    return Identity("member", folder, compose("preset=debug"), {"model": "m"}, "s")
+    config = compose("preset=debug")
+    return Identity("member", folder, config, {"model": "m"}, "s", job_type="member")
 
 
 def online(who: Identity, **fields: Any) -> Identity:
@@ -211,6 +212,12 @@ def test_a_sweep_of_three_members_is_read_back_equal_to_its_records(
         ]
         artefacts = server.get(f"api/v2/runs/{run}/artifacts")["artifacts"]
         assert f"record-{run}" in {one["name"] for one in artefacts}
+    (drawn,) = [id_ for id_, r in server.runs().items() if r["display_name"] == "tiny report"]
+    table = next(n for n in server.files(drawn) if n.startswith("media/table/contexts"))
+    held = json.loads(server.file(drawn, table))
+    writers = ["original, greedy", "seed=0", "seed=1", "seed=2"]
+    assert held["columns"] == ["context", *writers, "as it really goes on"]
+    assert len(held["data"]) == len(record["samples"])
     for path in (tmp_path / "outputs").rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
 

@@ -165,7 +165,8 @@ def _run_swept(config: RunConfig, folder: Path, show: "Progress") -> None:
 
     log.info("config: %s", asdict(config))
     choices = HydraConfig.get().runtime.choices
-    who = Identity(folder.name, folder, config, choices, folder.parent.name, labels_of(folder))
+    sweep, labels = folder.parent.name, labels_of(folder)
+    who = Identity(folder.name, folder, config, choices, sweep, labels, "member")
     with tracked(who) as tracker:
         run(config, folder, tracker, show)
 

@@ -15,12 +15,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
-from hyperfitting.reporting import colouring, next_tokens
+from hyperfitting.reporting import colouring, next_tokens, page
+from hyperfitting.reporting.sweeps import SweepRecords
 from hyperfitting.results import FILE_NAME, PAGE
 from hyperfitting.store import digest
 from hyperfitting.training.checkpoint import Row
@@ -52,6 +54,8 @@ class Identity:
     """What it is a member of: its group on W&B."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """By the sweep's axes, what sets it apart from the other members."""
+    job_type: str = "run"
+    """`run`, or of a sweep `member` or `report`."""
 
     @property
     def id(self) -> str | None:
@@ -135,6 +139,12 @@ class Tracker:
             tuned = Path(record["artefacts"]["tuned"])
             self._do(lambda run: run.log_artifact(_checkpoint(run, tuned)))
 
+    def report(self, sweep: SweepRecords, folder: Path) -> None:
+        """Log a sweep's report: contexts with the texts of all members, figures, all its files."""
+        self._do(_must_be_there)
+        self._do(lambda run: run.log(_side_by_side(sweep, folder), step=0))
+        self._do(lambda run: run.log_artifact(_report_artefact(run, folder)))
+
     def close(self, exit_code: int) -> None:
         """End the run; waits for the server no longer than `tracking.timeout`."""
         self._do(lambda run: run.finish(exit_code=exit_code))
@@ -209,7 +219,7 @@ def _init(who: Identity, mode: Mode) -> Any:
         entity=cfg.entity,
         group=cfg.group or who.sweep,
         tags=[*cfg.tags, *([who.sweep[:_LONGEST_TAG]] if who.sweep else [])],
-        job_type="member" if who.sweep else "run",
+        job_type=who.job_type,
         id=who.id,
         resume="allow" if who.id and mode == "online" else None,
         name=who.name,
@@ -338,6 +348,29 @@ def _artefact(run: Any, folder: Path) -> Any:
     for path in (folder / FILE_NAME, folder / PAGE):
         if path.is_file():
             made.add_file(str(path))
+    return made
+
+
+def _side_by_side(sweep: SweepRecords, folder: Path) -> dict[str, Any]:
+    """Return a table of contexts, a column for each writer, and the report's figures."""
+    import wandb
+
+    blocks = list(islice(page.blocks(sweep), MOST_TEXTS))
+    writers = list(dict.fromkeys(w["name"] for block in blocks for w in block["writers"]))
+    table = wandb.Table(columns=["context", *writers, "as it really goes on"])
+    for block in blocks:
+        texts = {w["name"]: "".join(text for text, *_ in w["text"]) for w in block["writers"]}
+        table.add_data(block["context"], *(texts.get(name) for name in writers), block["reference"])
+    figures = {f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
+    return {"contexts": table, **figures}
+
+
+def _report_artefact(run: Any, folder: Path) -> Any:
+    """Return a report's folder, as a W&B artifact."""
+    import wandb
+
+    made = wandb.Artifact(f"report-{run.id}", type="report")
+    made.add_dir(str(folder))
     return made
 
 

@@ -66,7 +66,7 @@ def html(sweep: SweepRecords, made: Sequence[tables.Table], figures: Sequence[Dr
         "names": names,
         "meanings": {key: term.meaning for key, term in glossary.TERMS.items()},
         "estimate": numbers.estimate,
-        "texts": list(_blocks(sweep, contexts)),
+        "texts": list(blocks(sweep)),
         "sets": list(dict.fromkeys(texts for texts, _ in contexts)),
         "shades": SHADES,
         "underlined": SHORTEST_SHARED,
@@ -166,14 +166,14 @@ def _member(
     }
 
 
-def _blocks(sweep: SweepRecords, contexts: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def blocks(sweep: SweepRecords) -> Iterator[dict[str, Any]]:
     """Yield what is to be read of each context: the text, and what each writer made of it."""
     records = [
         (number, entry.name, entry.record, _by_context(entry.record))
         for number, entry in enumerate(sweep.entries)
         if entry.record is not None
     ]
-    for one in contexts:
+    for one in _contexts(sweep):
         writers: list[dict[str, Any]] = []
         seen: set[tuple[int, ...]] = set()
         reference = ""

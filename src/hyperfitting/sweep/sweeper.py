@@ -89,7 +89,7 @@ def sweep(spec: MembersConf, hydra: Hydra, arguments: list[str]) -> None:
         _run_all(whole, todo, hydra)
     failed = whole.failed()
     console.print(view.summary(whole.folder, whole.members))
-    _report(whole, console)
+    _report(whole, console, anew=bool(todo))
     if failed:
         lines = [f"{len(whole.finished())} members finished, {len(failed)} failed:"]
         for name, reason in failed.items():
@@ -211,11 +211,19 @@ def _run_all(whole: Sweep, todo: Sequence[Member], hydra: Hydra) -> None:
             todo = unfinished(todo)
 
 
-def _report(whole: Sweep, console: Console) -> None:
-    """Draw the tables and figures of what is there."""
+def _report(whole: Sweep, console: Console, anew: bool) -> None:
+    """Draw the tables and figures of what is there; on W&B too, if anything is new."""
     from hyperfitting.reporting import report
+    from hyperfitting.reporting.sweeps import SweepRecords
+    from hyperfitting.tracking import Identity, tracked
 
     if not any(whole.place(m).record.is_file() for m in whole.members):
         return
     written = report.write(whole.folder)
     console.print(f"report     {written}", highlight=False, soft_wrap=True)
+    config = next(iter(whole.configs.values()))
+    if anew and config.tracking.mode != "disabled":
+        name = whole.folder.name
+        who = Identity(f"{name} report", whole.folder, config, sweep=name, job_type="report")
+        with tracked(who) as tracker:
+            tracker.report(SweepRecords.of(whole.folder), written)
