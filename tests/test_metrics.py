@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hyperfitting.errors import UserError
-from hyperfitting.metrics import mauve
+from hyperfitting.metrics import diversity, mauve
 from hyperfitting.metrics.distribution import sharpness, top1_agreement
 from hyperfitting.metrics.diversity import (
     distinct_n,
@@ -87,6 +88,8 @@ def test_repetition_is_the_longest_stretch_that_stands_earlier(tokens: list[int]
                 for i in range(start, end):
                     expected[i] = max(expected[i], len(stretch))
     assert repetition(tokens).tolist() == expected
+    with mock.patch.object(diversity, "_AT_ONCE", 1):  # one lag after the other
+        assert repetition(tokens).tolist() == expected
 
 
 def test_an_ngram_of_no_tokens_is_an_error() -> None:

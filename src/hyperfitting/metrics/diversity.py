@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 LOOP_TOKENS = 10
 """A text ends in a loop if its last unit comes twice or more in a row, over this many tokens."""
 
+_AT_ONCE = 2**20
+"""Comparisons of tokens that are held at once."""
+
 
 def ttr(tokens: ArrayLike) -> float:
     """Return the type-token ratio: distinct tokens over tokens (Carlsson et al., section 4).
@@ -108,8 +111,14 @@ def repetition(tokens: ArrayLike) -> NDArray[np.int64]:
     """
     tokens = np.asarray(tokens)
     found = np.zeros(len(tokens), dtype=np.int64)
-    for lag in range(1, len(tokens)):
-        np.maximum(found[lag:], _runs(tokens[lag:] == tokens[:-lag]), out=found[lag:])
+    step = max(1, _AT_ONCE // (len(tokens) + 1))
+    for first in range(1, len(tokens), step):
+        lags = np.arange(first, min(first + step, len(tokens)))
+        earlier = np.arange(len(tokens)) - lags[:, None]  # (L, T)
+        same = np.zeros((len(lags), len(tokens) + 1), dtype=np.bool_)  # false between two lags
+        same[:, :-1] = (earlier >= 0) & (tokens == tokens[np.maximum(earlier, 0)])
+        runs = _runs(same.ravel()).reshape(same.shape)[:, :-1]
+        np.maximum(found, runs.max(axis=0), out=found)
     return found
 
 
