@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hyperfitting.models import BaseModel
+from hyperfitting.reporting import glossary
 from tests.conftest import command, environment, hyperfit, small_disk
 
 README = Path(__file__).parents[1] / "README.md"
@@ -54,6 +55,7 @@ def test_the_record_holds_what_the_readme_says(done: Path) -> None:
     assert {"python", "torch", "transformers", "hyperfitting"} <= set(found["versions"])
     assert found["data"]["fingerprint"]
     documented = re.findall(r"`((?:gen|val)/[a-z0-9_]+)`", README.read_text())
+    assert set(glossary.TERMS) == {*documented, "train/loss"}
     generated = {key for key in documented if key.startswith("gen/")} - {"gen/mauve"}
     assert len(generated) > 15
     for part in ("metrics", "baseline", "reference", "difference"):

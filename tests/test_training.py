@@ -121,7 +121,9 @@ def test_epoch_rows_hold_the_curves_of_figure_2(
     epochs = [row for row in rows if "epoch" in row]
     assert [(row["epoch"], row["step"]) for row in epochs] == [(1, 3), (2, 6), (3, 9)]
     for row in epochs:
-        assert set(row) == {"epoch", "step", "train/loss", "val/loss", "val/entropy", "gen/ttr"}
+        assert set(row) == {
+            "epoch", "step", "train/loss", "val/loss", "val/entropy", "gen/ttr", "gen/rep_2"
+        }  # fmt: skip
     updates = [row["train/loss"] for row in rows if "epoch" not in row]
     assert epochs[0]["train/loss"] == pytest.approx(np.mean(updates[:3]))
     model = models.load(base)

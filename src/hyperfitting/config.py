@@ -264,7 +264,7 @@ class TrainerConfig:
     epoch_context_len: int = 32
     """Tokens of such a start."""
     epoch_new_tokens: int = 96
-    """Tokens of such a continuation."""
+    """Tokens of such a continuation; 2 or more."""
     seed: int = MISSING
     """Order of the sequences, and dropout."""
 
@@ -279,7 +279,7 @@ class TrainerConfig:
         _at_least("trainer.look_every", self.look_every, 1)
         _at_least("trainer.epoch_contexts", self.epoch_contexts, 1)
         _at_least("trainer.epoch_context_len", self.epoch_context_len, 1)
-        _at_least("trainer.epoch_new_tokens", self.epoch_new_tokens, 1)
+        _at_least("trainer.epoch_new_tokens", self.epoch_new_tokens, 2)
         _at_least("trainer.seed", self.seed, 0)
 
 

@@ -55,7 +55,7 @@ SECTIONS = (
         lambda: [
             _line("step", "train/loss"),
             _line("epoch", "epoch/train/loss", "epoch/val/loss"),
-            _line("epoch", "epoch/gen/ttr"),
+            _line("epoch", "epoch/gen/ttr", "epoch/gen/rep_2"),
             _line("epoch", "epoch/val/entropy"),
         ],
     ),

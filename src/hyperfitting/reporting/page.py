@@ -22,7 +22,7 @@ from hyperfitting.results import Record
 
 SHORTEST_SHARED = 5
 """Tokens; shorter runs that a text shares with the training data are not underlined."""
-_SERIES = ("train/loss", "val/loss", "gen/ttr", "val/entropy")
+_SERIES = ("train/loss", "val/loss", "gen/ttr", "gen/rep_2", "val/entropy")
 _OF_A_TEXT = {"rep": "gen/rep_2", "overlap": "gen/dataset_overlap", "ttr": "gen/ttr"}
 """What contexts are filtered and ordered by."""
 _START = 60

@@ -29,7 +29,7 @@ from hyperfitting.data.corpus import Corpus, load_corpus
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.decoding.likelihood import measure
 from hyperfitting.errors import UserError
-from hyperfitting.metrics.diversity import ttr
+from hyperfitting.metrics.diversity import rep_n, ttr
 from hyperfitting.models import BaseModel
 from hyperfitting.progress import Progress as ShowProgress
 from hyperfitting.store import Artefact, Store, replacing, write_json
@@ -38,7 +38,7 @@ from hyperfitting.training.compiled import COMPILER_ERRORS, Compiled, pays
 from hyperfitting.training.loss import NextTokenLoss
 from hyperfitting.training.trunk import KeptIn, Trunk, check_room, trunk_of
 
-VERSION = 2
+VERSION = 3
 
 Rows = NDArray[np.int64]
 log = logging.getLogger(__name__)
@@ -298,7 +298,7 @@ def look(
     hardware: HardwareConfig,
     show: ShowProgress,
 ) -> Row:
-    """Return validation loss, entropy and greedy TTR of the model as it is now."""
+    """Return validation loss and entropy, and the TTR and repetition of greedy continuations."""
     model.eval()
     contexts = data.val[: trainer.epoch_contexts, : trainer.epoch_context_len]
     with show("validating", data.val.size, "tokens") as advance:
@@ -316,6 +316,7 @@ def look(
         "val/loss": float(found["loss"].mean()),
         "val/entropy": float(found["entropy"].mean()),
         "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations.tokens])),
+        "gen/rep_2": float(np.mean([rep_n(tokens, 2) for tokens in continuations.tokens])),
     }
 
 
