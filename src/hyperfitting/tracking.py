@@ -347,7 +347,7 @@ def _artefact(run: Any, folder: Path) -> Any:
     made = wandb.Artifact(f"record-{run.id}", type="record")
     for path in (folder / FILE_NAME, folder / PAGE):
         if path.is_file():
-            made.add_file(str(path))
+            made.add_file(str(path), policy="immutable")  # no copy of it in the user's home
     return made
 
 
@@ -379,7 +379,7 @@ def _checkpoint(run: Any, tuned: Path) -> Any:
     import wandb
 
     made = wandb.Artifact(f"tuned-{run.id}", type="model")
-    made.add_file(str(tuned / "last.safetensors"))
+    made.add_file(str(tuned / "last.safetensors"), policy="immutable")
     return made
 
 
