@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from hyperfitting.errors import UserError
 from hyperfitting.reporting import page, report
 from hyperfitting.reporting.serve import draw_anew, served
+from hyperfitting.reporting.sweeps import SweepRecords
 from tests.records import a_sweep, continuation, record
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -218,6 +219,22 @@ def test_dark_and_light_can_be_chosen(browser: Browser, written: Path) -> None:
 def test_a_narrow_window_is_enough(browser: Browser, written: Path) -> None:
     seen = opened(browser, written, width=360)
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_originals_with_other_settings_of_one_decoding_have_other_names(tmp_path: Path) -> None:
+    records = [hostile(number) for number in range(3)]
+    for number, made in enumerate(records):
+        made["config"]["decode"] = {"name": "top_p", "top_p": (0.8, 0.9, 0.8)[number]}
+        for sample in made["samples"]:
+            sample["original_continuation"] = continuation(f"it was {number % 2}")
+    folder = a_sweep(
+        tmp_path / "x", {}, **{f"hyperfitted_{n}": made for n, made in enumerate(records)}
+    )
+    found = next(page.blocks(SweepRecords.of(folder)))
+    assert [writer["name"] for writer in found["writers"] if writer["original"]] == [
+        "original, top_p",
+        "original, decoding of hyperfitted_1",
+    ]
 
 
 def test_the_index_links_to_every_report(browser: Browser, written: Path) -> None:

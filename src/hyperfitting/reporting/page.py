@@ -173,6 +173,7 @@ def blocks(sweep: SweepRecords) -> Iterator[dict[str, Any]]:
         for number, entry in enumerate(sweep.entries)
         if entry.record is not None
     ]
+    originals = _originals(sweep)
     for one in _contexts(sweep):
         writers: list[dict[str, Any]] = []
         seen: set[tuple[int, ...]] = set()
@@ -186,12 +187,24 @@ def blocks(sweep: SweepRecords) -> Iterator[dict[str, Any]]:
             before = sample["original_continuation"]
             if tuple(before["tokens"]) not in seen:
                 seen.add(tuple(before["tokens"]))
-                decode = record["config"]["decode"]["name"]
-                writers.append(_writer(record, "baseline", row, before, f"original, {decode}"))
+                writers.append(_writer(record, "baseline", row, before, originals[name]))
             if record["config"]["tuning"]["method"] != "none":
                 after = _writer(record, "metrics", row, sample["continuation"], name)
                 writers.append(after | {"member": number, "original": False})
         yield {"context": one[1], "reference": reference, "writers": writers}
+
+
+def _originals(sweep: SweepRecords) -> dict[str, str]:
+    """Return by member what the original model with its decoding is called."""
+    called: dict[str, str] = {}
+    found = {}
+    for entry, record in sweep.finished():
+        decode = record["config"]["decode"]
+        plain = f"original, {decode['name']}"
+        other = plain in called.values() and repr(decode) not in called
+        called.setdefault(repr(decode), f"original, decoding of {entry.name}" if other else plain)
+        found[entry.name] = called[repr(decode)]
+    return found
 
 
 def _writer(
