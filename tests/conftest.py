@@ -1,6 +1,7 @@
 """What the tests share: composed configs, tiny models of all kinds, and the real CLI."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from hyperfitting.models import BaseModel, byte_tokenizer
 from hyperfitting.store import Store
 
 torch.set_num_threads(1)  # a tiny model only loses by more
+# a shell lets what it runs in the background ignore Ctrl+C, and all that it starts: not ours
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 Compose = Callable[..., RunConfig]

@@ -82,20 +82,26 @@ def messages(path: Path) -> Iterator[bytes]:
             message = b""
 
 
-def logged(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Read history and summary back from an offline run's own file."""
+def records(run: Path) -> Iterator[Any]:
+    """Yield what W&B wrote into an offline run's own file."""
     from wandb.proto import wandb_internal_pb2
 
     wandb.teardown()  # W&B's service may write until it ends, as it does with the process
+    for message in messages(next(run.glob("*.wandb"))):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(message)
+        yield record
+
+
+def logged(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Read history and summary back from an offline run's own file."""
 
     def values(items: Any) -> dict[str, Any]:
         return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
 
     history: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
-    for message in messages(next(run.glob("*.wandb"))):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(message)
+    for record in records(run):
         if record.HasField("history"):
             history.append(values(record.history.item))
         summary |= values(record.summary.update)
@@ -134,7 +140,7 @@ def test_an_offline_run_holds_curves_summary_and_continuations(who: Identity) ->
 
 def test_each_run_is_its_own_and_a_member_begun_again_is_the_same(who: Identity) -> None:
     assert len({track(who), track(who)}) == 2
-    member = replace(who, sweep="s", folder=who.folder / "m")
+    member = replace(who, sweep="s", job_type="member", folder=who.folder / "m")
     member.folder.mkdir()
     first = track(member)
     second = track(member)
@@ -142,6 +148,9 @@ def test_each_run_is_its_own_and_a_member_begun_again_is_the_same(who: Identity)
     assert second is not None
     assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2] == member.id
     assert list(member.folder.glob("wandb/offline-run-*")) == [second]  # it tells all of the first
+    (told,) = [record.run for record in records(second) if record.HasField("run")]
+    assert (told.run_id, told.run_group, told.job_type) == (member.id, "s", "member")
+    assert list(told.tags) == ["s"]
     member.config.optimizer["lr"] = 0.5
     assert track(member) != second
 

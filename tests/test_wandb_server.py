@@ -76,8 +76,9 @@ class Server:
             self._process.wait()
             self._process = None
 
-    def read(self, path: str) -> str:
-        request = urllib.request.Request(f"{self.url}/{path}")  # noqa: S310 (our own server)
+    def read(self, path: str, sent: bytes | None = None) -> str:
+        request = urllib.request.Request(f"{self.url}/{path}", sent)  # noqa: S310 (our own server)
+        request.add_header("Content-Type", "application/json")
         credentials = base64.b64encode(f"api:{KEY}".encode()).decode()
         request.add_header("Authorization", f"Basic {credentials}")
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 (our own server)
@@ -89,6 +90,13 @@ class Server:
     def runs(self) -> dict[str, dict[str, Any]]:
         found = self.get("api/v2/projects/default/hyperfitting/runs")["runs"]
         return {run["run_id"]: run for run in found}
+
+    def tags(self, run: str) -> list[str]:
+        """Return a run's tags. (The server keeps neither group nor job type.)"""
+        asked = f"""{{project(name: "hyperfitting", entityName: "default")
+            {{run(name: "{run}") {{tags}}}}}}"""
+        answer = json.loads(self.read("graphql", json.dumps({"query": asked}).encode()))
+        return list(answer["data"]["project"]["run"]["tags"])
 
     def history(self, run: str) -> dict[str, list[tuple[int, float]]]:
         """Return by key the steps and values of a run."""
@@ -190,6 +198,7 @@ def test_a_sweep_of_three_members_is_read_back_equal_to_its_records(
     for name, (run, said) in members.items():
         record = json.loads((tmp_path / "outputs/sweeps/tiny" / name / "results.json").read_text())
         assert said["state"] == "finished"
+        assert server.tags(run) == ["tiny"]
         config = {k: v["value"] for k, v in json.loads(said["config_json"]).items()}
         assert config["label"] == {"seed": name.removeprefix("seed=")}
         assert config["choice"]["decode"] == "greedy"
