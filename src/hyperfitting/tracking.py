@@ -182,8 +182,11 @@ def _must_answer(server: str) -> None:
     """Raise an OSError if there is no server: W&B itself would wait for one much longer."""
     if not server.startswith(("http://", "https://")):
         raise OSError(f"{server} is no address of a server")
-    with suppress(urllib.error.HTTPError):  # an answer, whatever it says
-        urllib.request.urlopen(server, timeout=_PATIENCE).close()  # noqa: S310 (checked above)
+    try:
+        with suppress(urllib.error.HTTPError):  # an answer, whatever it says
+            urllib.request.urlopen(server, timeout=_PATIENCE).close()  # noqa: S310 (checked above)
+    except OSError as error:
+        raise OSError(f"{server} does not answer: {error}") from error
 
 
 def _forget() -> None:
@@ -210,8 +213,10 @@ def _init(who: Identity, mode: Mode) -> Any:
     import wandb
 
     cfg = who.config.tracking
-    if mode == "online" and not wandb.login(prompt=False, verify=False):
-        raise RuntimeError("no login: run `wandb login` or set WANDB_API_KEY")
+    if mode == "online":
+        if not wandb.login(prompt=False, verify=False):
+            raise RuntimeError("no login: run `wandb login` or set WANDB_API_KEY")
+        _must_answer(wandb.setup().settings.base_url)
     if mode == "offline" and who.id:
         _drop_attempts(who.folder, who.id)
     run = wandb.init(
