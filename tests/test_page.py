@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
 def opened(browser: Browser, path: Path | str, scheme: str = "light", width: int = 1280) -> Seen:
     """Return a page once its script has run to its end, with what goes wrong on the way."""
     page = browser.new_page(viewport={"width": width, "height": 900})
-    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page.emulate_media(color_scheme=scheme)
     seen = Seen(page)
     page.on("console", lambda message: seen.said.append(message.text))
     page.on("pageerror", lambda error: seen.said.append(str(error)))

@@ -155,8 +155,7 @@ def test_each_run_is_its_own_and_a_member_begun_again_is_the_same(who: Identity)
     assert track(member) != second
 
 
-def test_a_run_that_does_not_end_is_told_from_its_beginning(who: Identity) -> None:
-    """What is logged does not depend on where an attempt was killed: rows have their number."""
+def test_the_number_of_a_row_is_its_step(who: Identity) -> None:
     history, _ = logged(track(who) or Path())
     assert [row["_step"] for row in history if "step" in row] == [0, 1, 2]
 

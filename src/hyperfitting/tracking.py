@@ -1,4 +1,4 @@
-"""Weights & Biases: the only file that imports wandb, and nothing here may cost a result.
+"""Weights & Biases: how a run is begun, told and ended; nothing here may cost a result.
 
 Whatever goes wrong (no login, no server, no quota, no disk) is said once, and the run goes on:
 online falls back to offline, and offline to nothing. Calling code never sees an exception.
@@ -15,22 +15,21 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from hyperfitting import wandb_content
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
-from hyperfitting.reporting import colouring, next_tokens, page
 from hyperfitting.reporting.sweeps import SweepRecords
 from hyperfitting.results import FILE_NAME, PAGE
 from hyperfitting.store import digest
 from hyperfitting.training.checkpoint import Row
+from hyperfitting.wandb_content import artefact
 
 log = logging.getLogger(__name__)
-MOST_POINTS, MOST_TEXTS, MOST_COLOURED, PLACES = 1000, 300, 24, 3
-"""Bounds of what one run sends: points of a curve, rows of the table of texts, coloured texts, and
-places of a text whose next tokens are shown."""
+MOST_POINTS = 1000
+"""Points of a curve that one run sends."""
 _PATIENCE = 5.0
 """Seconds for a server to answer at all."""
 _AT_ONCE = 50
@@ -131,19 +130,20 @@ class Tracker:
 
     def finish(self, record: dict[str, Any]) -> None:
         """Log the outcome: summary metrics with intervals, texts, charts, the record's files."""
+        files = [self._who.folder / name for name in (FILE_NAME, PAGE)]
         self._do(_must_be_there)
-        self._do(lambda run: run.summary.update(_summary(record)))
-        self._do(lambda run: run.log(_media(record), step=self._rows))
-        self._do(lambda run: run.log_artifact(_artefact(run, self._who.folder)))
+        self._do(lambda run: run.summary.update(wandb_content.summary(record)))
+        self._do(lambda run: run.log(wandb_content.media(record), step=self._rows))
+        self._do(lambda run: run.log_artifact(artefact(run, "record", files)))
         if self._who.config.tracking.checkpoint and "tuned" in record["artefacts"]:
-            tuned = Path(record["artefacts"]["tuned"])
-            self._do(lambda run: run.log_artifact(_checkpoint(run, tuned)))
+            tuned = Path(record["artefacts"]["tuned"]) / "last.safetensors"
+            self._do(lambda run: run.log_artifact(artefact(run, "model", [tuned])))
 
     def report(self, sweep: SweepRecords, folder: Path) -> None:
         """Log a sweep's report: contexts with the texts of all members, figures, all its files."""
         self._do(_must_be_there)
-        self._do(lambda run: run.log(_side_by_side(sweep, folder), step=0))
-        self._do(lambda run: run.log_artifact(_report_artefact(run, folder)))
+        self._do(lambda run: run.log(wandb_content.side_by_side(sweep, folder), step=0))
+        self._do(lambda run: run.log_artifact(artefact(run, "report", [folder])))
 
     def close(self, exit_code: int) -> None:
         """End the run; waits for the server no longer than `tracking.timeout`."""
@@ -256,136 +256,6 @@ def _drop_attempts(folder: Path, run_id: str) -> None:
     for old in folder.glob(f"wandb/offline-run-*-{run_id}"):
         if not any(old.glob("*.synced")):
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _summary(record: dict[str, Any]) -> dict[str, float]:
-    """Return the record's metrics flat: `gen/ttr`, `gen/ttr_low`, …, `baseline/gen/ttr`, …
-
-    The sets and shorter lengths of the evaluation give their means alone: `news/gen/ttr`,
-    `at_96/gen/ttr`, `news/at_96/gen/ttr`.
-    """
-    flat: dict[str, float] = {}
-    for part in ("metrics", "baseline", "difference"):
-        prefix = "" if part == "metrics" else f"{part}/"
-        for key, value in record[part].items():
-            flat[prefix + key] = value["mean"]
-            if value["ci95"]:
-                flat[f"{prefix}{key}_low"], flat[f"{prefix}{key}_high"] = value["ci95"]
-            if value.get("p") is not None:
-                flat[f"{prefix}{key}_p"] = value["p"]
-    longest = record["slices"][0]["new_tokens"]
-    for one in record["slices"][1:]:
-        where = f"{one['set']}/" if one["set"] else ""
-        length = f"at_{one['new_tokens']}/" if one["new_tokens"] != longest else ""
-        for key, value in one["metrics"].items():
-            flat[where + length + key] = value["mean"]
-    for name, seconds in record["timings"]["making_seconds"].items():
-        flat[f"seconds/{name}"] = seconds
-    config = record["config"]
-    training = record["timings"]["making_seconds"].get("tuned")
-    if training and record["history"]:
-        tokens = config["dataset"]["n_train"] * config["dataset"]["seq_len"]
-        flat["speed/training_tokens_per_second"] = (
-            record["history"][-1]["epoch"] * tokens / training
-        )
-    return flat
-
-
-def _media(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what is to be looked at: texts, their colouring, and the histograms of overlap."""
-    import wandb
-
-    few = {**record, "samples": record["samples"][:MOST_COLOURED]}
-    media = {"texts": _table(record), "texts_coloured": wandb.Html(colouring.page(few))}
-    for side, name in (("metrics", "hyperfitted"), ("baseline", "original")):
-        counts = record["overlap_histogram"][side]
-        if counts:
-            edges = [i - 0.5 for i in range(len(counts) + 1)]
-            histogram = wandb.Histogram(np_histogram=(counts, edges))
-            media[f"overlap/{name}"] = histogram
-    for texts in next_tokens.sets(record):
-        for number, place in enumerate(next_tokens.places(record, texts, PLACES), 1):
-            media[f"next_tokens/{texts}_{number}"] = _next_tokens(place)
-    return media
-
-
-def _next_tokens(place: next_tokens.Place) -> Any:
-    """Return a chart of what comes next at a place, hyperfitted and original."""
-    import wandb
-
-    before = {token.text: token.mass for token in place.original}
-    table = wandb.Table(columns=["token", "hyperfitted", "original", "trained on"])
-    for token in place.hyperfitted:
-        table.add_data(repr(token.text), token.mass, before.get(token.text), token.trained_on)
-    title = f"…{place.context[-60:]}"
-    return wandb.plot.bar(table, "token", "hyperfitted", title=title)
-
-
-def _table(record: dict[str, Any]) -> Any:
-    import wandb
-
-    of_text = {"ttr": "gen/ttr", "rep_2": "gen/rep_2", "overlap": "gen/dataset_overlap"}
-    sides = {"": "metrics", "original_": "baseline"}
-    numbers = {
-        prefix + name: record["per_text"][side].get(key)
-        for prefix, side in sides.items()
-        for name, key in of_text.items()
-    }
-    texts = ["set", "context", "original", "continuation", "reference"]
-    table = wandb.Table(columns=[*texts, *numbers])
-    for row, sample in enumerate(record["samples"][:MOST_TEXTS]):
-        table.add_data(
-            sample["set"],
-            sample["context"],
-            sample["original_continuation"]["text"],
-            sample["continuation"]["text"],
-            sample["reference"],
-            *(values[row] if values else None for values in numbers.values()),
-        )
-    return table
-
-
-def _artefact(run: Any, folder: Path) -> Any:
-    """Return the record and its page, as a W&B artifact."""
-    import wandb
-
-    made = wandb.Artifact(f"record-{run.id}", type="record")
-    for path in (folder / FILE_NAME, folder / PAGE):
-        if path.is_file():
-            made.add_file(str(path), policy="immutable")  # no copy of it in the user's home
-    return made
-
-
-def _side_by_side(sweep: SweepRecords, folder: Path) -> dict[str, Any]:
-    """Return a table of contexts, a column for each writer, and the report's figures."""
-    import wandb
-
-    blocks = list(islice(page.blocks(sweep), MOST_TEXTS))
-    writers = list(dict.fromkeys(w["name"] for block in blocks for w in block["writers"]))
-    table = wandb.Table(columns=["context", *writers, "as it really goes on"])
-    for block in blocks:
-        texts = {w["name"]: "".join(text for text, *_ in w["text"]) for w in block["writers"]}
-        table.add_data(block["context"], *(texts.get(name) for name in writers), block["reference"])
-    figures = {f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
-    return {"contexts": table, **figures}
-
-
-def _report_artefact(run: Any, folder: Path) -> Any:
-    """Return a report's folder, as a W&B artifact."""
-    import wandb
-
-    made = wandb.Artifact(f"report-{run.id}", type="report")
-    made.add_dir(str(folder))
-    return made
-
-
-def _checkpoint(run: Any, tuned: Path) -> Any:
-    """Return the tuned parameters, as a W&B artifact."""
-    import wandb
-
-    made = wandb.Artifact(f"tuned-{run.id}", type="model")
-    made.add_file(str(tuned / "last.safetensors"), policy="immutable")
-    return made
 
 
 def unsent(outputs: Path) -> list[Path]:

@@ -151,8 +151,6 @@ def build(entity: str | None, project: str, outputs: Path) -> dict[str, str]:
         made_workspace.save()
         made_report = _again(wr.Report, known.get("report"), report(entity, project))
         made_report.save()
-    except UserError:
-        raise
     except Exception as error:  # whatever W&B and its libraries raise
         raise UserError(
             f"W&B does not take the dashboard: {error}",
