@@ -294,6 +294,17 @@ def test_a_server_that_dies_in_the_middle_costs_nothing_and_gets_the_rest_later(
     assert unsent(who.folder.parent) == []
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_tuned_parameters_are_sent_only_if_asked(
+    server: Server, who: Identity, tmp_path: Path, asked: bool
+) -> None:
+    (tmp_path / "last.safetensors").write_bytes(b"tuned")
+    with tracked(online(who, checkpoint=asked)) as tracker:
+        tracker.finish(RECORD | {"artefacts": {"tuned": str(tmp_path)}})
+    artefacts = server.get(f"api/v2/runs/{who.id}/artifacts")["artifacts"]
+    assert (f"model-{who.id}" in {one["name"] for one in artefacts}) == asked
+
+
 class _Refuses(http.server.BaseHTTPRequestHandler):
     """Answers everything with one status, or never."""
 
