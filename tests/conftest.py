@@ -124,6 +124,15 @@ def hyperfit(
     )
 
 
+def below(folder: Path, pattern: str = "*") -> list[Path]:
+    """All below a folder in which another process works, whose end matches a pattern.
+
+    (`Path.glob` raises if a folder is renamed while it looks inside.)
+    """
+    found = [Path(at, name) for at, dirs, files in os.walk(folder) for name in dirs + files]
+    return [path for path in found if path.match(pattern)]
+
+
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """Have a folder that is a disk of this size; skips where nobody may mount one."""

@@ -15,7 +15,7 @@ import pytest
 
 from hyperfitting.models import BaseModel
 from hyperfitting.reporting import glossary
-from tests.conftest import command, environment, hyperfit, small_disk
+from tests.conftest import below, command, environment, hyperfit, small_disk
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKED = [
@@ -157,23 +157,21 @@ def test_kill_9_at_any_moment_ends_with_bit_identical_numbers(
 ) -> None:
     """Moments of progress, not of the clock: a shared machine may be twice as fast soon after."""
     chance = random.Random(os.getpid())  # other moments in every run of the tests
-    files = len(list((undisturbed / "outputs/store").rglob("*")))
+    files = len(below(undisturbed / "outputs/store"))
     moments = sorted((chance.uniform(0.1, 0.75) * files, chance.uniform(0, 0.3)) for _ in range(3))
     for reached, later in moments:
         process = subprocess.Popen(
             command(*LONGER), cwd=tmp_path, env=environment(),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        while (
-            process.poll() is None and len(list((tmp_path / "outputs/store").rglob("*"))) < reached
-        ):
+        while process.poll() is None and len(below(tmp_path / "outputs/store")) < reached:
             time.sleep(0.002)
         time.sleep(later)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, moments
     assert hyperfit(tmp_path, *LONGER).returncode == 0, moments
     assert numbers(tmp_path / "run") == numbers(undisturbed / "run"), moments
-    assert not list((tmp_path / "outputs/store").rglob("*.partial"))
+    assert not below(tmp_path / "outputs/store", "*.partial")
 
 
 def test_kill_9_in_each_phase_ends_with_bit_identical_numbers(
@@ -190,7 +188,7 @@ def test_kill_9_in_each_phase_ends_with_bit_identical_numbers(
             command(*LONGER), cwd=tmp_path, env=environment(),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        while process.poll() is None and not list((tmp_path / "outputs/store").glob(sign)):
+        while process.poll() is None and not below(tmp_path / "outputs/store", sign):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -319,7 +317,7 @@ def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path, done: Path) -> N
     process = subprocess.Popen(
         command(*DEBUG), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
     )
-    while not list((tmp_path / "outputs/store").glob("tuned/*.partial")):
+    while not below(tmp_path / "outputs/store", "tuned/*.partial"):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)

@@ -1,7 +1,9 @@
 """Blocks made for a few rows at a time, as decoding on a CPU has them: weights packed, little else.
 
 A step of 32 texts multiplies 32 rows by every weight of the model. The general product is made for
-many rows; with the weights laid out once for this number of rows it takes two thirds of the time.
+many rows; with the weights laid out once for this number of rows it takes two thirds of the time,
+on processors that are not Intel's half. Two libraries that come with torch can: on Intel's, MKL is
+the faster, on others oneDNN.
 In blocks of Llama's kind, products of one input become one, and what is left of the block is
 written with as few operations as it needs: each costs more to call than to do. A decoding uses them
 for hundreds of steps; they take as much memory as the model, while it lasts.
@@ -9,11 +11,14 @@ for hundreds of steps; they take as much memory as the model, while it lasts.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
@@ -59,10 +64,70 @@ def _possible(model: PreTrainedModel) -> bool:
     return (
         model.device.type == "cpu"
         and model.dtype == torch.float32
-        and torch.backends.mkl.is_available()
-        and hasattr(torch.ops.mkl, "_mkl_linear")
+        and library() is not None
         and size < memory.free(model.device) / 2
     )
+
+
+@cache
+def library() -> str | None:
+    """Return what packs weights for this processor: `mkl` or `onednn`; none: nothing does."""
+    if not torch.backends.mkl.is_available():  # not an x86 processor, or a torch of another kind
+        return None
+    cpuinfo = Path("/proc/cpuinfo")
+    intel = not cpuinfo.is_file() or "GenuineIntel" in cpuinfo.read_text("utf-8")
+    operations = torch.ops.mkl if intel else torch.ops.mkldnn
+    if not hasattr(operations, "_mkl_linear" if intel else "_linear_pointwise"):
+        return None
+    return "mkl" if intel else "onednn"
+
+
+class _Product:
+    """The product of inputs (rows, in) with a weight (out, in) that is laid out for it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        self._bias, self._rows = bias, rows
+        self._fuses = library() == "onednn"
+        if self._fuses:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        else:
+            self._weight = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+            self._shape = weight.new_zeros(1, 1).expand(weight.shape)  # all that is still read
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """Return the outputs (rows, out)."""
+        found: Tensor
+        if self._fuses:
+            found = self._with("none", given)
+        else:
+            found = torch.ops.mkl._mkl_linear(
+                given, self._weight, self._shape, self._bias, self._rows
+            )
+        return found
+
+    def swish(self, given: Tensor) -> Tensor:
+        """Return the outputs times their own sigmoid."""
+        return self._with("swish", given) if self._fuses else nn.functional.silu(self(given))
+
+    def plus(self, given: Tensor, other: Tensor) -> Tensor:
+        """Return the outputs plus ``other`` (rows, out)."""
+        return self._by("add", given, other) if self._fuses else self(given).add_(other)
+
+    def times(self, given: Tensor, other: Tensor) -> Tensor:
+        """Return the outputs times ``other`` (rows, out)."""
+        return self._by("mul", given, other) if self._fuses else self(given).mul_(other)
+
+    def _with(self, function: str, given: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(
+            given, self._weight, self._bias, function, [], ""
+        )
+        return found
+
+    def _by(self, operation: str, given: Tensor, other: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            given, other, self._weight, self._bias, operation
+        )
+        return found
 
 
 def _is_plain(block: nn.Module) -> bool:
@@ -71,10 +136,8 @@ def _is_plain(block: nn.Module) -> bool:
     return len(linear) == 7 and all(type(m) is nn.Linear for m in linear)
 
 
-def _product(
-    layers: Sequence[nn.Module], rows: int, scale: Tensor | None = None
-) -> Callable[[Tensor], Tensor]:
-    """Return the function of (rows, in) that gives the outputs of some layers side by side.
+def _product(layers: Sequence[nn.Module], rows: int, scale: Tensor | None = None) -> _Product:
+    """Return the product that gives the outputs of some layers side by side.
 
     Args:
         layers: of one input.
@@ -89,14 +152,7 @@ def _product(
         biases.append(layer.get_parameter("bias") if there else weight.new_zeros(len(weights[-1])))
     whole = torch.cat(weights) if scale is None else torch.cat(weights) * scale.detach()
     bias = torch.cat(biases).detach() if any(layer.bias is not None for layer in layers) else None
-    laid_out = torch.ops.mkl._mkl_reorder_linear_weight(whole, rows)
-    shape = whole.new_zeros(1, 1).expand(whole.shape)  # all that is read of the weight now
-
-    def product(given: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkl._mkl_linear(given, laid_out, shape, bias, rows)
-        return found
-
-    return product
+    return _Product(whole, bias, rows)
 
 
 def _linear(layer: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
@@ -119,9 +175,15 @@ def _llama_block(block: Any, rows: int, turn: "_Turns") -> Callable[..., Tensor]
     before, between = block.input_layernorm, block.post_attention_layernorm
     project = _product([attention.q_proj, attention.k_proj, attention.v_proj], rows, before.weight)
     out, shrink = _product([attention.o_proj], rows), _product([mlp.down_proj], rows)
-    expand = _product([mlp.gate_proj, mlp.up_proj], rows, between.weight)
+    gate = _product([mlp.gate_proj], rows, between.weight)
+    up = _product([mlp.up_proj], rows, between.weight)
+    gated = (
+        gate.swish
+        if isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+        else lambda x: mlp.act_fn(gate(x))
+    )
     epsilon = before.variance_epsilon
-    size, inner = attention.head_dim, mlp.gate_proj.out_features
+    size = attention.head_dim
     groups = attention.num_key_value_groups
     kept = attention.k_proj.out_features // size  # heads of keys and values
     heads = kept * groups
@@ -151,15 +213,13 @@ def _llama_block(block: Any, rows: int, turn: "_Turns") -> Callable[..., Tensor]
             every[:, heads + kept :].unsqueeze(2),
             attention.layer_idx,
         )
-        seen = nn.functional.scaled_dot_product_attention(
-            turned[:, :heads].reshape(rows, kept, groups, size),
-            keys,
-            values,
-            scale=attention.scaling,
-        )  # (B, kept, groups, D): the queries of one group see the same keys
-        states = out(seen.reshape(rows, -1)).add_(states)
-        both = expand(_unit(states, epsilon))  # (B, 2 * inner)
-        states = shrink(mlp.act_fn(both[:, :inner]).mul_(both[:, inner:])).add_(states)
+        # plain products: for so few queries they take two thirds of fused attention's time
+        queries = turned[:, :heads].view(rows, kept, groups, size)  # a group sees the same keys
+        weights = (queries @ keys.mT).mul_(attention.scaling).softmax(-1)  # (B, kept, groups, L)
+        seen = weights @ values
+        states = out.plus(seen.reshape(rows, -1), states)
+        unit = _unit(states, epsilon)
+        states = shrink.plus(up.times(unit, gated(unit)), states)
         return states.view(rows, 1, -1)
 
     return forward
