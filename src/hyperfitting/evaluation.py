@@ -4,22 +4,22 @@ How a model predicts the texts, what it writes after their contexts, and how the
 reads that. The original model's are made once for all members that share texts and decoding.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from hyperfitting import costs, models
 from hyperfitting.config import STRATEGY_FIELDS, DecodeConfig, ModelConfig, RunConfig
 from hyperfitting.data.corpus import load_corpus, load_evaluation_texts, piece_in_text, pieces
 from hyperfitting.decoding.blocker import CitationBlocker
-from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.decoding.likelihood import MEASURES, features, likeliest, measure
 from hyperfitting.metrics import mauve
 from hyperfitting.metrics.distribution import CHOICE_MEASURES
@@ -27,6 +27,9 @@ from hyperfitting.models import BaseModel, ModelState
 from hyperfitting.progress import Progress
 from hyperfitting.scoring import CountedCorpus, Output
 from hyperfitting.store import Artefact, Store, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VERSION = 3
 _READ = ("loss", "rank")
@@ -115,7 +118,7 @@ class Evaluator:
             evaluation.context_len + evaluation.longest,
         )
 
-    def handles(self, base: BaseModel, tuned: Artefact | None) -> tuple["_Did", "_Did"]:
+    def handles(self, base: BaseModel, tuned: Artefact | None) -> tuple[_Did, _Did]:
         """Return the artefacts of what the tuned and the original model do; nothing is made.
 
         Args:
@@ -159,7 +162,7 @@ class Evaluator:
         }
         return outputs[0], outputs[1], self._reference(outputs[1]), artefacts
 
-    def _did(self, model: LoadedModel) -> "_Did":
+    def _did(self, model: LoadedModel) -> _Did:
         """Return the artefacts of what a model makes of all texts by itself."""
         return _Did(
             model,
@@ -229,6 +232,8 @@ class Evaluator:
         blocked = self._blocked(model.state)
 
         def make(work: Path) -> None:
+            from hyperfitting.decoding.generate import continue_texts
+
             self.check(model.state.base)
             given = load_evaluation_texts(self.sets[texts])
             start = evaluation.context_len
@@ -394,7 +399,9 @@ class Evaluator:
 
     def _work(self, base: BaseModel, length: int, times: int = 1) -> Callable[[], float]:
         """Return the function that counts the operations of passes over a set's texts."""
-        return lambda: times * costs.forward(base.size(), self.cfg.evaluation.n_texts, length)
+        return lambda: (
+            times * costs.forward(base.size(self.store), self.cfg.evaluation.n_texts, length)
+        )
 
     def _blocked(self, state: ModelState) -> bool:
         """Return whether the citation blocker is on. An original model has nothing to cite."""

@@ -4,12 +4,15 @@ Everything becomes a folder in Hugging Face format (safetensors, config, tokeniz
 is run, and no pickle is read except through torch's weights-only loader.
 """
 
+from __future__ import annotations
+
 import contextlib
 import importlib.util
 import io
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +22,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hyperfitting import hub, memory, parameters
 from hyperfitting.config import HardwareConfig, ModelConfig, TuningConfig
 from hyperfitting.costs import Size
 from hyperfitting.errors import UserError, is_out_of_memory, near_matches
 from hyperfitting.progress import Progress, silent
-from hyperfitting.store import Artefact, Store, fingerprint
+from hyperfitting.store import Artefact, Store, fingerprint, write_json
 
 VERSION = 1
-_SIZES: dict[str, Size] = {}
-"""By model id: counting takes a while."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,23 @@ class BaseModel:
     made: Artefact | None = None
     """It, if it is an artefact of the store."""
 
-    def size(self) -> Size:
-        """Return how large it is. Its weights are not read.
+    def sized(self, store: Store) -> Artefact:
+        """Return the artefact of how large it is, `size.json`. Its weights are not read."""
+
+        def make(work: Path) -> None:
+            config = self.describe() if self.describe else _config(self.folder())
+            write_json(work / "size.json", asdict(_size(config)))
+
+        model = self.id.removesuffix(f":{self.dtype}")
+        return store.artefact("size", version=1, config={}, inputs={"model": model}, make=make)
+
+    def size(self, store: Store) -> Size:
+        """Return how large it is; counted once, and kept in the store.
 
         Raises:
             UserError: its config cannot be used.
         """
-        if self.id not in _SIZES:
-            _SIZES[self.id] = _size(self.describe() if self.describe else _config(self.folder()))
-        return _SIZES[self.id]
+        return Size(**json.loads(self.sized(store).file("size.json").read_text("utf-8")))
 
     def tokenizer(self) -> Any:
         """Return its tokenizer.
@@ -65,7 +72,7 @@ class BaseModel:
         """
         folder = self.folder()
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 "the folder holds no tokenizer that transformers can read",
@@ -108,7 +115,7 @@ class ModelState:
         """What determines its weights."""
         return f"{self.tuned.id}/{self.state}" if self.tuned else self.base.id
 
-    def load(self, device: torch.device) -> PreTrainedModel:
+    def load(self, device: torch.device) -> transformers.PreTrainedModel:
         """Return the model on a device, in evaluation mode."""
         model = load(self.base)
         if self.tuned:
@@ -156,14 +163,18 @@ def base_model(cfg: ModelConfig, store: Store, show: Progress = silent) -> BaseM
 def _unmade(cfg: ModelConfig) -> Any:
     """Return the transformers config of a model that is not converted or initialised yet."""
     if cfg.source == "gguf":
-        return AutoConfig.from_pretrained(_package_folder(cfg), gguf_file=cfg.gguf_file)
-    return AutoConfig.for_model(**{"vocab_size": len(byte_tokenizer()), **(cfg.architecture or {})})
+        return transformers.AutoConfig.from_pretrained(
+            _package_folder(cfg), gguf_file=cfg.gguf_file
+        )
+    return transformers.AutoConfig.for_model(
+        **{"vocab_size": len(byte_tokenizer()), **(cfg.architecture or {})}
+    )
 
 
 def _size(config: Any) -> Size:
     """Return how large a model of this config is."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
     stack = list(parameters.find_blocks(model) or ())
     return Size(
@@ -237,15 +248,15 @@ def _converted(cfg: ModelConfig, store: Store, show: Progress) -> Artefact:
             show(f"converting {cfg.name}, once", 1, "models"),
             contextlib.redirect_stderr(io.StringIO()),  # transformers' own progress bars
         ):
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-            model = AutoModelForCausalLM.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file=name, dtype=torch.float32
             )
         # the config still says that the weights are quantised; they no longer are
         fields = model.config.to_dict()
         fields.pop("quantization_config", None)
-        plain = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**fields), dtype=torch.float32
+        plain = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(**fields), dtype=torch.float32
         )
         plain.load_state_dict(model.state_dict())
         plain.save_pretrained(work)
@@ -268,10 +279,10 @@ def _random(cfg: ModelConfig, store: Store) -> Artefact:
         tokenizer = byte_tokenizer()
         fields = {"vocab_size": len(tokenizer), **architecture}
         try:
-            config = AutoConfig.for_model(**fields)
+            config = transformers.AutoConfig.for_model(**fields)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+                model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"transformers cannot build it: {error}",
@@ -302,7 +313,7 @@ def byte_tokenizer() -> Any:
 
 def _config(folder: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"its config.json cannot be used: {str(error).splitlines()[0]}",
@@ -312,12 +323,14 @@ def _config(folder: Path) -> Any:
         ) from error
 
 
-def load(base: BaseModel) -> PreTrainedModel:
+def load(base: BaseModel) -> transformers.PreTrainedModel:
     """Return the original model on the CPU, in the dtype that its config asks for.
 
     Raises:
         UserError: the folder's weights cannot be read, or it is not a decoder-only model.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     folder = base.folder()
     config = _config(folder)
     if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -328,7 +341,7 @@ def load(base: BaseModel) -> PreTrainedModel:
             valid="a decoder-only (causal) language model",
         )
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, base.dtype), local_files_only=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,12 +1,17 @@
 """Which parameters of a decoder a tuning trains, whatever its architecture. No files here."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hyperfitting.config import TuningConfig
 from hyperfitting.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -92,6 +97,7 @@ def _add_adapters(
 ) -> None:
     """Put an adapter on every linear layer of these blocks; only they are trained."""
     from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
 
     inside = {module for block in chosen for module in block.modules()}
     linear = {

@@ -17,7 +17,7 @@ from hyperfitting.models import BaseModel
 from hyperfitting.progress import Progress, silent
 from hyperfitting.store import Artefact, Store
 from hyperfitting.training.checkpoint import Row
-from hyperfitting.training.loop import tune
+from hyperfitting.training.tuned import tune
 
 
 def _untold(row: Row) -> None:

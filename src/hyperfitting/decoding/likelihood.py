@@ -1,14 +1,19 @@
 """Forward passes over given texts: how well a model predicts them, and how sharply."""
 
+from __future__ import annotations
+
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from hyperfitting.metrics.distribution import Sharpness, sharpness
 from hyperfitting.progress import Advance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MEASURES = tuple(field.name for field in fields(Sharpness))
 

@@ -22,7 +22,7 @@ from hyperfitting import costs, models
 from hyperfitting.config import RunConfig
 from hyperfitting.pipeline import Pipeline
 from hyperfitting.reporting.numbers import duration
-from hyperfitting.store import MANIFEST, Artefact
+from hyperfitting.store import MANIFEST, Artefact, Store
 
 _NEWEST = 12
 """Manifests of a kind whose median speed counts."""
@@ -154,7 +154,7 @@ def _item(name: str, cfg: RunConfig, device: torch.device, speed: Speeds, seen: 
         seen.add(artefact.id)
         makes[artefact.kind] = makes.get(artefact.kind, 0) + 1
         seconds += speed.seconds(artefact)
-    size = line.base.size()
+    size = line.base.size(Store(cfg.store))
     trains = "tuned" in makes
     return Item(
         name,

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +23,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hyperfitting import costs, models, parameters
+from hyperfitting import models, parameters
 from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, TrainerConfig
-from hyperfitting.data.corpus import Corpus, load_corpus
+from hyperfitting.data.corpus import Corpus
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.decoding.likelihood import measure
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.diversity import rep_n, ttr
 from hyperfitting.models import BaseModel
 from hyperfitting.progress import Progress as ShowProgress
-from hyperfitting.store import Artefact, Store, replacing, write_json
+from hyperfitting.store import replacing, write_json
 from hyperfitting.training.checkpoint import Checkpoint, Progress, Row
 from hyperfitting.training.compiled import COMPILER_ERRORS, Compiled, pays
 from hyperfitting.training.loss import NextTokenLoss
 from hyperfitting.training.trunk import KeptIn, Trunk, check_room, trunk_of
 
-VERSION = 3
-
 Rows = NDArray[np.int64]
 log = logging.getLogger(__name__)
-
-
-def tune(
-    cfg: RunConfig,
-    corpus: Artefact,
-    base: BaseModel,
-    store: Store,
-    show: ShowProgress,
-    on_row: Callable[[Row], None],
-) -> Artefact:
-    """Return the artefact of the tuned model.
-
-    Its files: `last.safetensors` and `best_val.safetensors`, the trained parameters after the last
-    epoch and after that of lowest validation loss; `history.json`, the rows that ``on_row`` is
-    told as they come (after a resume, those of before first).
-    """
-
-    def make(work: Path) -> None:
-        train(cfg, load_corpus(corpus), base, work, show, on_row, KeptIn(store, inputs))
-
-    inputs = {"corpus": corpus.id, "model": base.id}
-    trainer = asdict(cfg.trainer)
-    if not cfg.tuning.is_late:
-        del trainer["trunk_cache"]
-    return store.artefact(
-        "tuned",
-        version=VERSION,
-        config={
-            "tuning": cfg.tuning.determining(),
-            "optimizer": cfg.optimizer,
-            "trainer": trainer,
-        },
-        inputs=inputs,
-        make=make,
-        work=lambda: costs.training(cfg, base.size()),
-    )
 
 
 _MICRO_TOKENS = 512
