@@ -5,11 +5,14 @@ The logits of a batch are its largest tensor by far: 400 MB for 8 sequences of 2
 once, and what is kept is the gradient of the hidden states.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from hyperfitting.forwards import running
 
 _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Size of the logits that are held at once, by kind of device."""
@@ -73,8 +76,9 @@ def summed_loss(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Te
 class NextTokenLoss:
     """The summed next-token loss of a model, with its logits in chunks where that is the same.
 
-    Some architectures scale or cap their logits behind the output layer. Whether this one does is
-    tried out on two tokens; if so, the loss is taken of the whole logits.
+    The output layer then returns the loss in the place of logits. Some architectures scale or cap
+    their logits behind that layer. Whether this one does is tried out on two tokens; if so, the
+    loss is taken of the whole logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -82,32 +86,53 @@ class NextTokenLoss:
         layer = model.get_output_embeddings()
         self._layer = layer if isinstance(layer, nn.Linear) and self._is_last(layer) else None
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Return the loss of sequences (B, T), summed over all tokens but the first of each."""
-        targets = tokens[:, 1:].flatten()
-        if self._layer is None:
-            logits = self._model(input_ids=tokens, use_cache=False).logits  # (B, T, V)
-            return nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"
-            )
-        states = self._states(tokens)[:, :-1].flatten(0, 1)
-        return summed_loss(states, self._layer.weight, self._layer.bias, targets)
+    def __call__(self, tokens: Tensor, counted: int | None = None) -> Tensor:
+        """Return the loss of sequences, summed over all tokens but the first of each.
 
-    def _states(self, tokens: Tensor) -> Tensor:
-        states: Tensor = self._model.base_model(
-            input_ids=tokens, use_cache=False
-        ).last_hidden_state  # (B, T, H)
-        return states
+        Args:
+            tokens: (B, T) sequences.
+            counted: only so many of them, the first, have a loss; none: all.
+        """
+        targets = tokens[:counted, 1:].flatten()
+        layer = self._layer
+        if layer is None:
+            logits = self._model(input_ids=tokens, use_cache=False).logits[:counted, :-1]
+            return nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), targets, reduction="sum"
+            )
+
+        def loss(states: Tensor) -> Tensor:  # (B, T, H)
+            rows = states[:counted, :-1].flatten(0, 1)
+            return summed_loss(rows, layer.weight, layer.bias, targets)
+
+        return self._with(layer, loss, tokens)
+
+    def _with(self, layer: nn.Linear, output: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        """Return what the model returns for logits, with an output layer that does something else.
+
+        (Called as it always is, so that what is hooked to model and layer happens.)
+        """
+        with running({layer: output}):
+            made: Tensor = self._model(input_ids=tokens, use_cache=False).logits
+        return made
 
     @torch.no_grad()
     def _is_last(self, layer: nn.Linear) -> bool:
-        """Return whether the logits are what this layer makes of the last hidden states."""
-        tokens = torch.tensor([[0, 1]], device=layer.weight.device)
+        """Return whether the model returns what this layer does, be it logits or a loss."""
+        tokens = torch.tensor([[0, 1]], device=self._model.device)
+        made: list[Tensor] = []
+
+        def kept(states: Tensor) -> Tensor:
+            made.append(nn.Linear.forward(layer, states))
+            return made[-1]
+
         was_training = self._model.training
         self._model.eval()
-        whole = self._model(input_ids=tokens, use_cache=False).logits
-        states = self._states(tokens)
-        self._model.train(was_training)
-        if states.shape[-1] != layer.in_features:
+        try:
+            whole = self._with(layer, kept, tokens)
+            is_last = len(made) == 1 and torch.equal(made[0], whole)
+            return is_last and self._with(layer, Tensor.sum, tokens).dim() == 0
+        except (IndexError, RuntimeError):  # it takes the logits apart
             return False
-        return bool(torch.equal(layer(states), whole))
+        finally:
+            self._model.train(was_training)

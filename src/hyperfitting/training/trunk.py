@@ -7,8 +7,8 @@ block; the blocks before it are not run.
 
 import logging
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ class KeptIn:
 class Trunk:
     """A model's first blocks, and what they made of the training sequences."""
 
-    blocks: list[nn.Module]
+    stack: nn.ModuleList
+    depth: int
+    """How many blocks it is."""
     activations: NDArray[Any]
     """(N, T, H), mapped from disk: read as it is used."""
     dtype: torch.dtype
@@ -60,16 +62,35 @@ class Trunk:
 
     def replaced(self, activations: Tensor) -> AbstractContextManager[None]:
         """Have the blocks return these activations (B, T, H), whatever they are given."""
-        return instead(self.blocks, activations)
+        return instead(self.stack, range(self.depth), activations)
 
 
-def instead(blocks: list[nn.Module], output: Tensor | None) -> AbstractContextManager[None]:
-    """Have blocks return this instead of running; none: what they are given."""
+class _Instead(nn.Module):
+    """Stands for a block: has its attributes, and returns something without running it."""
 
-    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states if output is None else output
+    def __init__(self, block: nn.Module, output: Tensor | None) -> None:
+        super().__init__()
+        self.__dict__["_block"] = block  # not as a part of this module
+        self._output = output
 
-    return running(dict.fromkeys(blocks, forward))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_block"], name)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states if self._output is None else self._output
+
+
+@contextmanager
+def instead(stack: nn.ModuleList, which: range, output: Tensor | None) -> Iterator[None]:
+    """Have some blocks of a stack return this instead of running; none: what they are given."""
+    blocks = [stack[i] for i in which]
+    for i, block in zip(which, blocks, strict=True):
+        stack[i] = _Instead(block, output)
+    try:
+        yield
+    finally:
+        for i, block in zip(which, blocks, strict=True):
+            stack[i] = block
 
 
 def _is_kept(cfg: RunConfig) -> bool:
@@ -111,7 +132,7 @@ def trunk_of(
     """
     if not _is_kept(cfg):
         return None
-    stack = list(parameters.blocks(model))
+    stack = parameters.blocks(model)
     depth = len(stack) - cfg.tuning.last_blocks
     if depth == 0:
         return None
@@ -124,7 +145,7 @@ def trunk_of(
         return None
     made = _artefact(cfg, depth, kept_in, lambda work: _make(work, cfg, model, depth, tokens, show))
     stored = np.load(made.file(_FILE), mmap_mode="r", allow_pickle=False)
-    return Trunk(stack[:depth], stored, _KINDS[cfg.trainer.trunk_cache][1])
+    return Trunk(stack, depth, stored, _KINDS[cfg.trainer.trunk_cache][1])
 
 
 def size(cfg: RunConfig, shape: tuple[int, ...], width: int) -> int:
@@ -159,16 +180,24 @@ def check_room(cfg: RunConfig, base: BaseModel, shape: tuple[int, ...], kept_in:
 @torch.no_grad()
 def _activations(model: PreTrainedModel, depth: int, tokens: Tensor) -> Tensor:
     """Return what enters block ``depth`` (B, T, H), without running the blocks from it on."""
-    stack = list(parameters.blocks(model))
+    stack = parameters.blocks(model)
     found: list[Tensor] = []
 
     def keep(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         found.append(hidden_states)
         return hidden_states
 
-    with instead(stack[depth + 1 :], None), running({stack[depth]: keep}):
-        model.base_model(input_ids=tokens, use_cache=False)
+    with instead(stack, range(depth + 1, len(stack)), None), running({stack[depth]: keep}):
+        _last_states(model, tokens)
     return found[0]
+
+
+def _last_states(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Return what the model makes of the states (B, T, H) that enter its output layer."""
+    layer = model.get_output_embeddings()
+    with running({layer: lambda states: states} if layer is not None else {}):
+        made: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return made
 
 
 @torch.no_grad()
@@ -178,9 +207,10 @@ def _can_be_replaced(model: PreTrainedModel, depth: int, tokens: NDArray[np.int3
     was_training = model.training
     model.eval()
     try:
-        expected = model.base_model(input_ids=start, use_cache=False).last_hidden_state
-        with instead(list(parameters.blocks(model)[:depth]), _activations(model, depth, start)):
-            found = model.base_model(input_ids=start, use_cache=False).last_hidden_state
+        expected = _last_states(model, start)
+        activations = _activations(model, depth, start)
+        with instead(parameters.blocks(model), range(depth), activations):
+            found = _last_states(model, start)
         return bool(torch.equal(found, expected))
     except (TypeError, IndexError, AttributeError, RuntimeError):  # blocks of another kind
         return False
