@@ -1,6 +1,6 @@
 """`make bench`: all comparisons, as a table and in outputs/bench/bench.json.
 
-python -m benchmarks [metrics] [decoding] [training] [growth] [profile] [tracking]
+python -m benchmarks [metrics] [decoding] [training] [growth] [profile] [tracking] [page]
 """
 
 import argparse
@@ -12,12 +12,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import decoding, growth, metrics, profile, tracking, training
+from benchmarks import decoding, growth, metrics, page, profile, tracking, training
 from hyperfitting.store import package_versions, write_json
 
 SUITES = {
     "metrics": metrics.run, "decoding": decoding.run, "training": training.run,
-    "growth": growth.run, "profile": profile.run, "tracking": tracking.run,
+    "growth": growth.run, "profile": profile.run, "tracking": tracking.run, "page": page.run,
 }  # fmt: skip
 PATH = Path("outputs/bench/bench.json")
 
