@@ -92,7 +92,7 @@ class Server:
         return {run["run_id"]: run for run in found}
 
     def tags(self, run: str) -> list[str]:
-        """Return a run's tags. (The server keeps neither group nor job type.)"""
+        """Return a run's tags."""
         asked = f"""{{project(name: "hyperfitting", entityName: "default")
             {{run(name: "{run}") {{tags}}}}}}"""
         answer = json.loads(self.read("graphql", json.dumps({"query": asked}).encode()))
@@ -354,6 +354,62 @@ def test_a_server_that_does_not_take_it_leaves_a_run_that_syncs(
     check_whole(server, who.id)
 
 
+def passed_on(
+    handler: http.server.BaseHTTPRequestHandler, beyond: str, body: bytes | None
+) -> tuple[int, bytes]:
+    """Return the answer of another server to the request that a handler has got."""
+    request = urllib.request.Request(beyond + handler.path, body, method=handler.command)  # noqa: S310
+    for name in ("Authorization", "Content-Type", "Content-Encoding"):
+        if name in handler.headers:
+            request.add_header(name, handler.headers[name])
+    try:
+        with urllib.request.urlopen(request, timeout=10) as found:  # noqa: S310
+            return found.status, found.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+class _Listens(http.server.BaseHTTPRequestHandler):
+    """Hands everything to the real server, and keeps what begins a run."""
+
+    begun: ClassVar[list[dict[str, Any]]]
+    beyond: ClassVar[str]
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+        if self.path.endswith("graphql") and b"upsertBucket" in (body or b""):
+            self.begun.append(json.loads(body or b"")["variables"])
+        status, words = passed_on(self, self.beyond, body)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(words)))
+        self.end_headers()
+        self.wfile.write(words)
+
+    do_GET = do_POST = do_PUT = _pass_on
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_group_and_job_type_are_said_to_the_server(
+    server: Server, who: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read on their way there: this server answers no question about them."""
+    begun: list[dict[str, Any]] = []
+    handler = type("Handler", (_Listens,), {"begun": begun, "beyond": server.url})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.server_port}")
+        wandb.teardown()
+        track(online(who))
+        listener.shutdown()
+    assert who.id is not None
+    check_whole(server, who.id)
+    first = begun[0]
+    assert (first["name"], first["groupName"], first["jobType"]) == (who.id, "s", "member")
+
+
 class _Records(http.server.BaseHTTPRequestHandler):
     """Keeps the views it is sent, as W&B does, and hands all else to the real server."""
 
@@ -386,21 +442,9 @@ class _Records(http.server.BaseHTTPRequestHandler):
         else:
             # openwandb does not know that an empty name is none
             named = {k: v for k, v in asked.items() if (k, v) != ("operationName", "")}
-            status, words = self._forwarded(json.dumps(named).encode())
-            self._answer(status, words)
+            self._answer(*passed_on(self, self.beyond, json.dumps(named).encode()))
             return
         self._answer(200, json.dumps(answer).encode())
-
-    def _forwarded(self, body: bytes) -> tuple[int, bytes]:
-        request = urllib.request.Request(self.beyond + self.path, body)  # noqa: S310
-        for name in ("Authorization", "Content-Type"):
-            if name in self.headers:
-                request.add_header(name, self.headers[name])
-        try:
-            with urllib.request.urlopen(request, timeout=10) as found:  # noqa: S310
-                return found.status, found.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
 
     def _answer(self, status: int, words: bytes) -> None:
         self.send_response(status)
