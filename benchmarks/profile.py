@@ -19,7 +19,14 @@ from hyperfitting.training.trunk import KeptIn, trunk_of
 
 SEQUENCES, LENGTH, NEW = 8, 256, 32
 _KINDS = {
-    "products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "mkl::_mkl_linear"),
+    "products": (
+        "aten::mm",
+        "aten::addmm",
+        "aten::addmm_",
+        "aten::bmm",
+        "mkl::_mkl_linear",
+        "mkldnn::_linear_pointwise",
+    ),
     "attention": ("aten::_scaled_dot_product",),
     "compiled": ("## Call CompiledFxGraph",),
     "optimizer": ("aten::_fused_adam_",),
