@@ -22,8 +22,13 @@ mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this tor
 
 
 @mkl
+@pytest.mark.parametrize("library", ["mkl", "onednn"])
 @pytest.mark.parametrize("rows", [4, 7, 32])
-def test_a_packed_step_has_the_logits_of_a_plain_one(any_base: BaseModel, rows: int) -> None:
+def test_a_packed_step_has_the_logits_of_a_plain_one(
+    any_base: BaseModel, rows: int, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever library this processor would have."""
+    monkeypatch.setattr(packed, "library", lambda: library)
     model = models.load(any_base).eval()
     text = torch.as_tensor(contexts(rows, 9), dtype=torch.long)
     with torch.inference_mode(), packed.packed(model, rows, steps=1000):

@@ -121,7 +121,7 @@ class Plan:
         finished: frozenset[str] = frozenset(),
         workers: int = 1,
     ) -> "Plan":
-        """Return the plan of members, by name; nothing is made, and no model is loaded."""
+        """Return the plan of members, by name; no model is loaded, only their sizes are kept."""
         seen: set[str] = set()
         speeds: dict[str, Speeds] = {}
         items = []
