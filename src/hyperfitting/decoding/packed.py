@@ -1,9 +1,9 @@
 """Blocks made for a few rows at a time, as decoding on a CPU has them: weights packed, little else.
 
 A step of 32 texts multiplies 32 rows by every weight of the model. The general product is made for
-many rows; with the weights laid out once for this number of rows it takes two thirds of the time,
-on processors that are not Intel's half. Two libraries that come with torch can: on Intel's, MKL is
-the faster, on others oneDNN.
+many rows; one whose weights are laid out once for this number of rows is much faster. Two libraries
+that come with torch have it: MKL is taken on Intel's processors, oneDNN on others, where MKL's gains
+nothing (docs/speed.md).
 In blocks of Llama's kind, products of one input become one, and what is left of the block is
 written with as few operations as it needs: each costs more to call than to do. A decoding uses them
 for hundreds of steps; they take as much memory as the model, while it lasts.
@@ -213,7 +213,7 @@ def _llama_block(block: Any, rows: int, turn: "_Turns") -> Callable[..., Tensor]
             every[:, heads + kept :].unsqueeze(2),
             attention.layer_idx,
         )
-        # plain products: for so few queries they take two thirds of fused attention's time
+        # plain products: for so few queries they are faster than fused attention
         queries = turned[:, :heads].view(rows, kept, groups, size)  # a group sees the same keys
         weights = (queries @ keys.mT).mul_(attention.scaling).softmax(-1)  # (B, kept, groups, L)
         seen = weights @ values
