@@ -2,8 +2,8 @@
 
 A step of 32 texts multiplies 32 rows by every weight of the model. The general product is made for
 many rows; one whose weights are laid out once for this number of rows is much faster. Two libraries
-that come with torch have it: MKL is taken on Intel's processors, oneDNN on others, where MKL's gains
-nothing (docs/speed.md).
+that come with torch have it: MKL is taken on Intel's processors, oneDNN on others, where MKL's
+gains nothing (docs/speed.md).
 In blocks of Llama's kind, products of one input become one, and what is left of the block is
 written with as few operations as it needs: each costs more to call than to do. A decoding uses them
 for hundreds of steps; they take as much memory as the model, while it lasts.
