@@ -213,6 +213,7 @@ def test_compiled_blocks_have_the_same_losses_and_decoding_runs_as_it_is(
     expected, _ = train(cfg, base, tmp_path / "a")
     cfg.hardware.compile = True
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     rows, _ = train(cfg, base, tmp_path / "b")
     np.testing.assert_allclose(losses(rows), losses(expected), rtol=1e-4)
     # shapes of a whole and of a last batch, in three epochs with decoding between them

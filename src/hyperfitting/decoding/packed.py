@@ -2,8 +2,8 @@
 
 A step of 32 texts multiplies 32 rows by every weight of the model. The general product is made for
 many rows; one whose weights are laid out once for this number of rows is much faster. Two libraries
-that come with torch have it: MKL is taken on Intel's processors, oneDNN on others, where MKL's
-gains nothing (docs/speed.md).
+that come with torch have it: MKL on Intel's processors, oneDNN on others, where MKL's gains nothing
+(docs/speed.md).
 In blocks of Llama's kind, products of one input become one, and what is left of the block is
 written with as few operations as it needs: each costs more to call than to do. A decoding uses them
 for hundreds of steps; they take as much memory as the model, while it lasts.
@@ -11,8 +11,6 @@ for hundreds of steps; they take as much memory as the model, while it lasts.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hyperfitting import memory
 from hyperfitting.forwards import running
+from hyperfitting.products import library
 
 _ROWS = range(4, 97)
 """Outside, packing gains nothing."""
@@ -67,19 +66,6 @@ def _possible(model: PreTrainedModel) -> bool:
         and library() is not None
         and size < memory.free(model.device) / 2
     )
-
-
-@cache
-def library() -> str | None:
-    """Return what packs weights for this processor: `mkl` or `onednn`; none: nothing does."""
-    if not torch.backends.mkl.is_available():  # not an x86 processor, or a torch of another kind
-        return None
-    cpuinfo = Path("/proc/cpuinfo")
-    intel = not cpuinfo.is_file() or "GenuineIntel" in cpuinfo.read_text("utf-8")
-    operations = torch.ops.mkl if intel else torch.ops.mkldnn
-    if not hasattr(operations, "_mkl_linear" if intel else "_linear_pointwise"):
-        return None
-    return "mkl" if intel else "onednn"
 
 
 class _Product:

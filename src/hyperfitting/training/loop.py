@@ -8,7 +8,7 @@ Carlsson et al.). Knows nothing of texts, tables, W&B or the terminal.
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hyperfitting import models, parameters
+from hyperfitting import models, parameters, products
 from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, TrainerConfig
 from hyperfitting.data.corpus import Corpus
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.decoding.likelihood import measure
 from hyperfitting.errors import UserError
+from hyperfitting.forwards import running
 from hyperfitting.metrics.diversity import rep_n, ttr
 from hyperfitting.models import BaseModel
 from hyperfitting.progress import Progress as ShowProgress
@@ -58,6 +59,7 @@ class Learner:
     micro_batch_size: int
     compiled: Compiled
     loss: NextTokenLoss
+    linear: Mapping[nn.Module, Callable[[Tensor], Tensor]]
     trunk: Trunk | None = None
 
     @classmethod
@@ -85,6 +87,7 @@ class Learner:
             cfg.hardware.micro_batch_size or micro,
             Compiled(model, on=pays(cfg, device, trained.values())),
             NextTokenLoss(model),
+            products.of(model, cfg.trainer.precision),
         )
 
     def update(self, tokens: Tensor, rows: Rows) -> float:
@@ -97,7 +100,7 @@ class Learner:
         tokens = tokens.to(self.model.device)
         while True:
             try:
-                with self.compiled.used():
+                with running(self.linear), self.compiled.used():
                     return self._update(tokens, rows)
             except torch.OutOfMemoryError:
                 if self.micro_batch_size == 1:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hyperfitting.forwards import running
+from hyperfitting.products import linear
 
 _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Size of the logits that are held at once, by kind of device."""
@@ -38,13 +39,13 @@ class _SumOfLosses(torch.autograd.Function):
             for start in range(0, len(states), rows):
                 part = states[start : start + rows].to(matrix.dtype)  # (R, H)
                 target = targets[start : start + rows].unsqueeze(1)  # (R, 1)
-                logits = part @ matrix.t() if bias is None else torch.addmm(bias, part, matrix.t())
-                log_p = torch.log_softmax(logits.float(), dim=-1)  # (R, V)
+                logits = linear(part, matrix, bias)  # (R, V)
+                log_p = torch.log_softmax(logits.float(), dim=-1)
                 total -= log_p.gather(1, target).sum()
                 slope = log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0))
                 slope = slope.to(matrix.dtype)
                 if to_states is not None:
-                    to_states[start : start + rows] = slope @ matrix
+                    to_states[start : start + rows] = linear(slope, matrix.t())
                 if to_weight is not None and low is None:
                     to_weight.addmm_(slope.t(), part)
                 elif to_weight is not None:
