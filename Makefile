@@ -6,10 +6,10 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run debug dashboard test test-fast bench lint format constraints picture clean distclean
+.PHONY: help setup run debug dashboard test test-distributed test-fast bench lint format constraints picture clean distclean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  Arguments for hyperfit: make run ARGS="seed=1 tuning=late_stage"'
 
@@ -34,10 +34,13 @@ dashboard: setup ## Serve the latest reports to this machine's browser, with an 
 	$(BIN)/hyperfit-dashboard pages $(ARGS)
 
 test: lint ## Lint, type check, and all tests, with the slow ones on the real model
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -m "not distributed" $(ARGS)
+
+test-distributed: setup ## The rest: several processes that train one model
+	$(BIN)/pytest -m distributed $(ARGS)
 
 test-fast: setup ## Only the tests that take seconds
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -m "not slow and not distributed" $(ARGS)
 
 bench: setup ## Speed against named peers: make bench ARGS=metrics for a part
 	$(BIN)/python -m benchmarks $(ARGS)

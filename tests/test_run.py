@@ -179,7 +179,7 @@ def test_kill_9_in_each_phase_ends_with_bit_identical_numbers(
 ) -> None:
     """Aimed kills: as soon as a sign of training, of writing and of generation is on the disk."""
     signs = [
-        "tuned/*.partial/checkpoint.pt",
+        "tuned/*.partial/checkpoint-*.pt",
         "tuned/*.partial/last.safetensors",
         "continuations/*.partial",
     ]

@@ -469,6 +469,13 @@ class HardwareConfig:
     """`auto` (CUDA, else MPS, else CPU), or a torch device such as `cpu`, `cuda:1`."""
     threads: int | None = None
     """CPU threads; none: torch's own choice."""
+    ranks: int | None = 1
+    """Processes that train one model, each with its share of the weights, gradients, optimizer
+    state and batch (FSDP), on one GPU each, or on the CPU. 1: one has everything. None: one for
+    each GPU of this machine. Under torchrun they are as many as it has started."""
+    activation_checkpointing: bool = False
+    """Keep only what enters a block, and run the block again for its gradients: a third more work
+    for a fraction of the activations' memory."""
     compile: bool | None = None
     """Have torch compile the trained blocks, for half a minute and with a C++ compiler. None: where
     training is long enough to gain."""
@@ -484,6 +491,7 @@ class HardwareConfig:
 
     def __post_init__(self) -> None:
         _at_least("hardware.threads", self.threads, 1)
+        _at_least("hardware.ranks", self.ranks, 1)
         _at_least("hardware.micro_batch_size", self.micro_batch_size, 1)
         _at_least("hardware.generation_batch_size", self.generation_batch_size, 1)
         _at_least("hardware.evaluation_batch_size", self.evaluation_batch_size, 1)
@@ -598,6 +606,11 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         raise UserError("must be set", field=name, value="???", hint=f"{name}=…")
     _check_known(cfg, RunConfig, "")
     return cast(RunConfig, OmegaConf.to_object(cfg))
+
+
+def from_plain(values: dict[str, Any]) -> RunConfig:
+    """Return the config that `dataclasses.asdict` was given."""
+    return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(RunConfig, values)))
 
 
 def _check_known(cfg: DictConfig, schema: type, prefix: str) -> None:

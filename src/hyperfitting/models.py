@@ -26,6 +26,7 @@ from tokenizers.models import BPE
 from hyperfitting import hub, memory, parameters
 from hyperfitting.config import HardwareConfig, ModelConfig, TuningConfig
 from hyperfitting.costs import Size
+from hyperfitting.distributed import ALONE, Crew
 from hyperfitting.errors import UserError, is_out_of_memory, near_matches
 from hyperfitting.progress import Progress, silent
 from hyperfitting.store import Artefact, Store, fingerprint, write_json
@@ -323,8 +324,10 @@ def _config(folder: Path) -> Any:
         ) from error
 
 
-def load(base: BaseModel) -> transformers.PreTrainedModel:
+def load(base: BaseModel, crew: Crew = ALONE) -> transformers.PreTrainedModel:
     """Return the original model on the CPU, in the dtype that its config asks for.
+
+    Several processes get each its shards of it on its device, and no more is ever in memory.
 
     Raises:
         UserError: the folder's weights cannot be read, or it is not a decoder-only model.
@@ -340,9 +343,10 @@ def load(base: BaseModel) -> transformers.PreTrainedModel:
             value=folder,
             valid="a decoder-only (causal) language model",
         )
+    shards = {} if crew.size == 1 else {"distributed_config": _shards(config, crew)}
     try:
         model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, base.dtype), local_files_only=True
+            folder, dtype=getattr(torch, base.dtype), local_files_only=True, **shards
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
@@ -354,6 +358,19 @@ def load(base: BaseModel) -> transformers.PreTrainedModel:
             hint="save it again with save_pretrained(DIR)",
         ) from error
     return model
+
+
+def _shards(config: Any, crew: Crew) -> Any:
+    """Return how a model is shared out: each block's weights come together when it runs."""
+    from transformers.distributed import DistributedConfig
+
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(config)
+    stack = parameters.find_blocks(empty)
+    names = [name for name, module in empty.named_modules() if module is stack]
+    return DistributedConfig(
+        fsdp_size=crew.size, fsdp_plan={f"{name}.*": "free_full_weight" for name in names}
+    )
 
 
 def prepare(cfg: HardwareConfig) -> torch.device:

@@ -6,8 +6,10 @@ Every arrow is one plain function, and what it makes is kept in the store: the s
 makes nothing twice. Heavy imports wait until a run begins, so that `--help` answers at once.
 """
 
+import atexit
 import json
 import logging
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -172,7 +174,17 @@ def _run_swept(config: RunConfig, folder: Path, show: "Progress") -> None:
 
 
 def main() -> None:
-    """Run the command line: one member, or with `-m` a sweep of them."""
+    """Run the command line: one member, or with `-m` a sweep of them.
+
+    Of the processes that torchrun starts, the first does; the others help it to train.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from hyperfitting import distributed
+        from hyperfitting.training import helper
+
+        if distributed.helps():
+            return helper.main()
+        atexit.register(distributed.dismiss)
     register()
     hydra_task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
         task

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -210,14 +211,15 @@ class _Decoder:
 
     def run(self, contexts: Tokens, new_tokens: int) -> tuple[Tensor, Tensor]:
         """Return new tokens (B, new_tokens) and their measures (M, B, new_tokens)."""
-        device = next(self._model.parameters()).device
+        weight = next(self._model.parameters())
+        device = weight.device
         given = torch.as_tensor(contexts, dtype=torch.long, device=device)  # (B, T)
         self._cache = cache_for(self._model, contexts.shape[1] + new_tokens)
         if self._decode.strategy == "beam":
             return self._beam(given, new_tokens)
         if self._decode.strategy == "contrastive":
             return self._contrastive(given, new_tokens)
-        if device.type in _RECORDED:
+        if device.type in _RECORDED and not isinstance(weight, DTensor):
             static = static_cache_for(self._model, contexts.shape[1] + new_tokens)
             if static is not None:
                 self._cache, self._step = static, RecordedStep(self._model, static, self._options)

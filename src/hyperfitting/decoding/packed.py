@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -64,6 +65,7 @@ def _possible(model: PreTrainedModel) -> bool:
         model.device.type == "cpu"
         and model.dtype == torch.float32
         and library() is not None
+        and not any(isinstance(p, DTensor) for p in model.parameters())
         and size < memory.free(model.device) / 2
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from hyperfitting import parameters
@@ -25,9 +26,13 @@ _ENOUGH_WORK = 2e14
 def pays(cfg: RunConfig, device: torch.device, trained: Iterable[nn.Parameter]) -> bool:
     """Return whether training is to be compiled: as asked for, or if the work is large enough.
 
+    Of a model in shards only as asked for.
+
     The work is counted, not timed, so that the same config has the same numbers.
     """
-    if cfg.hardware.compile is not None or device.type == "mps":
+    trained = list(trained)
+    sharded = any(isinstance(p, DTensor) for p in trained)
+    if cfg.hardware.compile is not None or device.type == "mps" or sharded:
         return bool(cfg.hardware.compile)
     tokens = cfg.dataset.n_train * cfg.dataset.seq_len * cfg.trainer.epochs
     work = 6 * sum(p.numel() for p in trained) * tokens

@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from hyperfitting import models, parameters, products
@@ -28,6 +29,7 @@ from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, Trainer
 from hyperfitting.data.corpus import Corpus
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.decoding.likelihood import measure
+from hyperfitting.distributed import ALONE, Crew, whole
 from hyperfitting.errors import UserError
 from hyperfitting.forwards import running
 from hyperfitting.metrics.diversity import rep_n, ttr
@@ -45,6 +47,8 @@ log = logging.getLogger(__name__)
 
 _MICRO_TOKENS = 512
 """Tokens in one pass on a CPU: matrices of this many rows are as fast as larger ones."""
+_ROWS_TOGETHER = 32
+"""Texts that each of several processes continues at once."""
 
 
 @dataclass
@@ -59,22 +63,28 @@ class Learner:
     micro_batch_size: int
     compiled: Compiled
     loss: NextTokenLoss
+    crew: Crew
     linear: Mapping[nn.Module, Callable[[Tensor], Tensor]]
     trunk: Trunk | None = None
 
     @classmethod
-    def new(cls, cfg: RunConfig, base: BaseModel) -> "Learner":
+    def new(cls, cfg: RunConfig, base: BaseModel, crew: Crew = ALONE) -> "Learner":
         """Return the original model, ready to be tuned. Its trunk, if any, is not replaced yet.
+
+        Of several processes each has its shards of it.
 
         Raises:
             UserError: the model, the tuning or the optimizer cannot be had as asked.
         """
         device = models.device(cfg.hardware)
-        model = models.load(base)
+        model = models.load(base, crew)
         trained = parameters.select_trainable(model, cfg.tuning, cfg.trainer.seed)
         if not cfg.trainer.dropout:
             parameters.no_dropout(model)
-        model.to(device)
+        if crew.size == 1:
+            model.to(device)
+        if cfg.hardware.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         micro = cfg.trainer.batch_size
         if device.type == "cpu":
             micro = max(1, _MICRO_TOKENS // cfg.dataset.seq_len)
@@ -87,6 +97,7 @@ class Learner:
             cfg.hardware.micro_batch_size or micro,
             Compiled(model, on=pays(cfg, device, trained.values())),
             NextTokenLoss(model),
+            crew,
             products.of(model, cfg.trainer.precision),
         )
 
@@ -103,7 +114,7 @@ class Learner:
                 with running(self.linear), self.compiled.used():
                     return self._update(tokens, rows)
             except torch.OutOfMemoryError:
-                if self.micro_batch_size == 1:
+                if self.micro_batch_size == 1 or self.crew.size > 1:  # the others are further on
                     raise
                 self.micro_batch_size = math.ceil(min(self.micro_batch_size, len(tokens)) / 2)
                 log.warning(
@@ -118,20 +129,30 @@ class Learner:
 
     def _update(self, tokens: Tensor, rows: Rows) -> float:
         self.optimizer.zero_grad(set_to_none=True)
+        predicted = tokens[:, 1:].numel()
         total = torch.zeros((), device=tokens.device)
-        for start in range(0, len(tokens), self.micro_batch_size):
-            part = tokens[start : start + self.micro_batch_size]  # (b, T)
-            with self._trunk_of(rows[start : start + self.micro_batch_size]):
+        mine, counted = self.crew.share(np.arange(len(tokens)))
+        for start in range(0, len(mine), self.micro_batch_size):
+            part = mine[start : start + self.micro_batch_size]  # (b,)
+            with self._trunk_of(rows[part]):
                 with parameters.autocast(self.model, self.trainer.precision):
-                    loss = self.loss(part) / tokens[:, 1:].numel()
-                self.scaler.scale(loss).backward()
+                    loss = self.loss(tokens[part], max(0, counted - start)) / predicted
+                # FSDP takes the mean over processes; what is wanted is the sum
+                self.scaler.scale(loss * self.crew.size).backward()
             total += loss.detach()
+        self._sum_gradients()
         if self.trainer.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(list(self.trained.values()), self.trainer.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return float(total)
+        return float(self.crew.total(total))
+
+    def _sum_gradients(self) -> None:
+        """Do for parameters that every process has, as adapters are, what FSDP does for others."""
+        for parameter in self.trained.values():
+            if parameter.grad is not None and not isinstance(parameter, DTensor):
+                parameter.grad = self.crew.total(parameter.grad) / self.crew.size
 
     def _trunk_of(self, rows: Rows) -> AbstractContextManager[None]:
         if self.trunk is None:
@@ -165,18 +186,21 @@ def train(
     show: ShowProgress,
     on_row: Callable[[Row], None],
     kept_in: KeptIn,
+    crew: Crew = ALONE,
 ) -> None:
     """Train, from the checkpoint in ``work`` if there is one, and leave the states there.
+
+    Several processes (``crew``) call this alike; the first of them leaves the states.
 
     Raises:
         UserError: training diverges, or what the config asks for cannot be had.
     """
     trainer = cfg.trainer
-    _check(cfg, base)
+    _check(cfg, base, crew)
     check_room(cfg, base, data.train.shape, kept_in)
-    learner, checkpoint, done = Learner.new(cfg, base), Checkpoint(work), Progress()
-    learner.trunk = trunk_of(cfg, learner.model, data.train, kept_in, show)
-    saved = checkpoint.load()
+    learner, checkpoint, done = Learner.new(cfg, base, crew), Checkpoint(work, crew), Progress()
+    learner.trunk = trunk_of(cfg, learner.model, data.train, kept_in, show, crew)
+    saved = checkpoint.load(learner.trained)
     if saved:
         done = saved["progress"]
         learner.restore(saved)
@@ -191,7 +215,7 @@ def train(
         for epoch in range(done.epoch, trainer.epochs):
             losses: list[float] = []
             learner.model.train()
-            torch.manual_seed(_dropout_seed(trainer.seed, epoch))
+            torch.manual_seed(_dropout_seed(trainer.seed, epoch, crew.rank))
             for rows in batches(len(data.train), epoch, trainer):
                 batch = torch.as_tensor(data.train[rows], dtype=torch.long)  # (B, T)
                 losses.append(loss := learner.update(batch, rows))
@@ -207,7 +231,7 @@ def train(
             last = reached or done.epoch == trainer.epochs
             if last or done.epoch % trainer.look_every == 0:
                 try:
-                    row |= look(learner.model, data, trainer, cfg.hardware, show)
+                    row |= look(learner.model, data, trainer, cfg.hardware, show, crew)
                 except FloatingPointError as error:
                     raise _diverged(f"in validation, {error}", epoch, step, checkpoint) from error
                 if row["val/loss"] < done.best_val:
@@ -221,12 +245,20 @@ def train(
                 checkpoint.save(done, learner.state())
 
     _save_parameters(work / "last.safetensors", learner)
-    write_json(work / "history.json", done.history)
+    if crew.leads:
+        write_json(work / "history.json", done.history)
     checkpoint.remove()
 
 
-def _check(cfg: RunConfig, base: BaseModel) -> None:
+def _check(cfg: RunConfig, base: BaseModel, crew: Crew) -> None:
     trainer = cfg.trainer
+    if crew.size > 1 and trainer.precision == "float16":
+        raise UserError(
+            "is for one process",
+            field="trainer.precision",
+            value=trainer.precision,
+            valid="bfloat16 or float32, with hardware.ranks",
+        )
     base.check_length(
         "trainer.epoch_context_len + trainer.epoch_new_tokens",
         trainer.epoch_context_len + trainer.epoch_new_tokens,
@@ -241,8 +273,9 @@ def _check(cfg: RunConfig, base: BaseModel) -> None:
         )
 
 
-def _dropout_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
+    own = [rank] if rank else []
+    return int(np.random.SeedSequence([seed, epoch, *own]).generate_state(1)[0])
 
 
 def batches(n: int, epoch: int, trainer: TrainerConfig) -> Iterator[Rows]:
@@ -262,26 +295,35 @@ def look(
     trainer: TrainerConfig,
     hardware: HardwareConfig,
     show: ShowProgress,
+    crew: Crew = ALONE,
 ) -> Row:
     """Return validation loss and entropy, and the TTR and repetition of greedy continuations."""
     model.eval()
     contexts = data.val[: trainer.epoch_contexts, : trainer.epoch_context_len]
-    with show("validating", data.val.size, "tokens") as advance:
-        found = measure(model, data.val, hardware.evaluation_batch_size, advance)
-    with show("continuing", len(contexts) * trainer.epoch_new_tokens, "tokens") as advance:
-        continuations = continue_texts(
+    texts, starts = crew.share(data.val)[0], crew.share(contexts)[0]
+    with show("validating", texts.size, "tokens") as advance:
+        found = measure(model, texts, hardware.evaluation_batch_size, advance)
+    batch_size = hardware.generation_batch_size
+    if crew.size > 1 and batch_size is None:  # free memory differs; the number of passes may not
+        batch_size = min(len(starts), _ROWS_TOGETHER)
+    with show("continuing", len(starts) * trainer.epoch_new_tokens, "tokens") as advance:
+        made = continue_texts(
             model,
-            contexts,
+            starts,
             trainer.epoch_new_tokens,
             DecodeConfig(name="greedy", seed=0),
-            hardware.generation_batch_size,
+            batch_size,
             advance,
         )
+    continuations = crew.gathered(np.array(made.tokens), len(contexts))
+    loss, entropy = (
+        crew.gathered(found[name], len(data.val)).mean() for name in ("loss", "entropy")
+    )
     return {
-        "val/loss": float(found["loss"].mean()),
-        "val/entropy": float(found["entropy"].mean()),
-        "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations.tokens])),
-        "gen/rep_2": float(np.mean([rep_n(tokens, 2) for tokens in continuations.tokens])),
+        "val/loss": float(loss),
+        "val/entropy": float(entropy),
+        "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations.tolist()])),
+        "gen/rep_2": float(np.mean([rep_n(tokens, 2) for tokens in continuations.tolist()])),
     }
 
 
@@ -315,15 +357,21 @@ def build_optimizer(
 
 
 def _save_parameters(path: Path, learner: Learner) -> None:
-    tensors = {name: p.cpu().contiguous() for name, p in learner.parameters().items()}
-    with replacing(path) as beside:
-        save_file(tensors, beside)
+    """Write the trained parameters, which several processes bring together."""
+    tensors = {}
+    for name, parameter in learner.parameters().items():
+        gathered = whole(parameter)
+        if learner.crew.leads:
+            tensors[name] = gathered.cpu().contiguous()
+    if learner.crew.leads:
+        with replacing(path) as beside:
+            save_file(tensors, beside)
 
 
 def _diverged(what: str, epoch: int, step: int, checkpoint: Checkpoint) -> UserError:
     kept = (
-        f"the state after epoch {epoch} is kept in {checkpoint.path}"
-        if checkpoint.path.is_file()
+        f"the state after epoch {epoch} is kept in {kept[0]}"
+        if (kept := checkpoint.files())
         else "no epoch was complete"
     )
     return UserError(

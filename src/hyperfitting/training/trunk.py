@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from hyperfitting import parameters
 from hyperfitting.config import RunConfig
+from hyperfitting.distributed import ALONE, Crew
 from hyperfitting.errors import UserError
 from hyperfitting.forwards import running
 from hyperfitting.models import BaseModel
@@ -120,8 +121,11 @@ def trunk_of(
     tokens: NDArray[np.int32],
     kept_in: KeptIn,
     show: Progress,
+    crew: Crew = ALONE,
 ) -> Trunk | None:
     """Return the trunk of a model; none if it has none, or nothing of it is to be kept.
+
+    Several processes call this alike; the first of them makes it, with the help of the others.
 
     Args:
         cfg: the member.
@@ -129,6 +133,7 @@ def trunk_of(
         tokens: (N, T) the training sequences.
         kept_in: where the activations are, or will be.
         show: told of the sequences done.
+        crew: the processes that have the model.
     """
     if not _is_kept(cfg):
         return None
@@ -143,7 +148,22 @@ def trunk_of(
             type(model).__name__,
         )
         return None
-    made = _artefact(cfg, depth, kept_in, lambda work: _make(work, cfg, model, depth, tokens, show))
+
+    def make(work: Path) -> None:
+        crew.tell(True)
+        _write(work, cfg, tokens, model.config.hidden_size, parts(), show)
+
+    def parts() -> Iterator[NDArray[Any]]:
+        return _computed(cfg, model, depth, tokens, crew)
+
+    made = _artefact(cfg, depth, kept_in, make)
+    if crew.leads:
+        made.file(_FILE)  # by another training, perhaps, while this one waits
+        crew.tell(False)
+    else:
+        while crew.hear():
+            for _ in parts():
+                pass
     stored = np.load(made.file(_FILE), mmap_mode="r", allow_pickle=False)
     return Trunk(stack, depth, stored, _KINDS[cfg.trainer.trunk_cache][1])
 
@@ -218,32 +238,47 @@ def _can_be_replaced(model: PreTrainedModel, depth: int, tokens: NDArray[np.int3
         model.train(was_training)
 
 
-def _make(
-    work: Path,
+def _computed(
     cfg: RunConfig,
     model: PreTrainedModel,
     depth: int,
     tokens: NDArray[np.int32],
-    show: Progress,
-) -> None:
-    stored, exact = _KINDS[cfg.trainer.trunk_cache]
-    shape = (*tokens.shape, model.config.hidden_size)
-    told = decimal(size(cfg, tokens.shape, model.config.hidden_size))
-    log.info("computing %s of activations that enter block %d, once", told, depth + 1)
-    out = np.lib.format.open_memmap(work / _FILE, mode="w+", dtype=stored, shape=shape)
+    crew: Crew,
+) -> Iterator[NDArray[Any]]:
+    """Yield what enters block ``depth``, of some sequences after the other: (B, T, H) as stored."""
+    exact = _KINDS[cfg.trainer.trunk_cache][1]
     was_training = model.training
     model.eval()
-    step = cfg.hardware.evaluation_batch_size
-    task = f"running the {depth} frozen blocks, once ({told} in the store)"
-    with show(task, tokens.size, "tokens") as advance:
-        for start in range(0, len(tokens), step):
-            batch = torch.as_tensor(tokens[start : start + step], dtype=torch.long)
-            with parameters.autocast(model, cfg.trainer.precision):
-                found = _activations(model, depth, batch.to(model.device))
-            bits = found.to(exact).cpu()
-            out[start : start + step] = (
-                bits if exact == torch.float32 else bits.view(torch.int16)
-            ).numpy()
-            advance(batch.numel())
-    out.flush()
+    step = cfg.hardware.evaluation_batch_size * crew.size
+    for start in range(0, len(tokens), step):
+        rows = tokens[start : start + step]
+        batch = torch.as_tensor(crew.share(rows)[0], dtype=torch.long)
+        with parameters.autocast(model, cfg.trainer.precision):
+            found = _activations(model, depth, batch.to(model.device))
+        bits = found.to(exact).cpu()
+        bits = bits if exact == torch.float32 else bits.view(torch.int16)
+        yield crew.gathered(bits.numpy(), len(rows))
     model.train(was_training)
+
+
+def _write(
+    work: Path,
+    cfg: RunConfig,
+    tokens: NDArray[np.int32],
+    width: int,
+    parts: Iterator[NDArray[Any]],
+    show: Progress,
+) -> None:
+    shape = (*tokens.shape, width)
+    told = decimal(size(cfg, tokens.shape, width))
+    stored = _KINDS[cfg.trainer.trunk_cache][0]
+    out = np.lib.format.open_memmap(work / _FILE, mode="w+", dtype=stored, shape=shape)
+    done = 0
+    with show(f"running the frozen blocks, once ({told} in the store)", tokens.size, "tokens") as (
+        advance
+    ):
+        for part in parts:
+            out[done : done + len(part)] = part
+            done += len(part)
+            advance(part.shape[0] * part.shape[1])
+    out.flush()

@@ -31,10 +31,16 @@ def tune(
     """
 
     def make(work: Path) -> None:
+        from hyperfitting.distributed import crew
+        from hyperfitting.training.helper import order
         from hyperfitting.training.loop import train
         from hyperfitting.training.trunk import KeptIn
 
-        train(cfg, load_corpus(corpus), base, work, show, on_row, KeptIn(store, inputs))
+        data, kept_in = load_corpus(corpus), KeptIn(store, inputs)
+        base.folder()  # helpers find it in its place
+        with crew(cfg.hardware) as together:
+            together.tell(order(cfg, work))
+            train(cfg, data, base, work, show, on_row, kept_in, together)
 
     inputs = {"corpus": corpus.id, "model": base.id}
     trainer = asdict(cfg.trainer)

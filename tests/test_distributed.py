@@ -1,0 +1,247 @@
+"""Several processes that train one model: the numbers of one, whoever dies."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hyperfitting.config import HardwareConfig, RunConfig
+from hyperfitting.distributed import ALONE, Crew, ranks
+from hyperfitting.errors import UserError
+from hyperfitting.pipeline import Pipeline
+from hyperfitting.training.checkpoint import Checkpoint, Progress
+from tests.conftest import Compose, below, command, environment, hyperfit
+
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 512}
+TUNINGS = {
+    "full": ["tuning=full"],
+    "late_stage": ["tuning=late_stage", "tuning.last_blocks=2"],
+    "lora": ["tuning=lora", "tuning.lora_rank=4"],
+    "late_stage_lora": ["tuning=late_stage_lora", "tuning.last_blocks=2", "tuning.lora_rank=4"],
+}
+SHAPE = [
+    "preset=debug", "dataset.n_train=7", "dataset.n_val=5", "trainer.epochs=2",
+    "trainer.epoch_contexts=3", "hardware.device=cpu", "hardware.threads=1",
+]  # fmt: skip
+"""Batches of 4 and of 3, and looks at 5 texts and 3 contexts: no number of processes divides all"""
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.3, "momentum": 0.9}
+"""Adam makes whole steps of gradients that are only rounding."""
+
+
+def trained(cfg: RunConfig, store: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Train a member; return its history and what was trained."""
+    cfg.store = str(store)
+    line = Pipeline.of(cfg, torch.device("cpu"))
+    assert line.tuned is not None
+    history = json.loads(line.tuned.file("history.json").read_text("utf-8"))
+    return history, load_file(line.tuned.file("last.safetensors"))
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    (rows, weights), (expected_rows, expected_weights) = found, expected
+    assert [set(row) for row in rows] == [set(row) for row in expected_rows]
+    for row, one in zip(rows, expected_rows, strict=True):
+        for name, value in one.items():
+            assert row[name] == pytest.approx(value, rel=1e-5), (name, row)
+    assert set(weights) == set(expected_weights)
+    for name, weight in expected_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def many(*cases: tuple[str, str, int]) -> Any:
+    """Mark all cases but the first: they take minutes together."""
+    return [
+        pytest.param(*case, marks=[pytest.mark.distributed] if number else [])
+        for number, case in enumerate(cases)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tuning", "n"),
+    many(
+        ("llama", "late_stage", 2), ("llama", "full", 2), ("llama", "lora", 2),
+        ("llama", "late_stage_lora", 2), ("gpt2", "full", 2), ("gpt2", "late_stage", 2),
+        ("gpt2", "lora", 2), ("llama", "full", 4), ("llama", "late_stage", 4),
+        ("llama", "lora", 4), ("gpt2", "full", 4), ("gpt2", "late_stage", 4), ("gpt2", "lora", 4),
+    ),
+)  # fmt: skip
+def test_several_processes_train_to_the_numbers_of_one(
+    compose: Compose, tmp_path: Path, architecture: str, tuning: str, n: int
+) -> None:
+    cfg = compose(*SHAPE, *TUNINGS[tuning], "trainer.clip_norm=1.0")
+    cfg.optimizer = SGD
+    if architecture == "gpt2":
+        cfg.model.architecture = GPT2
+    expected = trained(cfg, tmp_path / "one")
+    assert expected[0][0]["train/loss"] > expected[0][-1]["train/loss"]
+    cfg.hardware.ranks = n
+    found = trained(cfg, tmp_path / "many")
+    assert_same(found, expected)
+    assert (tmp_path / "many" / "trunk").is_dir() == tuning.startswith("late")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "more", [["hardware.activation_checkpointing=true"], ["trainer.precision=bfloat16"]]
+)
+def test_they_do_with_what_a_large_model_needs(
+    compose: Compose, tmp_path: Path, more: list[str]
+) -> None:
+    expected = trained(compose, tmp_path / "one", *SHAPE, *more)
+    found = trained(compose, tmp_path / "many", *SHAPE, *more, "hardware.ranks=2")
+    for row, one in zip(found[0], expected[0], strict=True):
+        assert row["train/loss"] == pytest.approx(one["train/loss"], rel=1e-2)
+
+
+LONG = [
+    *(o for o in SHAPE if not o.startswith("trainer.epochs")), "trainer.epochs=12",
+    "evaluation.bootstrap=10", "hydra.run.dir=run",
+]  # fmt: skip
+
+
+def begun(folder: Path, n: int) -> subprocess.Popen[str]:
+    """Begin to train in ``n`` processes; return when they have a checkpoint."""
+    process = subprocess.Popen(
+        command(*LONG, f"hardware.ranks={n}"), cwd=folder, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while len(below(folder, f"tuned/*.partial/checkpoint-*-of-{n}.pt")) < n:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def helpers_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """Return the processes that help another, by rank."""
+    found = psutil.Process(process.pid).children()
+    return {
+        int(p.environ()["RANK"]): p for p in found if "hyperfitting.training.helper" in p.cmdline()
+    }
+
+
+@pytest.mark.distributed
+def test_after_any_death_the_training_goes_on_in_any_number_of_processes(tmp_path: Path) -> None:
+    """Four, of which one is killed; then two, whose first is; then one."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    assert hyperfit(whole, *LONG).returncode == 0
+
+    process = begun(cut, 4)
+    helpers = helpers_of(process)
+    assert sorted(helpers) == [1, 2, 3]
+    helpers[2].send_signal(signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "rank 2 of 4 was killed (SIGKILL)" in told and "Traceback" not in told
+    psutil.wait_procs(list(helpers.values()), timeout=10)
+    assert not [p for p in helpers.values() if p.is_running()]
+
+    process = begun(cut, 2)
+    helpers = helpers_of(process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    psutil.wait_procs(list(helpers.values()), timeout=10)
+    assert not [p for p in helpers.values() if p.is_running()]
+
+    ended = hyperfit(cut, *LONG)
+    assert ended.returncode == 0, ended.stderr
+    history, expected = (
+        json.loads(below(folder, "tuned/*/history.json")[0].read_text()) for folder in (cut, whole)
+    )
+    np.testing.assert_allclose(
+        [row["train/loss"] for row in history], [row["train/loss"] for row in expected], rtol=1e-3
+    )
+
+
+@pytest.mark.distributed
+def test_torchrun_starts_the_same(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    ended = subprocess.run(
+        [*torchrun, "-m", "hyperfitting.run", *SHAPE, "hydra.run.dir=two", "store=two-store"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("record ") == 1
+    one = hyperfit(tmp_path, *SHAPE, "hydra.run.dir=one", "store=one-store")
+    assert one.returncode == 0
+    losses = [
+        json.loads((tmp_path / name / "results.json").read_text())["training"]["loss"]
+        for name in ("one", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_shares_are_all_rows_and_of_one_length() -> None:
+    rows = np.arange(7 * 2).reshape(7, 2)
+    assert ALONE.share(rows)[1] == 7
+    for size in range(1, 9):
+        shares = [Crew(rank, size).share(rows) for rank in range(size)]
+        assert len({share.shape for share, _ in shares}) == 1
+        counted = np.concatenate([share[:n] for share, n in shares])
+        np.testing.assert_array_equal(counted, rows)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ranks(HardwareConfig(ranks=None)) == 2
+    assert ranks(HardwareConfig(ranks=5, device="cpu")) == 5
+    with pytest.raises(UserError, match=r"hardware\.ranks=3.*\n.*at most 2"):
+        ranks(HardwareConfig(ranks=3))
+
+
+def test_a_state_that_cannot_be_shared_out_anew_is_said(tmp_path: Path) -> None:
+    """Files of two processes, whose optimizer's state is of a kind that has no rows to cut."""
+
+    class Packed(torch.Tensor):
+        pass
+
+    from hyperfitting.training import checkpoint
+
+    part = torch.ones(2, 3)
+    pieces = [(0, 2, 4, part.as_subclass(Packed)), (2, 2, 4, part.as_subclass(Packed))]
+    with pytest.raises(UserError, match=r"Packed.*\n.*as many as before"):
+        checkpoint._cut(pieces, 0, 4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_a_checkpoint_of_any_number_of_processes_is_read_by_one(tmp_path: Path, n: int) -> None:
+    """Rows are cut as FSDP cuts them, so that some processes may have none."""
+    weight, moment = torch.randn(4, 3), torch.randn(4, 3)
+    each = -(-4 // n)
+    for rank in range(n):
+        start = min(rank * each, 4)
+        stop = min(start + each, 4)
+        torch.save(
+            {
+                "progress": vars(Progress(3, [{"step": 1}], 0.5)),
+                "rows": {"w": (start, stop - start, 4)},
+                "parameters": {"w": weight[start:stop].clone()},
+                "optimizer": {
+                    "state": {
+                        0: {"exp_avg": moment[start:stop].clone(), "step": torch.tensor(7.0)}
+                    },
+                    "param_groups": [{"lr": 0.1, "params": [0]}],
+                },
+                "scaler": {},
+            },
+            tmp_path / f"checkpoint-3.{rank}-of-{n}.pt",
+        )
+    (tmp_path / f"checkpoint-4.0-of-{n + 1}.pt").write_bytes(b"one of several, then a kill")
+    found = Checkpoint(tmp_path).load({"w": torch.zeros(4, 3)})
+    assert found is not None
+    assert found["progress"].epoch == 3
+    torch.testing.assert_close(found["parameters"]["w"], weight)
+    state = found["optimizer"]["state"][0]
+    torch.testing.assert_close(state["exp_avg"], moment)
+    assert state["step"] == 7
