@@ -32,7 +32,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from hyperfitting import failures
@@ -125,6 +126,13 @@ ALONE = Crew()
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that may lie in shards; all processes must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_anew(model: nn.Module) -> None:
+    """Forget what a pass has brought together of a model's shards: they are about to change."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def by_torchrun() -> bool:

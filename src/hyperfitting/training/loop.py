@@ -29,7 +29,7 @@ from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, Trainer
 from hyperfitting.data.corpus import Corpus
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.decoding.likelihood import measure
-from hyperfitting.distributed import ALONE, Crew, whole
+from hyperfitting.distributed import ALONE, Crew, gather_anew, whole
 from hyperfitting.errors import UserError
 from hyperfitting.forwards import running
 from hyperfitting.metrics.diversity import rep_n, ttr
@@ -84,7 +84,7 @@ class Learner:
         if crew.size == 1:
             model.to(device)
         if cfg.hardware.activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable()
         micro = cfg.trainer.batch_size
         if device.type == "cpu":
             micro = max(1, _MICRO_TOKENS // cfg.dataset.seq_len)
@@ -173,7 +173,10 @@ class Learner:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become what `state` was taken from."""
-        parameters.overlay(self.model, state["parameters"])
+        gather_anew(self.model)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
