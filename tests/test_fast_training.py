@@ -54,7 +54,7 @@ def test_the_loss_in_chunks_is_cross_entropy_with_its_gradients(
     )
     wanted = torch.autograd.grad(3 * expected, parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "_CHUNK_BYTES", {"cpu": chunk * 16 * 4 * 11})
+        patch.setattr(loss, "CHUNK_BYTES", {"cpu": chunk * 16 * 4 * 11})
         found = summed_loss(states, weight, given_bias, targets)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         for ours, theirs in zip(torch.autograd.grad(3 * found, parts), wanted, strict=True):

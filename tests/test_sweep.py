@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from hyperfitting.config import conf_dir
+from hyperfitting.config import HardwareConfig, conf_dir
 from hyperfitting.errors import UserError
 from hyperfitting.reporting import figures, report
 from hyperfitting.reporting.sweeps import SweepRecords
@@ -163,7 +163,6 @@ def test_a_members_folder_says_how_far_it_is(tmp_path: Path) -> None:
 
 
 def test_the_time_of_work_is_told_from_work_of_its_size(tmp_path: Path) -> None:
-    import torch
 
     store = Store(tmp_path)
 
@@ -179,7 +178,7 @@ def test_the_time_of_work_is_told_from_work_of_its_size(tmp_path: Path) -> None:
         manifest = json.loads((one.folder / "manifest.json").read_text())
         assert manifest["work"] == work
         (one.folder / "manifest.json").write_text(json.dumps(manifest | {"seconds": seconds}))
-    speeds = Speeds(tmp_path, torch.device("cpu"))
+    speeds = Speeds(tmp_path, HardwareConfig(device="cpu"))
     assert speeds.seconds(artefact("d", 3e9)) == pytest.approx(3e9 / 1.5e8)
     assert speeds.seconds(artefact("e", 2e3)) == pytest.approx(2.0)
     assert 0 < speeds.seconds(artefact("f", 1e14)) < 1e9  # nothing like it: by a matrix product

@@ -488,8 +488,27 @@ class HardwareConfig:
     CPU and 512 on a GPU, in batches of one size."""
     evaluation_batch_size: int = 8
     """Sequences in one forward pass without gradients."""
+    spread: bool = False
+    """Evaluate with the model's blocks spread over all GPUs of this machine, for models that fit
+    on no single one; slower, as one GPU works at a time."""
+    planned_memory: float | None = None
+    """With `plan=true`, for other GPUs than this machine's: the memory of one, in gigabytes (1e9
+    bytes)."""
+    planned_speed: float | None = None
+    """With `plan=true`, for other GPUs than this machine's: what one reaches in large matrix
+    products of the training's precision, in 1e12 operations a second."""
 
     def __post_init__(self) -> None:
+        _above_zero("hardware.planned_memory", self.planned_memory)
+        _above_zero("hardware.planned_speed", self.planned_speed)
+        for name, other in (("memory", "speed"), ("speed", "memory")):
+            if getattr(self, f"planned_{name}") and not getattr(self, f"planned_{other}"):
+                _needs(
+                    f"hardware.planned_{other}",
+                    None,
+                    f"hardware.planned_{name} alone says too little of another GPU",
+                    "hardware.planned_memory=80 hardware.planned_speed=400",
+                )
         _at_least("hardware.threads", self.threads, 1)
         _at_least("hardware.ranks", self.ranks, 1)
         _at_least("hardware.micro_batch_size", self.micro_batch_size, 1)
@@ -557,6 +576,12 @@ class RunConfig:
                 field="tuning.lora_dropout",
                 value=self.tuning.lora_dropout,
                 hint="trainer.dropout=true",
+            )
+        if self.hardware.planned_memory and not self.plan:
+            raise UserError(
+                "changes nothing without plan=true",
+                field="hardware.planned_memory",
+                value=self.hardware.planned_memory,
             )
         self._check_ngrams()
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from hyperfitting.config import RunConfig
 
-_OPTIMIZER_STATES = 2
-"""Tensors that Adam keeps for each parameter."""
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
+"""Size of the logits that training holds at once, by kind of device."""
+_PASS_TOKENS = 512
+"""Tokens in one pass on a CPU: matrices of this many rows are as fast as larger ones."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,18 @@ def itemsize(cfg: RunConfig) -> int:
     return 4 if cfg.model.dtype == "float32" else 2
 
 
-def memory(cfg: RunConfig, size: Size) -> float:
-    """Return the bytes of weights, gradients and the optimizer's state, without activations."""
-    item = itemsize(cfg)
-    trained = trained_parameters(cfg, size)
-    eight_bit = "8bit" in str(cfg.optimizer.get("_target_"))
-    state = _OPTIMIZER_STATES * (1 if eight_bit else item)
-    return size.parameters * item + trained * (item + state)
+def rows_in_a_pass(cfg: RunConfig, device: str) -> int:
+    """Return how many sequences a training passes through the model at once, at most.
+
+    Args:
+        cfg: the member.
+        device: kind of device.
+    """
+    if cfg.hardware.micro_batch_size is not None:
+        return cfg.hardware.micro_batch_size
+    if device == "cpu":
+        return max(1, _PASS_TOKENS // cfg.dataset.seq_len)
+    return cfg.trainer.batch_size
 
 
 def disk(cfg: RunConfig, size: Size) -> float:

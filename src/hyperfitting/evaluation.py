@@ -38,14 +38,14 @@ _READ = ("loss", "rank")
 class LoadedModel:
     """A model state that is read from disk when first needed, and then kept."""
 
-    def __init__(self, state: ModelState, device: torch.device) -> None:
-        self.state, self.device = state, device
+    def __init__(self, state: ModelState, device: torch.device, spread: bool = False) -> None:
+        self.state, self.device, self.spread = state, device, spread
         self._model: PreTrainedModel | None = None
 
     def __call__(self) -> PreTrainedModel:
         """Return the model on its device, in evaluation mode."""
         if self._model is None:
-            self._model = self.state.load(self.device)
+            self._model = self.state.load(self.device, self.spread)
         return self._model
 
     def release(self) -> None:
@@ -106,6 +106,9 @@ class Evaluator:
         if self.cfg.evaluation.mauve is not None:
             mauve.check_installed()
 
+    def _loaded(self, state: ModelState) -> LoadedModel:
+        return LoadedModel(state, self.device, self.cfg.hardware.spread)
+
     def check(self, base: BaseModel) -> None:
         """Refuse what would fail only after training.
 
@@ -125,12 +128,12 @@ class Evaluator:
             base: the original model.
             tuned: the tuned one; none: the original model takes its place.
         """
-        original = LoadedModel(ModelState(base), self.device)
+        original = self._loaded(ModelState(base))
         before = self._did(original)
         if tuned is None:
             return before, before
         state = ModelState(base, tuned, self.cfg.evaluation.state)
-        after = self._did(LoadedModel(state, self.device))
+        after = self._did(self._loaded(state))
         for name in self.sets:
             after.readings[name] = self.reading(original, name, after.continuations[name])
         return after, before
@@ -354,7 +357,7 @@ class Evaluator:
         if self.cfg.evaluation.mauve != "original":
             chosen = ModelConfig(name="mauve", source="local", path=self.cfg.evaluation.mauve)
             base = models.base_model(chosen, self.store)
-        reader = LoadedModel(ModelState(base), self.device)
+        reader = self._loaded(ModelState(base))
         found = []
         for output, did in zip(outputs, dids, strict=True):
             of: dict[str, NDArray[np.float32]] = {}

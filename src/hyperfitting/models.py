@@ -47,12 +47,19 @@ class BaseModel:
     made: Artefact | None = None
     """It, if it is an artefact of the store."""
 
+    def architecture(self) -> Any:
+        """Return its transformers config. Its weights are neither made nor downloaded.
+
+        Raises:
+            UserError: its config cannot be used.
+        """
+        return self.describe() if self.describe else _config(self.folder())
+
     def sized(self, store: Store) -> Artefact:
         """Return the artefact of how large it is, `size.json`. Its weights are not read."""
 
         def make(work: Path) -> None:
-            config = self.describe() if self.describe else _config(self.folder())
-            write_json(work / "size.json", asdict(_size(config)))
+            write_json(work / "size.json", asdict(_size(self.architecture())))
 
         model = self.id.removesuffix(f":{self.dtype}")
         return store.artefact("size", version=1, config={}, inputs={"model": model}, make=make)
@@ -116,9 +123,9 @@ class ModelState:
         """What determines its weights."""
         return f"{self.tuned.id}/{self.state}" if self.tuned else self.base.id
 
-    def load(self, device: torch.device) -> transformers.PreTrainedModel:
-        """Return the model on a device, in evaluation mode."""
-        model = load(self.base)
+    def load(self, device: torch.device, spread: bool = False) -> transformers.PreTrainedModel:
+        """Return the model on a device, or spread over all there are, in evaluation mode."""
+        model = load(self.base, spread=spread)
         if self.tuned:
             tuning = TuningConfig(**self.tuned.recipe["config"]["tuning"])
             if tuning.is_lora:
@@ -126,7 +133,7 @@ class ModelState:
             parameters.overlay(model, load_file(self.tuned.file(f"{self.state}.safetensors")))
             if tuning.is_lora:
                 parameters.merge_adapters(model)
-        return model.to(device).eval()
+        return (model if spread else model.to(device)).eval()
 
 
 def base_model(cfg: ModelConfig, store: Store, show: Progress = silent) -> BaseModel:
@@ -324,10 +331,11 @@ def _config(folder: Path) -> Any:
         ) from error
 
 
-def load(base: BaseModel, crew: Crew = ALONE) -> transformers.PreTrainedModel:
+def load(base: BaseModel, crew: Crew = ALONE, spread: bool = False) -> transformers.PreTrainedModel:
     """Return the original model on the CPU, in the dtype that its config asks for.
 
-    Several processes get each its shards of it on its device, and no more is ever in memory.
+    Several processes get each its shards of it on its device, and no more is ever in memory. With
+    ``spread`` its blocks lie on all GPUs.
 
     Raises:
         UserError: the folder's weights cannot be read, or it is not a decoder-only model.
@@ -343,10 +351,12 @@ def load(base: BaseModel, crew: Crew = ALONE) -> transformers.PreTrainedModel:
             value=folder,
             valid="a decoder-only (causal) language model",
         )
-    shards = {} if crew.size == 1 else {"distributed_config": _shards(config, crew)}
+    where: dict[str, Any] = {"device_map": "auto"} if spread else {}
+    if crew.size > 1:
+        where = {"distributed_config": _shards(config, crew)}
     try:
         model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, base.dtype), local_files_only=True, **shards
+            folder, dtype=getattr(torch, base.dtype), local_files_only=True, **where
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
@@ -357,6 +367,8 @@ def load(base: BaseModel, crew: Crew = ALONE) -> transformers.PreTrainedModel:
             value=folder,
             hint="save it again with save_pretrained(DIR)",
         ) from error
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise torch.OutOfMemoryError("the model does not fit on all devices together")
     return model
 
 

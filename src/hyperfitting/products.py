@@ -41,7 +41,8 @@ def _(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
+    given, weight, _ = inputs
+    ctx.save_for_backward(given if ctx.needs_input_grad[1] else None, weight)
 
 
 def _gradients(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -106,9 +106,9 @@ def planned(config: RunConfig) -> None:
     """Print what one run would do."""
     from rich.console import Console
 
-    from hyperfitting.sweep.plan import Plan, table
+    from hyperfitting.sweep.plan import Plan, show
 
-    Console().print(table(Plan.of({"this run": config})))
+    show(Plan.of({"this run": config}), Console())
 
 
 def alone(config: RunConfig) -> None:

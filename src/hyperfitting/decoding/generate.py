@@ -141,6 +141,12 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     return [i for i in ids if 0 <= i < model.config.vocab_size]
 
 
+def _is_in_one_place(model: PreTrainedModel) -> bool:
+    """Return whether a model is neither in shards nor spread over devices."""
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    return len(places) < 2 and not isinstance(next(model.parameters()), DTensor)
+
+
 def _until(tokens: list[int], eos: list[int]) -> list[int]:
     ends = [i for i, token in enumerate(tokens) if token in eos]
     return tokens[: ends[0]] if ends else tokens
@@ -211,15 +217,14 @@ class _Decoder:
 
     def run(self, contexts: Tokens, new_tokens: int) -> tuple[Tensor, Tensor]:
         """Return new tokens (B, new_tokens) and their measures (M, B, new_tokens)."""
-        weight = next(self._model.parameters())
-        device = weight.device
+        device = next(self._model.parameters()).device
         given = torch.as_tensor(contexts, dtype=torch.long, device=device)  # (B, T)
         self._cache = cache_for(self._model, contexts.shape[1] + new_tokens)
         if self._decode.strategy == "beam":
             return self._beam(given, new_tokens)
         if self._decode.strategy == "contrastive":
             return self._contrastive(given, new_tokens)
-        if device.type in _RECORDED and not isinstance(weight, DTensor):
+        if device.type in _RECORDED and _is_in_one_place(self._model):
             static = static_cache_for(self._model, contexts.shape[1] + new_tokens)
             if static is not None:
                 self._cache, self._step = static, RecordedStep(self._model, static, self._options)

@@ -6,20 +6,25 @@ usual efficiencies do.
 """
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import torch
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from hyperfitting import costs, models
-from hyperfitting.config import RunConfig
+from hyperfitting import costs, distributed, footprint, models
+from hyperfitting.config import HardwareConfig, RunConfig
+from hyperfitting.errors import UserError
+from hyperfitting.models import BaseModel
 from hyperfitting.pipeline import Pipeline
 from hyperfitting.reporting.numbers import duration
 from hyperfitting.store import MANIFEST, Artefact, Store
@@ -38,19 +43,50 @@ _WORKER = 8.0
 """Seconds until a worker has begun."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """The devices that a member is planned for."""
+
+    kind: str
+    """Of device."""
+    count: int
+    """Processes that train one model, each on one of them, or all on the CPU."""
+    memory: float
+    """Bytes for each process."""
+    speed: float | None
+    """Operations a second of a matrix product, if it is not this machine."""
+
+    @classmethod
+    def of(cls, hardware: HardwareConfig) -> "Place":
+        """Return what a config means.
+
+        Raises:
+            UserError: this machine has no such device.
+        """
+        if hardware.planned_memory and hardware.planned_speed:
+            memory, speed = hardware.planned_memory * 1e9, hardware.planned_speed * 1e12
+            return cls("cuda", hardware.ranks or 1, memory, speed)
+        device, count = models.device(hardware), distributed.ranks(hardware)
+        if device.type == "cuda":
+            return cls("cuda", count, float(torch.cuda.mem_get_info(device)[1]), None)
+        return cls(device.type, count, psutil.virtual_memory().total / count, None)
+
+
 class Speeds:
     """How fast each kind of artefact is made here."""
 
-    def __init__(self, store: Path, device: torch.device) -> None:
-        self._store, self._device = store, device
+    def __init__(self, store: Path, hardware: HardwareConfig) -> None:
+        self._store, self._place = store, Place.of(hardware)
         self._known: dict[str, list[tuple[float, float]]] = {}
-        self._product: float | None = None
+        self._product = self._place.speed
 
     def seconds(self, artefact: Artefact) -> float:
         """Return how long making an artefact takes."""
         if artefact.work is None:
             return _SECONDS.get(artefact.kind, 0.0)
-        if artefact.kind not in self._known:
+        if self._place.speed is not None:  # what was made here says nothing of other GPUs
+            self._known[artefact.kind] = []
+        elif artefact.kind not in self._known:
             self._known[artefact.kind] = list(self._made(artefact.kind))
         work = artefact.work()
         speeds = [
@@ -59,7 +95,8 @@ class Speeds:
         if speeds:
             return work / statistics.median(speeds[:_NEWEST])
         share = _SHARE_OF_PRODUCT.get(artefact.kind, 0.5)
-        return work / (share * self._of_product())
+        devices = self._place.count if artefact.kind == "tuned" else 1
+        return work / (share * self._of_product() * devices)
 
     def _made(self, kind: str) -> Iterator[tuple[float, float]]:
         """Yield the work and seconds of what was made of a kind, the newest first."""
@@ -74,7 +111,7 @@ class Speeds:
         """Return the speed of a matrix product on the device, in operations a second."""
         if self._product is None:
             n = 1024
-            a = torch.ones(n, n, device=self._device)
+            a = torch.ones(n, n, device=self._place.kind)
             found = []
             for _ in range(5):
                 start = time.perf_counter()
@@ -94,8 +131,12 @@ class Item:
     """Artefacts that nobody has made, by kind; of several members that need one, the first's."""
     seconds: float
     memory: float
-    """Bytes of weights, gradients and optimizer state; of a member that trains."""
+    """Bytes that each of its processes holds at the peak."""
     disk: float
+    room: float = math.inf
+    """Bytes there are for each process."""
+    fits_with: str = ""
+    """If it does not fit: overrides with which it would; none are known if it is empty."""
 
     @property
     def todo(self) -> str:
@@ -129,9 +170,8 @@ class Plan:
             if name in finished:
                 items.append(Item(name, True, {}, 0.0, 0.0, 0.0))
                 continue
-            device = models.device(cfg.hardware)
-            speed = speeds.setdefault(cfg.store, Speeds(Path(cfg.store), device))
-            items.append(_item(name, cfg, device, speed, seen))
+            speed = speeds.setdefault(cfg.store, Speeds(Path(cfg.store), cfg.hardware))
+            items.append(_item(name, cfg, speed, seen))
         return cls(items, workers)
 
     @property
@@ -144,8 +184,8 @@ class Plan:
         return _WORKER + max(together / self.workers, *(item.seconds for item in todo))
 
 
-def _item(name: str, cfg: RunConfig, device: torch.device, speed: Speeds, seen: set[str]) -> Item:
-    line = Pipeline.of(cfg, device)
+def _item(name: str, cfg: RunConfig, speed: Speeds, seen: set[str]) -> Item:
+    line = Pipeline.of(cfg, torch.device("cpu"))
     makes: dict[str, int] = {}
     seconds = _SCORING
     for artefact in _with_model(cfg, line):
@@ -154,16 +194,50 @@ def _item(name: str, cfg: RunConfig, device: torch.device, speed: Speeds, seen: 
         seen.add(artefact.id)
         makes[artefact.kind] = makes.get(artefact.kind, 0) + 1
         seconds += speed.seconds(artefact)
-    size = line.base.size(Store(cfg.store))
     trains = "tuned" in makes
-    return Item(
-        name,
-        False,
-        makes,
-        seconds,
-        costs.memory(cfg, size) if trains else size.parameters * costs.itemsize(cfg),
-        costs.disk(cfg, size) if trains else 0.0,
-    )
+    place = Place.of(cfg.hardware)
+    memory = _memory(cfg, line.base, place.kind, trains)
+    fits_with = ""
+    if memory > place.memory:
+        fits_with = _remedy(cfg, line.base, trains)
+    disk = costs.disk(cfg, line.base.size(Store(cfg.store))) if trains else 0.0
+    return Item(name, False, makes, seconds, memory, disk, place.memory, fits_with)
+
+
+def _memory(cfg: RunConfig, base: BaseModel, kind: str, trains: bool) -> float:
+    """Return the bytes of each process at the peak, be it of training or of evaluation."""
+    store = Store(cfg.store)
+    evaluation = base.size(store).parameters * costs.itemsize(cfg) + footprint.PROGRAM[kind]
+    if cfg.hardware.spread:
+        evaluation /= cfg.hardware.ranks or 1
+    if not trains:
+        return evaluation
+    return max(footprint.footprint(cfg, base, store, kind).peak, evaluation)
+
+
+def _remedy(cfg: RunConfig, base: BaseModel, trains: bool) -> str:
+    """Return overrides with which a member fits: one, if one is enough; else several together."""
+
+    def fits(changed: RunConfig) -> bool:
+        try:
+            place = Place.of(changed.hardware)
+        except UserError:  # there are not so many here
+            return False
+        other = replace(base, dtype=changed.model.dtype)
+        return _memory(changed, other, place.kind, trains) <= place.memory
+
+    for step in footprint.STEPS:
+        for said, changed in step(cfg):
+            if fits(changed):
+                return said
+    words: list[str] = []
+    for step in footprint.STEPS:
+        for said, changed in step(cfg):
+            if fits(changed):
+                return " ".join([*words, said])
+        for said, changed in list(step(cfg))[:1]:
+            words, cfg = [*words, said], changed
+    return ""
 
 
 def _with_model(cfg: RunConfig, line: Pipeline) -> Iterator[Artefact]:
@@ -191,9 +265,27 @@ def table(plan: Plan) -> Table:
     return drawn
 
 
+def show(plan: Plan, console: Console) -> None:
+    """Print a plan, and which of its members do not fit into memory."""
+    console.print(table(plan))
+    for line in _too_large(plan):
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _too_large(plan: Plan) -> list[str]:
+    found: dict[str, list[str]] = {}
+    for item in plan.items:
+        if item.memory > item.room:
+            needed, there = (decimal(int(n)) for n in (item.memory, item.room))
+            remedy = item.fits_with or "a smaller model; nothing else that is known here is enough"
+            problem = f"needs {needed} for each process, and there are {there}\n  try:   {remedy}"
+            found.setdefault(problem, []).append(item.name)
+    return [f"{', '.join(names)}: {problem}" for problem, names in found.items()]
+
+
 def _caption(plan: Plan) -> str:
     together = f", {plan.workers} workers" if plan.workers > 1 else ""
     return (
-        f"What several members share counts for the first{together}. Memory: weights, gradients "
-        "and optimizer state, without activations."
+        f"What several members share counts for the first{together}. Memory: the most that a "
+        "process holds."
     )

@@ -73,10 +73,10 @@ def sweep(spec: MembersConf, hydra: Hydra, arguments: list[str]) -> None:
     whole = _composed(spec, hydra, arguments)
     finished = whole.finished()
     if config.plan:
-        from hyperfitting.sweep.plan import Plan, table
+        from hyperfitting.sweep import plan
 
         count = config.hydra.launcher.get("workers", 1)
-        console.print(table(Plan.of(whole.configs, finished, count)))
+        plan.show(plan.Plan.of(whole.configs, finished, count), console)
         return
     whole.folder.mkdir(parents=True, exist_ok=True)
     write_json(whole.folder / SPEC, _described(spec, config, arguments, whole))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from hyperfitting import models, parameters, products
+from hyperfitting import costs, models, parameters, products
 from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, TrainerConfig
 from hyperfitting.data.corpus import Corpus
 from hyperfitting.decoding.generate import continue_texts
@@ -45,8 +45,6 @@ Rows = NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 
-_MICRO_TOKENS = 512
-"""Tokens in one pass on a CPU: matrices of this many rows are as fast as larger ones."""
 _ROWS_TOGETHER = 32
 """Texts that each of several processes continues at once."""
 
@@ -85,16 +83,13 @@ class Learner:
             model.to(device)
         if cfg.hardware.activation_checkpointing:
             model.activation_checkpointing_enable()
-        micro = cfg.trainer.batch_size
-        if device.type == "cpu":
-            micro = max(1, _MICRO_TOKENS // cfg.dataset.seq_len)
         return cls(
             model,
             trained,
             build_optimizer(cfg.optimizer, list(trained.values())),
             torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "float16"),
             cfg.trainer,
-            cfg.hardware.micro_batch_size or micro,
+            costs.rows_in_a_pass(cfg, device.type),
             Compiled(model, on=pays(cfg, device, trained.values())),
             NextTokenLoss(model),
             crew,

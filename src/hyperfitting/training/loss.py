@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hyperfitting.costs import CHUNK_BYTES
 from hyperfitting.forwards import running
 from hyperfitting.products import linear
-
-_CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
-"""Size of the logits that are held at once, by kind of device."""
 
 
 class _SumOfLosses(torch.autograd.Function):
@@ -34,7 +32,7 @@ class _SumOfLosses(torch.autograd.Function):
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         to_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         total = torch.zeros((), device=states.device)
-        rows = max(16, _CHUNK_BYTES.get(device, 2**26) // (4 * len(weight)))
+        rows = max(16, CHUNK_BYTES.get(device, 2**26) // (4 * len(weight)))
         with torch.autocast(device, enabled=False):
             for start in range(0, len(states), rows):
                 part = states[start : start + rows].to(matrix.dtype)  # (R, H)

@@ -1,0 +1,180 @@
+"""Memory that is planned, against memory that is used."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hyperfitting import footprint, models, parameters
+from hyperfitting.config import RunConfig
+from hyperfitting.forwards import running
+from hyperfitting.models import BaseModel
+from hyperfitting.store import Store
+from hyperfitting.sweep.plan import Plan
+from tests.conftest import Compose, environment
+
+LLAMA_8B = [
+    "preset=debug", "model.architecture.hidden_size=4096",
+    "model.architecture.num_hidden_layers=32",
+    "model.architecture.intermediate_size=14336", "model.architecture.num_attention_heads=32",
+    "model.architecture.num_key_value_heads=8", "+model.architecture.vocab_size=128256",
+    "model.architecture.tie_word_embeddings=false", "dataset.seq_len=256", "trainer.batch_size=8",
+    "plan=true", "hardware.planned_memory=80", "hardware.planned_speed=400",
+]  # fmt: skip
+LLAMA_70B = [
+    *LLAMA_8B, "model.architecture.hidden_size=8192", "model.architecture.num_hidden_layers=80",
+    "model.architecture.intermediate_size=28672", "model.architecture.num_attention_heads=64",
+]  # fmt: skip
+
+
+def really_kept(cfg: RunConfig, base: BaseModel, rows: int) -> tuple[int, int]:
+    """Count what autograd keeps of a real pass through the whole model, and what is trained."""
+    model = models.load(base).train()
+    trained = parameters.select_trainable(model, cfg.tuning)
+    parameters.no_dropout(model)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        running({model.get_output_embeddings(): lambda states: states}),
+    ):
+        tokens = torch.zeros(rows, cfg.dataset.seq_len, dtype=torch.long)
+        model(input_ids=tokens, use_cache=False)
+    return sum(s.nbytes() for s in kept.values()), sum(p.numel() for p in trained.values())
+
+
+@pytest.mark.parametrize("method", ["full", "late_stage", "lora", "late_stage_lora"])
+def test_what_autograd_keeps_is_known_without_a_model(
+    compose: Compose, any_base: BaseModel, store: Store, method: str
+) -> None:
+    """One and two blocks without content tell of three with it, in every architecture."""
+    cfg = compose("preset=debug", f"tuning={method}")
+    if cfg.tuning.is_late:
+        cfg.tuning = replace(cfg.tuning, last_blocks=3)
+    found = footprint._read(footprint.kept_by(cfg, any_base, 5, store))
+    kept, trained = really_kept(cfg, any_base, 5)
+    assert found.outside + 3 * found.in_block == pytest.approx(kept, rel=0.01)
+    assert found.trained_outside + 3 * found.trained_in_block == trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "expected"),
+    [("adam", "float32", 8.0), ("adam_bf16", "bfloat16", 4.0), ("adam_8bit", "bfloat16", 2.0)],
+)
+def test_an_optimizers_state_is_known(
+    compose: Compose, store: Store, optimizer: str, dtype: str, expected: float
+) -> None:
+    made = footprint.state_of(compose(f"optimizer={optimizer}").optimizer, dtype, store)
+    assert float(made.file("state.json").read_text()) == pytest.approx(expected, rel=0.05)
+
+
+def only_item(cfg: RunConfig, store: Store) -> Any:
+    cfg.store = str(store.folder)
+    return Plan.of({"it": cfg}).items[0]
+
+
+def test_a_model_too_large_for_a_gpu_is_told_what_makes_it_fit(
+    compose: Compose, store: Store
+) -> None:
+    item = only_item(compose(*LLAMA_8B), store)
+    assert 16 * 8.03e9 < item.memory < 17 * 8.03e9
+    assert item.fits_with == "model.dtype=bfloat16 trainer.precision=float32 optimizer=adam_bf16"
+    after = only_item(compose(*LLAMA_8B, *item.fits_with.split()), store)
+    assert 8 * 8.03e9 < after.memory < 80e9
+    assert not after.fits_with
+
+
+def test_a_model_of_70b_takes_several_measures_together(compose: Compose, store: Store) -> None:
+    given = [*LLAMA_70B, "hardware=fsdp", "hardware.ranks=16"]
+    item = only_item(compose(*given), store)
+    assert item.memory > 4 * 70e9  # evaluated on one GPU
+    measures = item.fits_with.split()
+    assert {"hardware.spread=true", "model.dtype=bfloat16"} <= set(measures)
+    after = only_item(compose(*given, *measures), store)
+    assert after.memory < 80e9
+    without = [m for m in measures if m != "hardware.spread=true"]
+    assert only_item(compose(*given, *without), store).memory > 80e9
+
+
+MEASURE = """
+import resource, sys, hydra, numpy as np, torch
+from hyperfitting import footprint, models
+from hyperfitting.config import conf_dir, from_hydra, register
+from hyperfitting.progress import silent
+from hyperfitting.store import Store
+from hyperfitting.training.loop import Learner
+from hyperfitting.training.trunk import KeptIn, trunk_of
+
+folder, *overrides = sys.argv[1:]
+register()
+with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    cfg = from_hydra(hydra.compose("config", overrides=overrides))
+store = Store(cfg.store)
+base = models.base_model(cfg.model, store)
+base.folder()
+if folder == "plan":
+    print(footprint.footprint(cfg, base, store, "cpu").peak)
+    sys.exit()
+models.prepare(cfg.hardware)
+learner = Learner.new(cfg, base)
+shape = (cfg.trainer.batch_size, cfg.dataset.seq_len)
+tokens = np.random.default_rng(0).integers(0, 256, shape, dtype=np.int32)
+learner.trunk = trunk_of(cfg, learner.model, tokens, KeptIn(Store(folder), {}), silent)
+learner.model.train()
+for _ in range(2):
+    learner.update(torch.as_tensor(tokens).long(), np.arange(len(tokens)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+SIZES = {
+    "10M": {
+        "model_type": "llama", "hidden_size": 256, "intermediate_size": 768,
+        "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 8192,
+    },
+    "50M": {
+        "model_type": "gpt2", "n_embd": 512, "n_layer": 10, "n_head": 8, "vocab_size": 32000,
+        "n_positions": 512,
+    },
+    "135M": {},
+    "230M": {
+        "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816,
+        "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "vocab_size": 49152, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("tuning", ["full", "late_stage"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_plan_is_within_15_percent_of_the_peak(tmp_path: Path, size: str, tuning: str) -> None:
+    """Of the whole process, as the system counts it, after two updates of 8 x 256 tokens."""
+    overrides = [
+        "preset=paper", f"tuning={tuning}", "hardware.compile=false", "hardware.device=cpu",
+        "hardware.threads=2", f"store={tmp_path / 'store'}",
+    ]  # fmt: skip
+    if SIZES[size]:
+        fields = ", ".join(f"{name}: {value}" for name, value in SIZES[size].items())
+        overrides += ["model=local", "model.source=random", f"+model.architecture={{{fields}}}"]
+
+    def run(folder: str) -> float:
+        ended = subprocess.run(
+            [sys.executable, "-c", MEASURE, folder, *overrides],
+            env=environment(), capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        return float(ended.stdout.splitlines()[-1])
+
+    assert run("plan") == pytest.approx(run(str(tmp_path / "trunk")), rel=0.15)
