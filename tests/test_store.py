@@ -5,8 +5,11 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,3 +176,88 @@ def test_a_killed_maker_leaves_no_artefact_and_the_next_one_makes_it(tmp_path: P
     worker.join(60)
     assert [p.suffix for p in (tmp_path / "s" / "slow").iterdir() if p.is_dir()] == [".partial"]
     _make_slowly(tmp_path / "s", log)
+
+
+def test_what_another_store_has_is_copied_not_made(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "log"
+    other = Store(tmp_path / "other")
+    there = artefact(other, log=log)
+    there.ensure()
+    (store.folder / "thing" / f"{there.id}.copy").mkdir(parents=True)  # of one who was killed
+    near = Store(store.folder, [str(tmp_path / "empty"), str(other.folder)])
+    assert (artefact(near, log=log).path() / "sub" / "b.txt").read_text() == "xx"
+    assert log.read_text() == "made\n"
+    assert not list(store.folder.rglob("*.copy"))
+
+    artefact(other, log=log, c=2).ensure()
+    (artefact(other, c=2).folder / "a.txt").write_text("damaged there")
+    assert artefact(near, log=log, c=2).file("a.txt").read_text() == "x"
+    assert log.read_text() == "made\n" * 3
+    assert "is damaged (a.txt)" in caplog.text
+
+
+TAKES = 1.0
+"""Seconds."""
+
+
+def _want_all(folder: Path, log: Path, number: int) -> None:
+    """Want the same three artefacts in an order of one's own; log each making, and each wait."""
+
+    def make(name: str) -> Callable[[Path], None]:
+        def made(work: Path) -> None:
+            said("begun", name)
+            time.sleep(TAKES)
+            (work / "a.txt").write_text(name)
+            said("made", name)
+
+        return made
+
+    def said(what: str, name: str, seconds: float = 0.0) -> None:
+        with log.open("a") as file:
+            file.write(json.dumps([what, name, os.getpid(), seconds]) + "\n")
+
+    for name in np.random.default_rng(number).permutation(["x", "y", "z"]).tolist():
+        found = Store(folder).artefact(
+            "slow", version=1, config={"name": name}, inputs={}, make=make(name)
+        )
+        start = time.monotonic()
+        assert found.file("a.txt").read_text() == name
+        said("had", name, time.monotonic() - start)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_eight_processes_that_want_the_same_three_artefacts(tmp_path: Path, killed: bool) -> None:
+    """Each is made once, and nobody waits for longer than making takes, be its maker killed."""
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    wanting = [
+        context.Process(target=_want_all, args=(tmp_path / "s", log, number)) for number in range(8)
+    ]
+    for process in wanting:
+        process.start()
+
+    def told() -> list[list[Any]]:
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    victim = 0
+    if killed:
+        while not told():
+            time.sleep(0.01)
+        victim = told()[0][2]
+        os.kill(victim, signal.SIGKILL)
+    for process in wanting:
+        process.join(120)
+    assert sorted(p.exitcode or 0 for p in wanting) == [-signal.SIGKILL] * killed + [0] * (
+        8 - killed
+    )
+    events = told()
+    made = [name for what, name, _, _ in events if what == "made"]
+    assert sorted(made) == ["x", "y", "z"]
+    begun = [(name, pid) for what, name, pid, _ in events if what == "begun"]
+    assert len(begun) == 3 + killed
+    # a killed maker's work is begun again by one who waits: twice what making takes, at most
+    slack = 1.5  # the system's scheduling, with eight processes on a shared machine
+    waits = [seconds for what, _, _, seconds in events if what == "had"]
+    assert max(waits) < TAKES * (1 + killed) + slack

@@ -524,6 +524,9 @@ class RunConfig:
     """Sets dataset.seed, trainer.seed and decode.seed, unless they are set themselves."""
     store: str = "outputs/store"
     """Where the artefacts are kept."""
+    fetch_from: list[str] = field(default_factory=list)
+    """Other stores, such as another machine's that is mounted here: an artefact that one of them
+    has is copied and verified, not made. They are only read."""
     scale: str = DEFAULT_SCALE
     """For experiments: `embedded` (the packaged model and texts, for two CPU cores) or `paper`."""
     plan: bool = False
@@ -542,6 +545,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
         _needs("store", self.store, "a folder for the artefacts", "store=outputs/store")
+        for other in self.fetch_from:
+            if not Path(other).expanduser().is_dir():
+                raise UserError(
+                    "is not a folder", field="fetch_from", value=other,
+                    valid="the folder of a store, such as /mnt/other/outputs/store",
+                )  # fmt: skip
         _needs(
             "optimizer._target_",
             self.optimizer.get("_target_"),

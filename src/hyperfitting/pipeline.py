@@ -55,7 +55,7 @@ class Pipeline:
         Raises:
             UserError: a model or dataset does not exist, or cannot be reached.
         """
-        store = Store(cfg.store)
+        store = Store(cfg.store, cfg.fetch_from)
         base = models.base_model(cfg.model, store, show)
         texts = sources.texts(cfg.dataset, store, show)
         sequences = corpus.corpus(cfg.dataset, cfg.evaluation.share, texts, base, store)

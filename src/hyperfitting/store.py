@@ -7,6 +7,7 @@ whoever needs the files asks for them. This file knows nothing of models, texts 
     <store>/<kind>/<id>/            a finished artefact, with its manifest.json
     <store>/<kind>/<id>.partial/    one in the making; what its maker left there after a crash is
                                     given back to it on the next try
+    <store>/<kind>/<id>.copy/       one that is copied from another store
     <store>/<kind>/<id>.lock        held by the process that makes it
     <store>/<kind>/<id>.corrupt-*/  set aside because a file did not match its checksum
 """
@@ -15,8 +16,9 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -121,12 +123,14 @@ class Artefact:
         recipe: Mapping[str, Any],
         make: Callable[[Path], None],
         work: Callable[[], float] | None = None,
+        elsewhere: Sequence[Path] = (),
     ) -> None:
         self.kind = kind
         self.work = work
         self.recipe = recipe
         self.id = digest(recipe)
         self.folder = folder / kind / self.id
+        self._elsewhere = [store / kind / self.id for store in elsewhere]
         self._make = make
         self._verified: set[str] = set()
 
@@ -181,7 +185,7 @@ class Artefact:
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self._lock():
-            if not self.exists:
+            if not self.exists and not any(map(self._fetch, self._elsewhere)):
                 self._build()
 
     @contextmanager
@@ -196,6 +200,27 @@ class Artefact:
             yield
         finally:
             lock.release()
+
+    def _fetch(self, made: Path) -> bool:
+        """Copy it from where it is made already, if it is there whole; return whether it was."""
+        if not (made / MANIFEST).is_file():
+            return False
+        copy = self.folder.with_name(f"{self.id}.copy")
+        shutil.rmtree(copy, ignore_errors=True)  # of one who was killed
+        shutil.copytree(made, copy)
+        files = json.loads((copy / MANIFEST).read_text("utf-8"))["files"]
+        damaged = [name for name, is_ in files.items() if file_sha256(copy / name) != is_["sha256"]]
+        if damaged:
+            log.warning("%s is damaged (%s): it is not copied", made, ", ".join(damaged))
+            shutil.rmtree(copy)
+            return False
+        for name in (*files, MANIFEST):
+            fsync_path(copy / name)
+        copy.rename(self.folder)
+        fsync_path(self.folder.parent)
+        self._verified.update(files)
+        log.info("copied %s %s from %s", self.kind, self.id, made)
+        return True
 
     def _build(self) -> None:
         partial = self.folder.with_name(f"{self.id}.partial")
@@ -271,10 +296,16 @@ class Artefact:
 
 
 class Store:
-    """The folder of all artefacts."""
+    """The folder of all artefacts.
 
-    def __init__(self, folder: Path | str) -> None:
+    Args:
+        folder: where they are made.
+        elsewhere: other stores, from which one that is there is copied. They are only read.
+    """
+
+    def __init__(self, folder: Path | str, elsewhere: Sequence[str] = ()) -> None:
         self.folder = Path(folder).absolute()
+        self._elsewhere = [Path(other).expanduser().absolute() for other in elsewhere]
 
     def artefact(
         self,
@@ -299,4 +330,4 @@ class Store:
                 kept beside the seconds that it took, to tell the next one's time.
         """
         recipe = {"kind": kind, "version": version, "config": config, "inputs": inputs}
-        return Artefact(self.folder, kind, recipe, make, work)
+        return Artefact(self.folder, kind, recipe, make, work, self._elsewhere)

@@ -200,13 +200,13 @@ def _item(name: str, cfg: RunConfig, speed: Speeds, seen: set[str]) -> Item:
     fits_with = ""
     if memory > place.memory:
         fits_with = _remedy(cfg, line.base, trains)
-    disk = costs.disk(cfg, line.base.size(Store(cfg.store))) if trains else 0.0
+    disk = costs.disk(cfg, line.base.size(Store(cfg.store, cfg.fetch_from))) if trains else 0.0
     return Item(name, False, makes, seconds, memory, disk, place.memory, fits_with)
 
 
 def _memory(cfg: RunConfig, base: BaseModel, kind: str, trains: bool) -> float:
     """Return the bytes of each process at the peak, be it of training or of evaluation."""
-    store = Store(cfg.store)
+    store = Store(cfg.store, cfg.fetch_from)
     evaluation = base.size(store).parameters * costs.itemsize(cfg) + footprint.PROGRAM[kind]
     if cfg.hardware.spread:
         evaluation /= cfg.hardware.ranks or 1

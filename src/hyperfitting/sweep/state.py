@@ -29,7 +29,7 @@ STATUS = "status.json"
 _LOCK = ".lock"
 _EVERY = 1.0
 """Seconds between two words on how far a task is."""
-_NO_MATTER = ("tracking", "hardware", "store", "plan", "scale")
+_NO_MATTER = ("tracking", "hardware", "store", "fetch_from", "plan", "scale")
 """Parts of a config that change no number."""
 
 Kind = Literal["waiting", "running", "finished", "failed", "interrupted"]

@@ -30,7 +30,9 @@ def help_with(word: dict[str, Any], crew: Crew) -> None:
     cfg = from_plain(word["config"])
     line = Pipeline.of(cfg, models.prepare(cfg.hardware))
     data = load_corpus(line.corpus)
-    kept_in = KeptIn(Store(cfg.store), {"corpus": line.corpus.id, "model": line.base.id})
+    kept_in = KeptIn(
+        Store(cfg.store, cfg.fetch_from), {"corpus": line.corpus.id, "model": line.base.id}
+    )
     try:
         train(cfg, data, line.base, Path(word["work"]), silent, _untold, kept_in, crew)
     except UserError:  # rank 0 says the same
