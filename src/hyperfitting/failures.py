@@ -18,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperfitting.errors import UserError, is_out_of_memory, near_matches
+from hyperfitting.preemption import Preempted
 
 log = logging.getLogger(__name__)
 INTERRUPTED = 130
@@ -62,6 +63,9 @@ def exit_status(task: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         tell("interrupted; the same command goes on where it stopped")
         return INTERRUPTED
+    except Preempted as told:
+        tell(f"told to end ({told}); the same command goes on where it stopped")
+        return 128 + told.signum
     except Exception as error:
         if wanted_full:
             traceback.print_exc()

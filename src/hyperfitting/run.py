@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from hyperfitting import failures
+from hyperfitting import failures, preemption
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
 from hyperfitting.results import FILE_NAME, PAGE
 from hyperfitting.sweep.members import choose_scale
@@ -185,6 +185,7 @@ def main() -> None:
         if distributed.helps():
             return helper.main()
         atexit.register(distributed.dismiss)
+    preemption.listen()
     register()
     hydra_task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
         task

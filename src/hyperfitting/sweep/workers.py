@@ -22,7 +22,9 @@ from hydra.core.utils import run_job
 from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.hyperfitting_members import Hydra
+from hyperfitting import preemption
 from hyperfitting.errors import UserError
+from hyperfitting.preemption import Preempted
 from hyperfitting.sweep.state import Folder
 
 LOG = "workers.log"
@@ -60,8 +62,7 @@ def run(workers: int, hydra: Hydra, jobs: Sequence[Sequence[str]], first: int = 
     waiting = list(range(len(jobs)))
     killed = dict.fromkeys(waiting, 0)
     count = min(workers, len(jobs))
-    running = [_begin(sent, count) for _ in range(count)]
-    try:
+    with _at_work(sent, count) as running:
         while waiting or any(worker.job is not None for worker in running):
             for worker in running:
                 if worker.job is None and waiting:
@@ -82,12 +83,26 @@ def run(workers: int, hydra: Hydra, jobs: Sequence[Sequence[str]], first: int = 
                 else:
                     _give_up(hydra, jobs[job], worker.process.exitcode)
                 running[number] = _begin(sent, count)
+
+
+@contextmanager
+def _at_work(sent: bytes, count: int) -> Iterator[list[_Worker]]:
+    """Have ``count`` workers in this context. (Who uses it may replace some.)"""
+    running = [_begin(sent, count) for _ in range(count)]
+    try:
+        yield running
+    except Preempted:
+        for worker in running:
+            worker.process.terminate()
+        for worker in running:  # they write their checkpoints
+            worker.process.join()
+        raise
     finally:
         for worker in running:
             worker.line.close()
             worker.process.join(timeout=5)
             if worker.process.is_alive():
-                worker.process.terminate()
+                worker.process.kill()
 
 
 def _has_answered(worker: _Worker) -> bool:
@@ -131,7 +146,8 @@ def _work(line: Connection, sent: bytes) -> None:
     _write_to(Path(hydra.config.hydra.sweep.dir) / LOG)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     Singleton.set_state(singletons)
-    with suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
+    preemption.listen()
+    with suppress(EOFError, KeyboardInterrupt, Preempted, BrokenPipeError):
         while True:
             number, overrides = line.recv()
             run_member(hydra, number, overrides)

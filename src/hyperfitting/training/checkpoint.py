@@ -1,8 +1,8 @@
 """The state of an unfinished training, so that a killed one goes on to the same numbers.
 
-A file of each process that trains, written after an epoch beside those of the last and renamed:
-never half a one, and the old ones go when all of the new are there. After each epoch, unless
-writing took more than a twentieth of the time since. It is read without running code
+A file of each process that trains, written beside those of the last and renamed: never half a one,
+and the old ones go when all of the new are there. After each epoch, unless writing took more than a
+twentieth of the time since; and when the process is told to end. It is read without running code
 (`weights_only`), by as many processes as there are then: each takes the rows that it needs.
 """
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _PATIENCE = 20.0
 """Seconds of training for each second of writing."""
 _NAME = re.compile(r"checkpoint-(\d+)\.(\d+)-of-(\d+)\.pt")
-"""Epoch, rank, and number of processes."""
+"""Updates done, rank, and number of processes."""
 Row = dict[str, float]
 
 
@@ -38,6 +38,8 @@ class Progress:
 
     epoch: int = 0
     """Epochs done."""
+    step: int = 0
+    """Updates done."""
     history: list[Row] = field(default_factory=list)
     """Rows so far: one an update (`step`, `train/loss`), one an epoch (with `epoch`, `val/…`)."""
     best_val: float = float("inf")
@@ -61,23 +63,23 @@ class Checkpoint:
         """Replace the checkpoint by the present state, `parameters` by name and more."""
         start = time.monotonic()
         rank, size = self._crew.rank, self._crew.size
-        path = self._folder / f"checkpoint-{progress.epoch}.{rank}-of-{size}.pt"
+        path = self._folder / f"checkpoint-{progress.step}.{rank}-of-{size}.pt"
         rows = {name: _rows(parameter) for name, parameter in state["parameters"].items()}
         with replacing(path) as beside, beside.open("wb") as file:
             torch.save({"progress": vars(progress), "rows": rows, **tree_map(_here, state)}, file)
         self._crew.wait()
         if self._crew.leads:
-            self._remove(but=progress.epoch)
+            self._remove(but=progress.step)
         self._last = time.monotonic()
         self._cost = self._last - start
 
     def files(self) -> list[Path]:
-        """Return those of the newest epoch whose files are all there, by rank; else none."""
+        """Return the newest that are all there, by rank; else none."""
         found: dict[tuple[int, int], dict[int, Path]] = {}
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if name := _NAME.fullmatch(path.name):
-                epoch, rank, size = map(int, name.groups())
-                found.setdefault((epoch, size), {})[rank] = path
+                step, rank, size = map(int, name.groups())
+                found.setdefault((step, size), {})[rank] = path
         for (_, size), paths in sorted(found.items(), reverse=True):
             if len(paths) == size:
                 return [paths[rank] for rank in range(size)]

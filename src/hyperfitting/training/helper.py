@@ -1,13 +1,12 @@
 """A process that helps rank 0 of `hyperfitting.distributed` to train: it does what it is told."""
 
 import os
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hyperfitting import distributed, failures, models
+from hyperfitting import distributed, failures, models, preemption
 from hyperfitting.config import RunConfig, from_plain
 from hyperfitting.data.corpus import load_corpus
 from hyperfitting.distributed import Crew
@@ -35,7 +34,7 @@ def help_with(word: dict[str, Any], crew: Crew) -> None:
     )
     try:
         train(cfg, data, line.base, Path(word["work"]), silent, _untold, kept_in, crew)
-    except UserError:  # rank 0 says the same
+    except (UserError, preemption.Preempted):  # rank 0 says the same
         sys.exit(1)
 
 
@@ -46,7 +45,7 @@ def _untold(row: Row) -> None:
 def main() -> None:
     """Wait for words, and follow them until there are no more."""
     distributed.end_with(os.getppid())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 is told too, and ends this
+    preemption.ignore()  # rank 0 is told too
     crew = distributed.join_torchrun()
     try:
         while (word := crew.hear()) is not None:

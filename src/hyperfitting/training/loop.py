@@ -6,6 +6,7 @@ Carlsson et al.). Knows nothing of texts, tables, W&B or the terminal.
 """
 
 import importlib.util
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from hyperfitting import costs, models, parameters, products
+from hyperfitting import costs, models, parameters, preemption, products
 from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, TrainerConfig
 from hyperfitting.data.corpus import Corpus
 from hyperfitting.decoding.generate import continue_texts
@@ -34,6 +35,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.forwards import running
 from hyperfitting.metrics.diversity import rep_n, ttr
 from hyperfitting.models import BaseModel
+from hyperfitting.progress import Advance
 from hyperfitting.progress import Progress as ShowProgress
 from hyperfitting.store import replacing, write_json
 from hyperfitting.training.checkpoint import Checkpoint, Progress, Row
@@ -164,6 +166,7 @@ class Learner:
             "parameters": self.parameters(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "random": self._random(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -174,6 +177,16 @@ class Learner:
                 parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"])
+
+    def _random(self) -> dict[str, Tensor]:
+        """Return where the random numbers are that dropout draws."""
+        found = {"cpu": torch.get_rng_state()}
+        if self.model.device.type == "cuda":
+            found["cuda"] = torch.cuda.get_rng_state()
+        return found
 
 
 def train(
@@ -191,9 +204,9 @@ def train(
     Several processes (``crew``) call this alike; the first of them leaves the states.
 
     Raises:
+        Preempted: this process was told to end; a checkpoint is written.
         UserError: training diverges, or what the config asks for cannot be had.
     """
-    trainer = cfg.trainer
     _check(cfg, base, crew)
     check_room(cfg, base, data.train.shape, kept_in)
     learner, checkpoint, done = Learner.new(cfg, base, crew), Checkpoint(work, crew), Progress()
@@ -204,39 +217,16 @@ def train(
         learner.restore(saved)
         for row in done.history:
             on_row(row)
-
-    def note(row: Row) -> None:
-        done.history.append(row)
-        on_row(row)
-
-    with show("training", (trainer.epochs - done.epoch) * data.train.size, "tokens") as advance:
-        for epoch in range(done.epoch, trainer.epochs):
-            losses: list[float] = []
-            learner.model.train()
-            torch.manual_seed(_dropout_seed(trainer.seed, epoch, crew.rank))
-            for rows in batches(len(data.train), epoch, trainer):
-                batch = torch.as_tensor(data.train[rows], dtype=torch.long)  # (B, T)
-                losses.append(loss := learner.update(batch, rows))
-                step = epoch * math.ceil(len(data.train) / trainer.batch_size) + len(losses)
-                if not math.isfinite(loss):
-                    raise _diverged(f"the training loss became {loss}", epoch, step, checkpoint)
-                note({"step": step, "train/loss": loss})
-                advance(batch.numel(), epoch=epoch + 1, loss=loss)
-
-            done.epoch = epoch + 1
-            row = {"epoch": epoch + 1, "step": step, "train/loss": float(np.mean(losses))}
-            reached = trainer.target_loss is not None and row["train/loss"] <= trainer.target_loss
-            last = reached or done.epoch == trainer.epochs
-            if last or done.epoch % trainer.look_every == 0:
-                try:
-                    row |= look(learner.model, data, trainer, cfg.hardware, show, crew)
-                except FloatingPointError as error:
-                    raise _diverged(f"in validation, {error}", epoch, step, checkpoint) from error
-                if row["val/loss"] < done.best_val:
-                    done.best_val = row["val/loss"]
-                    _save_parameters(work / "best_val.safetensors", learner)
-            note(row)
-            log.info("epoch %d of %d: %s", epoch + 1, trainer.epochs, row)
+    course = _Course(cfg, data, learner, checkpoint, done, work, on_row)
+    with show("training", course.left(), "tokens") as advance, preemption.waits():
+        while not course.is_over():
+            row = course.epoch(advance)
+            reached = row["train/loss"] <= (cfg.trainer.target_loss or -math.inf)
+            last = reached or done.epoch == cfg.trainer.epochs
+            if last or done.epoch % cfg.trainer.look_every == 0:
+                row |= course.look(show)
+            course.note(row)
+            log.info("epoch %d of %d: %s", done.epoch, cfg.trainer.epochs, row)
             if last:
                 break
             if checkpoint.is_due():
@@ -246,6 +236,105 @@ def train(
     if crew.leads:
         write_json(work / "history.json", done.history)
     checkpoint.remove()
+
+
+@dataclass
+class _Course:
+    """A training on its way."""
+
+    cfg: RunConfig
+    data: Corpus
+    learner: Learner
+    checkpoint: Checkpoint
+    done: Progress
+    work: Path
+    on_row: Callable[[Row], None]
+
+    @property
+    def begun(self) -> int:
+        """How many updates of an unfinished epoch are done; after a resume there may be some."""
+        each = math.ceil(len(self.data.train) / self.cfg.trainer.batch_size)
+        return self.done.step - self.done.epoch * each
+
+    def is_over(self) -> bool:
+        """Return whether all epochs are done."""
+        return self.done.epoch >= self.cfg.trainer.epochs
+
+    def left(self) -> int:
+        """Return how many tokens it will still go over, at most."""
+        n, length = self.data.train.shape
+        rows = (self.cfg.trainer.epochs - self.done.epoch) * n
+        return int((rows - self.begun * self.cfg.trainer.batch_size) * length)
+
+    def note(self, row: Row) -> None:
+        """Keep a row of the history, and tell of it."""
+        self.done.history.append(row)
+        self.on_row(row)
+
+    def epoch(self, advance: Advance) -> Row:
+        """Go over all sequences once, or over those that are left; return the epoch's row.
+
+        Raises:
+            Preempted: this process was told to end; a checkpoint is written.
+            UserError: the loss is not finite.
+        """
+        learner, trainer, number, begun = (
+            self.learner,
+            self.cfg.trainer,
+            self.done.epoch,
+            self.begun,
+        )
+        history = self.done.history
+        losses = [update["train/loss"] for update in history[len(history) - begun :]]
+        learner.model.train()
+        if begun == 0:
+            torch.manual_seed(_dropout_seed(trainer.seed, number, learner.crew.rank))
+        order = batches(len(self.data.train), number, trainer)
+        for rows in itertools.islice(order, begun, None):
+            batch = torch.as_tensor(self.data.train[rows], dtype=torch.long)  # (B, T)
+            losses.append(loss := learner.update(batch, rows))
+            self.done.step += 1
+            if not math.isfinite(loss):
+                raise self._diverged(f"the training loss became {loss}")
+            self.note({"step": self.done.step, "train/loss": loss})
+            advance(batch.numel(), epoch=number + 1, loss=loss)
+            if (signum := learner.crew.agreed(preemption.asked())) is not None:
+                self.checkpoint.save(self.done, learner.state())
+                raise preemption.Preempted(signum)
+        self.done.epoch = number + 1
+        return {
+            "epoch": number + 1,
+            "step": self.done.step,
+            "train/loss": float(np.mean(losses)),
+        }
+
+    def look(self, show: ShowProgress) -> Row:
+        """Look at validation, and keep the parameters if they never were better.
+
+        Raises:
+            UserError: the model's numbers are not finite.
+        """
+        learner = self.learner
+        try:
+            row = look(
+                learner.model, self.data, self.cfg.trainer, self.cfg.hardware, show, learner.crew
+            )
+        except FloatingPointError as error:
+            self.done.epoch -= 1
+            raise self._diverged(f"in validation, {error}") from error
+        if row["val/loss"] < self.done.best_val:
+            self.done.best_val = row["val/loss"]
+            _save_parameters(self.work / "best_val.safetensors", learner)
+        return row
+
+    def _diverged(self, what: str) -> UserError:
+        kept = self.checkpoint.files()
+        where = f"an earlier state is kept in {kept[0]}" if kept else "no epoch was complete"
+        return UserError(
+            f"training diverged in epoch {self.done.epoch + 1}, update {self.done.step}: {what}; "
+            f"{where}",
+            hint="a lower optimizer.lr, trainer.clip_norm=1.0, or trainer.precision=float32",
+        )
 
 
 def _check(cfg: RunConfig, base: BaseModel, crew: Crew) -> None:
@@ -364,15 +453,3 @@ def _save_parameters(path: Path, learner: Learner) -> None:
     if learner.crew.leads:
         with replacing(path) as beside:
             save_file(tensors, beside)
-
-
-def _diverged(what: str, epoch: int, step: int, checkpoint: Checkpoint) -> UserError:
-    kept = (
-        f"the state after epoch {epoch} is kept in {kept[0]}"
-        if (kept := checkpoint.files())
-        else "no epoch was complete"
-    )
-    return UserError(
-        f"training diverged in epoch {epoch + 1}, update {step}: {what}; {kept}",
-        hint="a lower optimizer.lr, trainer.clip_norm=1.0, or trainer.precision=float32",
-    )
