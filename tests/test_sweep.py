@@ -373,7 +373,7 @@ def test_a_worker_that_is_killed_is_begun_again_and_given_up_in_the_end(tmp_path
         os.kill(pid, signal.SIGKILL)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "its process was killed 3 times" in told
+    assert "its process died 3 times" in told
     assert "while training" in told
 
 

@@ -43,6 +43,9 @@ class MembersConf:
     """By `scale`: more of `always` and `axes`."""
     retry_failed: bool = True
     """Try members again that failed before."""
+    attempts: int = 3
+    """How often a member is begun whose process dies: is killed, runs out of memory, or is lost
+    with its machine. (One that fails says why, and is not tried again by the same command.)"""
     report: dict[str, Any] = field(default_factory=dict)
     """How the result is drawn; see `hyperfitting.reporting.report`."""
 
@@ -56,10 +59,56 @@ class WorkersConf:
     """Members at once; each has its share of the cores."""
 
 
+@dataclass
+class SlurmConf:
+    """`hydra.launcher`: a job of SLURM for each member, by submitit. Needs hyperfitting[clusters].
+
+    Sweep and store are on a disk that all machines see. A job that is preempted, or runs out of
+    time, writes a checkpoint, is queued again, and goes on.
+    """
+
+    _target_: str = "hydra_plugins.hyperfitting_members.SlurmLauncher"
+    cluster: str = "slurm"
+    """`slurm`, or `local`: the same as processes of this machine, to try it."""
+    timeout_min: int = 24 * 60
+    """Of one job, in minutes."""
+    partition: str | None = None
+    cpus: int = 8
+    gpus: int = 1
+    """On one node; `hardware.ranks` or `hardware=fsdp` uses more than one."""
+    memory_gb: float | None = None
+    """Of the node, in GiB; none: the cluster's own."""
+    at_once: int = 256
+    """Jobs that may run at once."""
+    signal_delay_s: int = 120
+    """SLURM says so many seconds before the end of a job's time that it will end."""
+    requeues: int = 100
+    """How often a job that ran out of time is queued again."""
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """More of what `sbatch` takes, such as `account: x` or `constraint: a100`."""
+
+
+@dataclass
+class RayConf:
+    """`hydra.launcher`: a task of Ray for each member. Needs hyperfitting[clusters].
+
+    Sweep and store are on a disk that all machines see.
+    """
+
+    _target_: str = "hydra_plugins.hyperfitting_members.RayLauncher"
+    address: str | None = None
+    """Of a cluster, such as `auto` or `ray://HOST:10001`; none: one is started on this machine."""
+    cpus: float = 1
+    """That Ray counts for each member."""
+    gpus: float = 0
+
+
 ConfigStore.instance().store("members", MembersConf, group="hydra/sweeper", provider="hyperfitting")
 ConfigStore.instance().store(
     "workers", WorkersConf, group="hydra/launcher", provider="hyperfitting"
 )
+for _name, _conf in (("slurm", SlurmConf), ("ray", RayConf)):
+    ConfigStore.instance().store(_name, _conf, group="hydra/launcher", provider="hyperfitting")
 
 
 class MemberSweeper(Sweeper):
@@ -81,11 +130,8 @@ class MemberSweeper(Sweeper):
         sweeper.sweep(self.spec, self.hydra, arguments)
 
 
-class WorkersLauncher(Launcher):
-    """Runs members in processes of their own, which cannot take each other down."""
-
-    def __init__(self, workers: int = 1) -> None:
-        self.workers = workers
+class _Launcher(Launcher):
+    """Runs members; how each has ended is said in its folder."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -96,8 +142,49 @@ class WorkersLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run members; how each ended is said in its folder."""
+        """Run members, and return when they have ended."""
+        self.run(job_overrides, initial_job_idx)
+        return []
+
+    def run(self, jobs: Sequence[Sequence[str]], first: int) -> None:
+        """Run members of these overrides; ``first`` is the number of the first."""
+        raise NotImplementedError
+
+
+class WorkersLauncher(_Launcher):
+    """Runs members in processes of their own, which cannot take each other down."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
+
+    def run(self, jobs: Sequence[Sequence[str]], first: int) -> None:
+        """Run members one after the other, or some at once."""
         from hyperfitting.sweep import workers
 
-        workers.run(self.workers, self.hydra, job_overrides, initial_job_idx)
-        return []
+        workers.run(self.workers, self.hydra, jobs, first)
+
+
+class SlurmLauncher(_Launcher):
+    """Runs members as jobs of SLURM."""
+
+    def __init__(self, **conf: Any) -> None:
+        self.conf = SlurmConf(**conf)
+
+    def run(self, jobs: Sequence[Sequence[str]], first: int) -> None:
+        """Submit members."""
+        from hyperfitting.sweep import clusters
+
+        clusters.run_on_slurm(self.conf, self.hydra, jobs, first)
+
+
+class RayLauncher(_Launcher):
+    """Runs members as tasks of Ray."""
+
+    def __init__(self, **conf: Any) -> None:
+        self.conf = RayConf(**conf)
+
+    def run(self, jobs: Sequence[Sequence[str]], first: int) -> None:
+        """Have Ray run members."""
+        from hyperfitting.sweep import clusters
+
+        clusters.run_on_ray(self.conf, self.hydra, jobs, first)

@@ -351,6 +351,13 @@ def load(base: BaseModel, crew: Crew = ALONE, spread: bool = False) -> transform
             value=folder,
             valid="a decoder-only (causal) language model",
         )
+    if spread and importlib.util.find_spec("accelerate") is None:
+        raise UserError(
+            "needs the package accelerate, which is not installed",
+            field="hardware.spread",
+            value=spread,
+            hint="pip install 'hyperfitting[embedded]'",
+        )
     where: dict[str, Any] = {"device_map": "auto"} if spread else {}
     if crew.size > 1:
         where = {"distributed_config": _shards(config, crew)}

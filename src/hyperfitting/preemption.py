@@ -1,7 +1,7 @@
 """To be told to end, and end well: a cluster wants the machine back, and says so by a signal.
 
-On SIGTERM or SIGUSR1 a training ends after the update that it is at, with a checkpoint; what is
-not trained ends at once. A second signal does not wait. The same command goes on.
+On SIGTERM, SIGUSR1 or SIGUSR2 a training ends after the update that it is at, with a checkpoint;
+what is not training ends at once. A second signal does not wait. The same command goes on.
 """
 
 import signal
@@ -9,8 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+Handlers = dict[int, Any]
 
 
 class Preempted(BaseException):
@@ -25,11 +27,23 @@ _waits = False
 _asked: int | None = None
 
 
-def listen() -> None:
-    """From now on, signals end this process as said above."""
-    if threading.current_thread() is threading.main_thread():
-        for signum in SIGNALS:
-            signal.signal(signum, _told)
+def listen() -> Handlers:
+    """Have signals end this process as said above; return what was to be done before."""
+    global _asked  # noqa: PLW0603 - a process may run one member after the other
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    _asked = None
+    return {signum: signal.signal(signum, _told) for signum in SIGNALS}
+
+
+def hand_over(before: Handlers) -> None:
+    """Do what was to be done, before `listen`, when the machine is wanted back.
+
+    (A launcher that begins jobs again has asked for SIGUSR2, and does it there.)
+    """
+    handler = before.get(signal.SIGUSR2)
+    if callable(handler):
+        handler(signal.SIGUSR2, None)
 
 
 def ignore() -> None:

@@ -90,6 +90,17 @@ class Folder:
         with suppress(OSError):
             write_json(self.path / STATUS, asdict(status) | {"said": time.time()})
 
+    def give_up(self, times: int) -> None:
+        """Say that it has failed, because its process has died so many times."""
+        status = self.status()
+        status.kind = "failed"
+        status.reason = (
+            f"its process died {times} times, last while {status.task or 'beginning'}\n"
+            "  try:   if it took too much memory: a lower hardware.micro_batch_size, "
+            "tuning=late_stage, fewer members at once"
+        )
+        self.say(status)
+
     def is_held(self) -> bool:
         """Return whether a process runs it now."""
         if not (self.path / _LOCK).exists():

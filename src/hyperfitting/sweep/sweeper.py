@@ -193,6 +193,7 @@ def _set_outdated_aside(whole: Sweep, console: Console) -> None:
 
 def _run_all(whole: Sweep, todo: Sequence[Member], hydra: Hydra) -> None:
     """Run members until each has finished or failed, by us or by another launcher."""
+    launched: Counter[str] = Counter()
 
     def unfinished(of: Sequence[Member]) -> list[Member]:
         return [m for m in of if whole.place(m).status().kind not in ("finished", "failed")]
@@ -202,10 +203,13 @@ def _run_all(whole: Sweep, todo: Sequence[Member], hydra: Hydra) -> None:
             hydra_context=hydra.context, task_function=hydra.task, config=hydra.config
         )
         launcher.launch([whole.overrides[m.name] for m in todo], initial_job_idx=0)
-        before, todo = todo, unfinished(todo)
-        if todo == before and not any(whole.place(m).is_held() for m in todo):
-            names = ", ".join(m.name for m in todo)
-            raise UserError(f"the launcher has ended, and these members have not begun: {names}")
+        launched.update(m.name for m in todo)
+        todo = unfinished(todo)
+        for member in todo:  # the launcher has ended, and they have not: their processes died
+            place = whole.place(member)
+            if launched[member.name] >= hydra.config.hydra.sweeper.attempts and not place.is_held():
+                place.give_up(launched[member.name])
+        todo = unfinished(todo)
         while todo and all(whole.place(m).is_held() for m in todo):
             time.sleep(_LOOK)
             todo = unfinished(todo)

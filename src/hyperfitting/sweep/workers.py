@@ -28,9 +28,7 @@ from hyperfitting.preemption import Preempted
 from hyperfitting.sweep.state import Folder
 
 LOG = "workers.log"
-ATTEMPTS = 3
-"""How often a member is begun whose process was killed."""
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass
@@ -78,10 +76,10 @@ def run(workers: int, hydra: Hydra, jobs: Sequence[Sequence[str]], first: int = 
                 if _has_answered(worker):
                     continue
                 killed[job] += 1
-                if killed[job] < ATTEMPTS:
+                if killed[job] < hydra.config.hydra.sweeper.attempts:
                     waiting.insert(0, job)
                 else:
-                    _give_up(hydra, jobs[job], worker.process.exitcode)
+                    _folder(hydra, jobs[job]).give_up(killed[job])
                 running[number] = _begin(sent, count)
 
 
@@ -131,7 +129,7 @@ def _threads(n: int | None) -> Iterator[None]:
 
     The libraries read these variables when they are loaded: later would be too late for some.
     """
-    new = [] if n is None else [name for name in _THREADS if name not in os.environ]
+    new = [] if n is None else [name for name in THREADS if name not in os.environ]
     os.environ.update(dict.fromkeys(new, str(n)))
     try:
         yield
@@ -190,15 +188,6 @@ def run_member(hydra: Hydra, number: int, overrides: Sequence[str]) -> None:
     )
 
 
-def _give_up(hydra: Hydra, overrides: Sequence[str], code: int | None) -> None:
-    """Say that a member's process was killed again and again."""
+def _folder(hydra: Hydra, overrides: Sequence[str]) -> Folder:
     loaded = load(hydra, 0, overrides)
-    folder = Folder(Path(loaded.hydra.sweep.dir) / loaded.hydra.sweep.subdir)
-    status = folder.status()
-    status.kind = "failed"
-    status.reason = (
-        f"its process was killed {ATTEMPTS} times (exit status {code}), last while {status.task}\n"
-        "  try:   if it took too much memory: a lower hardware.micro_batch_size, "
-        "tuning=late_stage, fewer hydra.launcher.workers"
-    )
-    folder.say(status)
+    return Folder(Path(loaded.hydra.sweep.dir) / loaded.hydra.sweep.subdir)
