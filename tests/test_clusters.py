@@ -21,6 +21,7 @@ EIGHT = [
 ENGINES = {
     "slurm": ["hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.launcher.gpus=0"],
     "ray": ["hydra/launcher=ray"],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }
 
 

@@ -12,12 +12,19 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
-from hyperfitting.config import HardwareConfig, RunConfig
-from hyperfitting.distributed import ALONE, Crew, ranks
+from hyperfitting import models
+from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.decoding.likelihood import measure
+from hyperfitting.distributed import ALONE, Crew, in_one_place, ranks
 from hyperfitting.errors import UserError
+from hyperfitting.models import BaseModel, ModelState
 from hyperfitting.pipeline import Pipeline
+from hyperfitting.store import Store
 from hyperfitting.training.checkpoint import Checkpoint, Progress
 from tests.conftest import Compose, below, command, environment, hyperfit
 
@@ -163,6 +170,22 @@ def test_after_any_death_the_training_goes_on_in_any_number_of_processes(tmp_pat
 
 
 @pytest.mark.distributed
+def test_in_as_many_processes_a_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    assert hyperfit(whole, *LONG, "hardware.ranks=2").returncode == 0
+    process = begun(cut, 2)
+    process.send_signal(signal.SIGTERM)  # in the middle of an epoch, most likely
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "told to end" in told and "Traceback" not in told
+    assert hyperfit(cut, *LONG, "hardware.ranks=2").returncode == 0
+    for name in ("history.json", "last.safetensors", "best_val.safetensors"):
+        found, expected = (below(folder, f"tuned/*/{name}")[0] for folder in (cut, whole))
+        assert found.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.distributed
 def test_torchrun_starts_the_same(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     ended = subprocess.run(
@@ -178,6 +201,51 @@ def test_torchrun_starts_the_same(tmp_path: Path) -> None:
         for store in ("one-store", "two-store")
     )
     assert two_loss == pytest.approx(one_loss, rel=1e-3)
+
+
+def test_torchrun_is_for_one_member(tmp_path: Path) -> None:
+    ended = hyperfit(tmp_path, "-m", "preset=debug", "seed=0,1", WORLD_SIZE="2", RANK="0")
+    assert ended.returncode == 1
+    assert "torchrun starts processes for one member" in ended.stderr
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_model_spread_over_devices_is_the_same(
+    compose: Compose, store: Store, tuning: str
+) -> None:
+    """Here there is one device, so that accelerate has nowhere else to place it."""
+    cfg = compose(*SHAPE, *TUNINGS[tuning])
+    cfg.store = str(store.folder)
+    line = Pipeline.of(cfg, torch.device("cpu"))
+    state = ModelState(line.base, line.tuned)
+    tokens = torch.arange(20).view(2, 10)
+    spread = state.load(torch.device("cpu"), spread=True)
+    with torch.inference_mode():
+        expected = state.load(torch.device("cpu"))(input_ids=tokens).logits
+        assert torch.equal(spread(input_ids=tokens).logits, expected)
+
+
+def test_texts_are_read_and_continued_where_blocks_lie_in_other_places(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    """The other place is the disk here, where accelerate fetches a block's weights from."""
+    texts = np.random.default_rng(0).integers(0, 256, (5, 12), dtype=np.int32)
+    greedy = DecodeConfig(name="greedy", seed=0)
+
+    def done(model: PreTrainedModel) -> tuple[Any, Any]:
+        return measure(model, texts, 2), continue_texts(model, texts, 30, greedy).tokens
+
+    expected, expected_tokens = done(models.load(base).eval())
+    model = models.load(base).eval()
+    names = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"]
+    places = dict.fromkeys([*names, "model.layers.0", "model.layers.2"], "cpu")
+    places["model.layers.1"] = "disk"
+    spread = dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path)
+    assert not in_one_place(spread)
+    found, tokens = done(spread)
+    assert tokens == expected_tokens
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5)
 
 
 def test_shares_are_all_rows_and_of_one_length() -> None:

@@ -128,6 +128,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def in_one_place(model: nn.Module) -> bool:
+    """Return whether a model is neither in shards nor spread over devices."""
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    return len(places) < 2 and not isinstance(next(model.parameters()), DTensor)
+
+
 def gather_anew(model: nn.Module) -> None:
     """Forget what a pass has brought together of a model's shards: they are about to change."""
     for module in model.modules():

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -27,6 +26,7 @@ from hyperfitting.decoding.constraints import forbid_repeated_ngrams, penalise_r
 from hyperfitting.decoding.packed import packed
 from hyperfitting.decoding.recorded import RecordedStep, static_cache_for
 from hyperfitting.decoding.sampling import sample, streams
+from hyperfitting.distributed import in_one_place
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.distribution import CHOICE_MEASURES, choice_measures
 from hyperfitting.progress import Advance
@@ -141,12 +141,6 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     return [i for i in ids if 0 <= i < model.config.vocab_size]
 
 
-def _is_in_one_place(model: PreTrainedModel) -> bool:
-    """Return whether a model is neither in shards nor spread over devices."""
-    places = set((getattr(model, "hf_device_map", None) or {}).values())
-    return len(places) < 2 and not isinstance(next(model.parameters()), DTensor)
-
-
 def _until(tokens: list[int], eos: list[int]) -> list[int]:
     ends = [i for i, token in enumerate(tokens) if token in eos]
     return tokens[: ends[0]] if ends else tokens
@@ -224,7 +218,7 @@ class _Decoder:
             return self._beam(given, new_tokens)
         if self._decode.strategy == "contrastive":
             return self._contrastive(given, new_tokens)
-        if device.type in _RECORDED and _is_in_one_place(self._model):
+        if device.type in _RECORDED and in_one_place(self._model):
             static = static_cache_for(self._model, contexts.shape[1] + new_tokens)
             if static is not None:
                 self._cache, self._step = static, RecordedStep(self._model, static, self._options)

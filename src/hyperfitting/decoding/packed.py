@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -24,6 +23,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.pytorch_utils import Conv1D
 
 from hyperfitting import memory
+from hyperfitting.distributed import in_one_place
 from hyperfitting.forwards import running
 from hyperfitting.products import library
 
@@ -65,7 +65,7 @@ def _possible(model: PreTrainedModel) -> bool:
         model.device.type == "cpu"
         and model.dtype == torch.float32
         and library() is not None
-        and not any(isinstance(p, DTensor) for p in model.parameters())
+        and in_one_place(model)
         and size < memory.free(model.device) / 2
     )
 

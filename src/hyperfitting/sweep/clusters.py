@@ -142,6 +142,7 @@ def run_on_ray(conf: RayConf, hydra: Hydra, jobs: Sequence[Sequence[str]], first
     _needs("ray", "ray")
     import ray
 
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells nobody
     threads = {name: os.environ[name] for name in workers.THREADS if name in os.environ}
     try:
         ray.init(

@@ -4,6 +4,8 @@ The same command finds the same folder. Members that have finished are left alon
 those that another launcher of the same sweep runs at the moment are waited for.
 """
 
+import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -25,6 +27,8 @@ from hyperfitting.store import write_json
 from hyperfitting.sweep import view, workers
 from hyperfitting.sweep.members import Member, axes_of, choose_scale, members, sweep_name
 from hyperfitting.sweep.state import SPEC, SPEC_VERSION, Folder
+
+log = logging.getLogger(__name__)
 
 _LOOK = 1.0
 """Seconds between two looks at members that another launcher runs."""
@@ -70,6 +74,12 @@ def sweep(spec: MembersConf, hydra: Hydra, arguments: list[str]) -> None:
     """
     console = Console() if sys.stdout.isatty() else Console(width=110)
     config = hydra.config
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "torchrun starts processes for one member, and this is a sweep",
+            hint="without torchrun: hardware=fsdp uses all GPUs of a machine for each member, and "
+            "hydra/launcher=slurm gives each member a machine",
+        )
     whole = _composed(spec, hydra, arguments)
     finished = whole.finished()
     if config.plan:
@@ -202,7 +212,10 @@ def _run_all(whole: Sweep, todo: Sequence[Member], hydra: Hydra) -> None:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra.context, task_function=hydra.task, config=hydra.config
         )
-        launcher.launch([whole.overrides[m.name] for m in todo], initial_job_idx=0)
+        try:
+            launcher.launch([whole.overrides[m.name] for m in todo], initial_job_idx=0)
+        except (RuntimeError, OSError) as error:  # of an engine that gives up when one member dies
+            log.warning("the launcher has ended: %s: %s", type(error).__name__, error)
         launched.update(m.name for m in todo)
         todo = unfinished(todo)
         for member in todo:  # the launcher has ended, and they have not: their processes died
