@@ -24,6 +24,7 @@ from rich.table import Table
 from hyperfitting import costs, distributed, footprint, models
 from hyperfitting.config import HardwareConfig, RunConfig
 from hyperfitting.errors import UserError
+from hyperfitting.footprint import Footprint
 from hyperfitting.models import BaseModel
 from hyperfitting.pipeline import Pipeline
 from hyperfitting.reporting.numbers import duration
@@ -137,6 +138,8 @@ class Item:
     """Bytes there are for each process."""
     fits_with: str = ""
     """If it does not fit: overrides with which it would; none are known if it is empty."""
+    training: Footprint | None = None
+    """What the memory is made of while it trains."""
 
     @property
     def todo(self) -> str:
@@ -195,13 +198,16 @@ def _item(name: str, cfg: RunConfig, speed: Speeds, seen: set[str]) -> Item:
         makes[artefact.kind] = makes.get(artefact.kind, 0) + 1
         seconds += speed.seconds(artefact)
     trains = "tuned" in makes
-    place = Place.of(cfg.hardware)
+    place, store = Place.of(cfg.hardware), Store(cfg.store, cfg.fetch_from)
     memory = _memory(cfg, line.base, place.kind, trains)
     fits_with = ""
     if memory > place.memory:
         fits_with = _remedy(cfg, line.base, trains)
-    disk = costs.disk(cfg, line.base.size(Store(cfg.store, cfg.fetch_from))) if trains else 0.0
-    return Item(name, False, makes, seconds, memory, disk, place.memory, fits_with)
+    disk, training = 0.0, None
+    if trains:
+        disk = costs.disk(cfg, line.base.size(store))
+        training = footprint.footprint(cfg, line.base, store, place.kind)
+    return Item(name, False, makes, seconds, memory, disk, place.memory, fits_with, training)
 
 
 def _memory(cfg: RunConfig, base: BaseModel, kind: str, trains: bool) -> float:
@@ -268,6 +274,10 @@ def table(plan: Plan) -> Table:
 def show(plan: Plan, console: Console) -> None:
     """Print a plan, and which of its members do not fit into memory."""
     console.print(table(plan))
+    parts = [item.training for item in plan.items]
+    if len(parts) == 1 and parts[0] is not None:
+        said = ", ".join(f"{name} {decimal(int(n))}" for name, n in vars(parts[0]).items() if n)
+        console.print(f"training: {said}", highlight=False, soft_wrap=True)
     for line in _too_large(plan):
         console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hyperfitting import distributed, failures, models, preemption
 from hyperfitting.config import RunConfig, from_plain
 from hyperfitting.data.corpus import load_corpus
@@ -50,6 +52,7 @@ def main() -> None:
     try:
         while (word := crew.hear()) is not None:
             help_with(word, crew)
+            torch.cuda.empty_cache()  # rank 0 may evaluate on this GPU next
     except Exception as error:
         sys.exit(f"rank {crew.rank}: {failures.explain(error, None)}")
 
