@@ -16,10 +16,9 @@ from hyperfitting import models, parameters
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
 from hyperfitting.models import BaseModel, ModelState
-from hyperfitting.progress import silent
+from hyperfitting.progress import Row, silent
 from hyperfitting.store import Store
 from hyperfitting.training import compiled, loop, loss, trunk
-from hyperfitting.training.checkpoint import Row
 from hyperfitting.training.loss import NextTokenLoss, summed_loss
 from hyperfitting.training.trunk import KeptIn
 from tests.conftest import ARCHITECTURES, tiny_model

@@ -17,10 +17,9 @@ from hyperfitting.config import RunConfig
 from hyperfitting.data.corpus import Corpus
 from hyperfitting.errors import UserError
 from hyperfitting.models import BaseModel
-from hyperfitting.progress import silent
+from hyperfitting.progress import Row, silent
 from hyperfitting.store import Store
 from hyperfitting.training import loop
-from hyperfitting.training.checkpoint import Row
 from hyperfitting.training.trunk import KeptIn
 from tests.conftest import Compose
 

@@ -33,8 +33,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from hyperfitting import failures
 from hyperfitting.config import HardwareConfig
@@ -125,17 +123,23 @@ ALONE = Crew()
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that may lie in shards; all processes must ask for it."""
+    from torch.distributed.tensor import DTensor  # takes a second to import
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def in_one_place(model: nn.Module) -> bool:
     """Return whether a model is neither in shards nor spread over devices."""
+    from torch.distributed.tensor import DTensor
+
     places = set((getattr(model, "hf_device_map", None) or {}).values())
     return len(places) < 2 and not isinstance(next(model.parameters()), DTensor)
 
 
 def gather_anew(model: nn.Module) -> None:
     """Forget what a pass has brought together of a model's shards: they are about to change."""
+    from torch.distributed.fsdp import FSDPModule
+
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

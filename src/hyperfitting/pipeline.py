@@ -14,9 +14,8 @@ from hyperfitting.config import RunConfig
 from hyperfitting.data import corpus, sources
 from hyperfitting.evaluation import Evaluator
 from hyperfitting.models import BaseModel
-from hyperfitting.progress import Progress, silent
+from hyperfitting.progress import Progress, Row, silent
 from hyperfitting.store import Artefact, Store
-from hyperfitting.training.checkpoint import Row
 from hyperfitting.training.tuned import tune
 
 

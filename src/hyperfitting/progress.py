@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+Row = dict[str, float]
+"""Numbers of one update, or of one epoch, of a training; see `history.json`."""
+
 
 class Advance(Protocol):
     """What a task is told as it gets on."""

@@ -9,10 +9,10 @@ from typing import Any
 from hyperfitting.config import RunConfig
 from hyperfitting.metrics.overlap import Overlap
 from hyperfitting.metrics.uncertainty import Estimate
+from hyperfitting.progress import Row
 from hyperfitting.results import SCHEMA_VERSION
 from hyperfitting.scoring import Compared, Slice, notes, per_text, slices
 from hyperfitting.store import Artefact, package_versions
-from hyperfitting.training.checkpoint import Row
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,8 @@ from hyperfitting.results import FILE_NAME, PAGE
 from hyperfitting.sweep.members import choose_scale
 
 if TYPE_CHECKING:
-    from hyperfitting.progress import Progress
+    from hyperfitting.progress import Progress, Row
     from hyperfitting.tracking import Tracker
-    from hyperfitting.training.checkpoint import Row
 
 log = logging.getLogger(__name__)
 

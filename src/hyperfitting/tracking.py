@@ -21,10 +21,10 @@ from typing import Any, Literal
 from hyperfitting import wandb_content
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
+from hyperfitting.progress import Row
 from hyperfitting.reporting.sweeps import SweepRecords
 from hyperfitting.results import FILE_NAME, PAGE
 from hyperfitting.store import digest
-from hyperfitting.training.checkpoint import Row
 from hyperfitting.wandb_content import artefact
 
 log = logging.getLogger(__name__)

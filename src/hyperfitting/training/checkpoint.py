@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from hyperfitting.distributed import ALONE, Crew
 from hyperfitting.errors import UserError
+from hyperfitting.progress import Row
 from hyperfitting.store import replacing
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ _PATIENCE = 20.0
 """Seconds of training for each second of writing."""
 _NAME = re.compile(r"checkpoint-(\d+)\.(\d+)-of-(\d+)\.pt")
 """Updates done, rank, and number of processes."""
-Row = dict[str, float]
 
 
 @dataclass

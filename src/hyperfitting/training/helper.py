@@ -14,9 +14,8 @@ from hyperfitting.data.corpus import load_corpus
 from hyperfitting.distributed import Crew
 from hyperfitting.errors import UserError
 from hyperfitting.pipeline import Pipeline
-from hyperfitting.progress import silent
+from hyperfitting.progress import Row, silent
 from hyperfitting.store import Store
-from hyperfitting.training.checkpoint import Row
 from hyperfitting.training.loop import train
 from hyperfitting.training.trunk import KeptIn
 

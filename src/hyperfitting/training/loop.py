@@ -35,10 +35,10 @@ from hyperfitting.errors import UserError
 from hyperfitting.forwards import running
 from hyperfitting.metrics.diversity import rep_n, ttr
 from hyperfitting.models import BaseModel
-from hyperfitting.progress import Advance
+from hyperfitting.progress import Advance, Row
 from hyperfitting.progress import Progress as ShowProgress
 from hyperfitting.store import replacing, write_json
-from hyperfitting.training.checkpoint import Checkpoint, Progress, Row
+from hyperfitting.training.checkpoint import Checkpoint, Progress
 from hyperfitting.training.compiled import COMPILER_ERRORS, Compiled, pays
 from hyperfitting.training.loss import NextTokenLoss
 from hyperfitting.training.trunk import KeptIn, Trunk, check_room, trunk_of

@@ -8,9 +8,8 @@ from hyperfitting import costs
 from hyperfitting.config import RunConfig
 from hyperfitting.data.corpus import load_corpus
 from hyperfitting.models import BaseModel
-from hyperfitting.progress import Progress
+from hyperfitting.progress import Progress, Row
 from hyperfitting.store import Artefact, Store
-from hyperfitting.training.checkpoint import Row
 
 VERSION = 3
 
