@@ -14,7 +14,7 @@ from hyperfitting import models
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.progress import silent
 from hyperfitting.store import Store
-from hyperfitting.training.loop import Learner
+from hyperfitting.training.learner import Learner
 from hyperfitting.training.trunk import KeptIn, trunk_of
 
 SEQUENCES, LENGTH, NEW = 8, 256, 32

@@ -18,7 +18,7 @@ from hyperfitting.data import packaged
 from hyperfitting.data.corpus import Tokenizer
 from hyperfitting.progress import silent
 from hyperfitting.store import Store
-from hyperfitting.training.loop import Learner
+from hyperfitting.training.learner import Learner
 from hyperfitting.training.trunk import KeptIn, trunk_of
 
 SHAPES = ((8, 128), (8, 256))

@@ -19,6 +19,7 @@ from hyperfitting.models import BaseModel, ModelState
 from hyperfitting.progress import Row, silent
 from hyperfitting.store import Store
 from hyperfitting.training import compiled, loop, loss, trunk
+from hyperfitting.training.learner import Learner, Rows
 from hyperfitting.training.loss import NextTokenLoss, summed_loss
 from hyperfitting.training.trunk import KeptIn
 from tests.conftest import ARCHITECTURES, tiny_model
@@ -259,14 +260,14 @@ def test_out_of_memory_halves_the_micro_batch_and_the_update_is_taken_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     expected, _ = train(cfg, base, tmp_path / "a")
-    real = loop.Learner._update
+    real = Learner._update
 
-    def small(self: loop.Learner, tokens: torch.Tensor, rows: loop.Rows) -> float:
+    def small(self: Learner, tokens: torch.Tensor, rows: Rows) -> float:
         if self.micro_batch_size > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, tokens, rows)
 
-    monkeypatch.setattr(loop.Learner, "_update", small)
+    monkeypatch.setattr(Learner, "_update", small)
     rows, _ = train(cfg, base, tmp_path / "b")
     np.testing.assert_allclose(losses(rows), losses(expected), rtol=1e-4)
     assert "micro_batch_size=1" in caplog.text
@@ -281,7 +282,7 @@ def test_a_killed_cache_is_made_again_whole(
     cfg: RunConfig, base: BaseModel, kept_in: KeptIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late(cfg).hardware.evaluation_batch_size = 2
-    learner = loop.Learner.new(cfg, base)
+    learner = Learner.new(cfg, base)
     real, taken = trunk._activations, 0
 
     def dies(model: Any, depth: int, tokens: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from hyperfitting import models
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
 from hyperfitting.models import BaseModel
-from hyperfitting.training import loop
+from hyperfitting.training.learner import Learner, build_optimizer
 from tests.conftest import Compose, tiny_model
 from tests.test_training import cfg, train
 
@@ -89,7 +89,7 @@ def test_a_low_memory_training_hyperfits_and_resumes_bit_identical(
     rows, weights = train(cfg, halved, tmp_path / "whole")
     means = [row["train/loss"] for row in rows if "epoch" in row]
     assert means[-1] < means[0] - 0.5
-    real, taken = loop.Learner.update, 0
+    real, taken = Learner.update, 0
 
     def dies(*arguments: Any) -> float:
         nonlocal taken
@@ -98,10 +98,10 @@ def test_a_low_memory_training_hyperfits_and_resumes_bit_identical(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(loop.Learner, "update", dies)
+    monkeypatch.setattr(Learner, "update", dies)
     with pytest.raises(KeyboardInterrupt):
         train(cfg, halved, tmp_path / "cut")
-    monkeypatch.setattr(loop.Learner, "update", real)
+    monkeypatch.setattr(Learner, "update", real)
     again, found = train(cfg, halved, tmp_path / "cut")
     assert again == rows
     assert all(torch.equal(found[name], weights[name]) for name in weights)
@@ -113,7 +113,7 @@ def test_without_the_package_it_is_said(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"(?s)optimizer=torchao.*hyperfitting\[low-memory\]"):
-        loop.build_optimizer(compose("optimizer=adam_8bit").optimizer, [])
+        build_optimizer(compose("optimizer=adam_8bit").optimizer, [])
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_bytes_a_parameter_are_those_of_the_table(
     """The table in docs/speed.md: weights, gradient and state."""
     weight = torch.nn.Parameter(torch.zeros(256, 512, dtype=dtype))
     weight.grad = torch.ones_like(weight)
-    made = loop.build_optimizer(compose(f"optimizer={optimizer}").optimizer, [weight])
+    made = build_optimizer(compose(f"optimizer={optimizer}").optimizer, [weight])
     made.step()
     parts = [weight, weight.grad]
     for state in made.state[weight].values():

@@ -15,7 +15,7 @@ import torch
 
 from hyperfitting import preemption
 from hyperfitting.config import RunConfig
-from hyperfitting.training import loop
+from hyperfitting.training.learner import Learner
 from tests.conftest import below, command, environment, hyperfit, tiny_model
 from tests.test_sweep import numbers
 from tests.test_training import cfg, train
@@ -44,7 +44,7 @@ def test_a_training_told_to_end_at_any_update_goes_on_to_the_same_bits(
     base = tiny_model(tmp_path / "model", "gpt2")  # it has dropout of its own
     cfg.trainer = replace(cfg.trainer, dropout=dropout)
     expected_rows, expected = train(cfg, base, tmp_path / "whole")
-    real, taken = loop.Learner.update, 0
+    real, taken = Learner.update, 0
 
     def told(*arguments: Any) -> float:
         nonlocal taken
@@ -53,7 +53,7 @@ def test_a_training_told_to_end_at_any_update_goes_on_to_the_same_bits(
             os.kill(os.getpid(), signal.SIGUSR1)
         return real(*arguments)
 
-    monkeypatch.setattr(loop.Learner, "update", told)
+    monkeypatch.setattr(Learner, "update", told)
     with pytest.raises(preemption.Preempted, match="SIGUSR1"):
         train(cfg, base, tmp_path / "cut")
     assert taken == update

@@ -261,12 +261,12 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     code = f"""
 import resource, sys
 import torch, transformers
-from hyperfitting.training import loop
+from hyperfitting.training.learner import Learner
 def update(*a):
     used = int(open("/proc/self/statm").read().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
     return torch.zeros(1 << 30).sum().item()  # a real allocation that really fails
-loop.Learner.update = update
+Learner.update = update
 sys.argv = ["hyperfit", *{DEBUG!r}]
 from hyperfitting.run import main
 main()

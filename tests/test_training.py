@@ -20,6 +20,7 @@ from hyperfitting.models import BaseModel
 from hyperfitting.progress import Row, silent
 from hyperfitting.store import Store
 from hyperfitting.training import loop
+from hyperfitting.training.learner import Learner
 from hyperfitting.training.trunk import KeptIn
 from tests.conftest import Compose
 
@@ -174,7 +175,7 @@ def test_a_resumed_training_ends_bit_identical(
 ) -> None:
     cfg.trainer.dropout = True
     expected_rows, expected = train(cfg, base, tmp_path / "whole")
-    real_update, taken = loop.Learner.update, 0
+    real_update, taken = Learner.update, 0
 
     def dies(*arguments: Any) -> float:
         nonlocal taken
@@ -183,10 +184,10 @@ def test_a_resumed_training_ends_bit_identical(
             raise KeyboardInterrupt
         return real_update(*arguments)
 
-    monkeypatch.setattr(loop.Learner, "update", dies)
+    monkeypatch.setattr(Learner, "update", dies)
     with pytest.raises(KeyboardInterrupt):
         train(cfg, base, tmp_path / "cut")
-    monkeypatch.setattr(loop.Learner, "update", real_update)
+    monkeypatch.setattr(Learner, "update", real_update)
     best, kept = sorted(p.name for p in (tmp_path / "cut").iterdir())
     assert best == "best_val.safetensors"
     assert re.fullmatch(r"checkpoint-[36]\.0-of-1\.pt", kept)  # one that took long is rarer
@@ -210,14 +211,14 @@ def test_a_damaged_checkpoint_is_said_and_training_starts_anew(
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
     cfg: RunConfig, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_update, taken = loop.Learner.update, 0
+    real_update, taken = Learner.update, 0
 
     def diverges(*arguments: Any) -> float:
         nonlocal taken
         taken += 1
         return math.nan if taken == 5 else real_update(*arguments)
 
-    monkeypatch.setattr(loop.Learner, "update", diverges)
+    monkeypatch.setattr(Learner, "update", diverges)
     with pytest.raises(
         UserError, match=r"(?s)epoch 2, update 5: .*nan; an earlier state is kept.*optimizer\.lr"
     ):

@@ -163,7 +163,7 @@ def state_of(optimizer: dict[str, Any], dtype: str, store: Store) -> Artefact:
     def make(work: Path) -> None:
         import torch
 
-        from hyperfitting.training.loop import build_optimizer
+        from hyperfitting.training.learner import build_optimizer
 
         weight = torch.nn.Parameter(torch.zeros(64, 512, dtype=getattr(torch, dtype)))
         weight.grad = torch.ones_like(weight)

@@ -5,188 +5,39 @@ held-out sequences: loss, entropy, and the type-token ratio of greedy continuati
 Carlsson et al.). Knows nothing of texts, tables, W&B or the terminal.
 """
 
-import importlib.util
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from hyperfitting import costs, models, parameters, preemption, products
+from hyperfitting import preemption
 from hyperfitting.config import DecodeConfig, HardwareConfig, RunConfig, TrainerConfig
 from hyperfitting.data.corpus import Corpus
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.decoding.likelihood import measure
-from hyperfitting.distributed import ALONE, Crew, gather_anew, whole
+from hyperfitting.distributed import ALONE, Crew, whole
 from hyperfitting.errors import UserError
-from hyperfitting.forwards import running
 from hyperfitting.metrics.diversity import rep_n, ttr
 from hyperfitting.models import BaseModel
 from hyperfitting.progress import Advance, Row
 from hyperfitting.progress import Progress as ShowProgress
 from hyperfitting.store import replacing, write_json
 from hyperfitting.training.checkpoint import Checkpoint, Progress
-from hyperfitting.training.compiled import COMPILER_ERRORS, Compiled, pays
-from hyperfitting.training.loss import NextTokenLoss
-from hyperfitting.training.trunk import KeptIn, Trunk, check_room, trunk_of
+from hyperfitting.training.learner import Learner, Rows
+from hyperfitting.training.trunk import KeptIn, check_room, trunk_of
 
-Rows = NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 
 _ROWS_TOGETHER = 32
 """Texts that each of several processes continues at once."""
-
-
-@dataclass
-class Learner:
-    """A model with the optimizer of its trained parameters."""
-
-    model: PreTrainedModel
-    trained: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    trainer: TrainerConfig
-    micro_batch_size: int
-    compiled: Compiled
-    loss: NextTokenLoss
-    crew: Crew
-    linear: Mapping[nn.Module, Callable[[Tensor], Tensor]]
-    trunk: Trunk | None = None
-
-    @classmethod
-    def new(cls, cfg: RunConfig, base: BaseModel, crew: Crew = ALONE) -> "Learner":
-        """Return the original model, ready to be tuned. Its trunk, if any, is not replaced yet.
-
-        Of several processes each has its shards of it.
-
-        Raises:
-            UserError: the model, the tuning or the optimizer cannot be had as asked.
-        """
-        device = models.device(cfg.hardware)
-        model = models.load(base, crew)
-        trained = parameters.select_trainable(model, cfg.tuning, cfg.trainer.seed)
-        if not cfg.trainer.dropout:
-            parameters.no_dropout(model)
-        if crew.size == 1:
-            model.to(device)
-        if cfg.hardware.activation_checkpointing:
-            model.activation_checkpointing_enable()
-        return cls(
-            model,
-            trained,
-            build_optimizer(cfg.optimizer, list(trained.values())),
-            torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "float16"),
-            cfg.trainer,
-            costs.rows_in_a_pass(cfg, device.type),
-            Compiled(model, on=pays(cfg, device, trained.values())),
-            NextTokenLoss(model),
-            crew,
-            products.of(model, cfg.trainer.precision),
-        )
-
-    def update(self, tokens: Tensor, rows: Rows) -> float:
-        """Take one step and return its mean next-token loss in nats.
-
-        Args:
-            tokens: (B, T) sequences.
-            rows: (B,) where they stand among the training sequences.
-        """
-        tokens = tokens.to(self.model.device)
-        while True:
-            try:
-                with running(self.linear), self.compiled.used():
-                    return self._update(tokens, rows)
-            except torch.OutOfMemoryError:
-                if self.micro_batch_size == 1 or self.crew.size > 1:  # the others are further on
-                    raise
-                self.micro_batch_size = math.ceil(min(self.micro_batch_size, len(tokens)) / 2)
-                log.warning(
-                    "out of GPU memory: going on with hardware.micro_batch_size=%d",
-                    self.micro_batch_size,
-                )
-            except COMPILER_ERRORS as error:
-                if not self.compiled.on:
-                    raise
-                self.compiled.on = False
-                log.warning("torch cannot compile this model here (%s): it runs as it is", error)
-
-    def _update(self, tokens: Tensor, rows: Rows) -> float:
-        self.optimizer.zero_grad(set_to_none=True)
-        predicted = tokens[:, 1:].numel()
-        total = torch.zeros((), device=tokens.device)
-        mine, counted = self.crew.share(np.arange(len(tokens)))
-        for start in range(0, len(mine), self.micro_batch_size):
-            part = mine[start : start + self.micro_batch_size]  # (b,)
-            with self._trunk_of(rows[part]):
-                with parameters.autocast(self.model, self.trainer.precision):
-                    loss = self.loss(tokens[part], max(0, counted - start)) / predicted
-                # FSDP takes the mean over processes; what is wanted is the sum
-                self.scaler.scale(loss * self.crew.size).backward()
-            total += loss.detach()
-        self._sum_gradients()
-        if self.trainer.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(list(self.trained.values()), self.trainer.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return float(self.crew.total(total))
-
-    def _sum_gradients(self) -> None:
-        """Do for parameters that every process has, as adapters are, what FSDP does for others."""
-        for parameter in self.trained.values():
-            if parameter.grad is not None and not isinstance(parameter, DTensor):
-                parameter.grad = self.crew.total(parameter.grad) / self.crew.size
-
-    def _trunk_of(self, rows: Rows) -> AbstractContextManager[None]:
-        if self.trunk is None:
-            return nullcontext()
-        return self.trunk.replaced(self.trunk.of(rows, next(self.model.parameters())))
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Return the trained parameters as they are now."""
-        return {name: p.detach() for name, p in self.trained.items()}
-
-    def state(self) -> dict[str, Any]:
-        """Return all that a resumed training needs of this one."""
-        return {
-            "parameters": self.parameters(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random": self._random(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Become what `state` was taken from."""
-        gather_anew(self.model)
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(state["parameters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"])
-
-    def _random(self) -> dict[str, Tensor]:
-        """Return where the random numbers are that dropout draws."""
-        found = {"cpu": torch.get_rng_state()}
-        if self.model.device.type == "cuda":
-            found["cuda"] = torch.cuda.get_rng_state()
-        return found
 
 
 def train(
@@ -412,35 +263,6 @@ def look(
         "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations.tolist()])),
         "gen/rep_2": float(np.mean([rep_n(tokens, 2) for tokens in continuations.tolist()])),
     }
-
-
-def build_optimizer(
-    config: dict[str, Any], parameters: list[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Return the optimizer that a config names.
-
-    Raises:
-        UserError: there is no such class, or it refuses its arguments.
-    """
-    package = str(config.get("_target_")).partition(".")[0]
-    if package == "torchao" and importlib.util.find_spec(package) is None:
-        raise UserError(
-            "needs the package torchao, which is not installed",
-            field="optimizer",
-            value=config["_target_"],
-            hint="pip install 'hyperfitting[low-memory]'",
-        )
-    try:
-        optimizer: torch.optim.Optimizer = instantiate(config, parameters, _convert_="all")
-    except (InstantiationException, TypeError, ValueError) as error:
-        cause = error.__cause__ or error
-        raise UserError(
-            f"cannot be built: {cause}",
-            field="optimizer",
-            value=config.get("_target_"),
-            hint="see conf/optimizer/adam.yaml for a class and its arguments",
-        ) from error
-    return optimizer
 
 
 def _save_parameters(path: Path, learner: Learner) -> None:
