@@ -3,6 +3,7 @@
 Hydra imports this at every start, so it imports nothing of ours before a sweep begins.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,9 +147,9 @@ class _Launcher(Launcher):
         self.run(job_overrides, initial_job_idx)
         return []
 
+    @abstractmethod
     def run(self, jobs: Sequence[Sequence[str]], first: int) -> None:
         """Run members of these overrides; ``first`` is the number of the first."""
-        raise NotImplementedError
 
 
 class WorkersLauncher(_Launcher):
