@@ -261,7 +261,8 @@ def test_shares_are_all_rows_and_of_one_length() -> None:
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert ranks(HardwareConfig(ranks=None)) == 2
-    assert ranks(HardwareConfig(ranks=5, device="cpu")) == 5
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+        ranks(HardwareConfig(ranks=2, device="cpu"))
     with pytest.raises(UserError, match=r"hardware\.ranks=3.*\n.*at most 2"):
         ranks(HardwareConfig(ranks=3))
 

@@ -159,11 +159,17 @@ def ranks(cfg: HardwareConfig) -> int:
     """Return how many processes train together.
 
     Raises:
-        UserError: there are GPUs, and fewer than that.
+        UserError: there are GPUs, and fewer than that, or they are not to be used.
     """
     if by_torchrun():
         return int(os.environ["WORLD_SIZE"])
-    gpus = torch.cuda.device_count() if cfg.device != "cpu" else 0
+    gpus = torch.cuda.device_count()
+    if gpus and cfg.device == "cpu" and cfg.ranks != 1:
+        raise UserError(
+            "several processes take the GPUs where there are any", field="hardware.ranks",
+            value=cfg.ranks, valid="1 with hardware.device=cpu",
+            hint="hide the GPUs: CUDA_VISIBLE_DEVICES= hyperfit …",
+        )  # fmt: skip
     if cfg.ranks is not None and 0 < gpus < cfg.ranks:
         raise UserError(
             "more than this machine has GPUs", field="hardware.ranks", value=cfg.ranks,
