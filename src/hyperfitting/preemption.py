@@ -42,7 +42,7 @@ def hand_over(before: Handlers) -> None:
     (A launcher that begins jobs again has asked for SIGUSR2, and does it there.)
     """
     handler = before.get(signal.SIGUSR2)
-    if callable(handler):
+    if callable(handler) and handler is not _told:
         handler(signal.SIGUSR2, None)
 
 
