@@ -73,6 +73,8 @@ def test_what_is_no_training_ends_at_once_and_a_second_signal_does_not_wait() ->
         os.kill(os.getpid(), signal.SIGTERM)
         assert preemption.asked() == signal.SIGTERM
         with pytest.raises(preemption.Preempted):
+            preemption.end_if_asked()
+        with pytest.raises(preemption.Preempted):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 

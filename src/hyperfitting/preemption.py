@@ -74,3 +74,13 @@ def waits() -> Iterator[None]:
 def asked() -> int | None:
     """Return the signal by which this process was told to end, if it was."""
     return _asked
+
+
+def end_if_asked() -> None:
+    """End now, if a signal has come that nobody has found.
+
+    Raises:
+        Preempted: one has.
+    """
+    if _asked is not None:
+        raise Preempted(_asked)

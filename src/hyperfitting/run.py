@@ -70,6 +70,7 @@ def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> d
         if not line.tuned.exists:
             line.evaluator.check(line.base)
         history = json.loads(line.tuned.file("history.json").read_text("utf-8"))
+        preemption.end_if_asked()  # as the training ended
         for row in history[len(told) :]:  # what was trained before, or by another process
             tracker.row(row)
     elif cfg.decode.citation_blocker.enabled:
