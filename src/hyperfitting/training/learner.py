@@ -121,7 +121,8 @@ class Learner:
                 # FSDP takes the mean over processes; what is wanted is the sum
                 self.scaler.scale(loss * self.crew.size).backward()
             total += loss.detach()
-        self._sum_gradients()
+        if self.crew.size > 1:
+            self._sum_gradients()
         if self.trainer.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(list(self.trained.values()), self.trainer.clip_norm)
