@@ -113,10 +113,10 @@ LONG = [
 ]  # fmt: skip
 
 
-def begun(folder: Path, n: int) -> subprocess.Popen[str]:
+def begun(folder: Path, n: int, *more: str) -> subprocess.Popen[str]:
     """Begin to train in ``n`` processes; return when they have a checkpoint."""
     process = subprocess.Popen(
-        command(*LONG, f"hardware.ranks={n}"), cwd=folder, env=environment(),
+        command(*LONG, *more, f"hardware.ranks={n}"), cwd=folder, env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 240
@@ -170,16 +170,33 @@ def test_after_any_death_the_training_goes_on_in_any_number_of_processes(tmp_pat
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("optimizer", ["adam_bf16", "adam_8bit"])
+def test_models_in_bfloat16_learn_as_in_one_process(
+    compose: Compose, tmp_path: Path, optimizer: str
+) -> None:
+    """To the noise of rounding stochastically, which is some 0.001 from one seed to another."""
+    low = ["model.dtype=bfloat16", f"optimizer={optimizer}", "optimizer.lr=3e-3"]
+    overrides = [*SHAPE, *low, "model.architecture.hidden_size=128", "trainer.epochs=4"]
+    expected, _ = trained(compose(*overrides), tmp_path / "one")
+    found, _ = trained(compose(*overrides, "hardware.ranks=2"), tmp_path / "many")
+    assert expected[-1]["train/loss"] < expected[0]["train/loss"] - 1
+    for row, one in zip(found, expected, strict=True):
+        assert row["train/loss"] == pytest.approx(one["train/loss"], abs=0.01)
+
+
+@pytest.mark.distributed
 def test_in_as_many_processes_a_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """With a state of 8 bits, whose tensors are of a kind of their own."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
-    assert hyperfit(whole, *LONG, "hardware.ranks=2").returncode == 0
-    process = begun(cut, 2)
+    low = ["model.dtype=bfloat16", "optimizer=adam_8bit", "model.architecture.hidden_size=128"]
+    assert hyperfit(whole, *LONG, *low, "hardware.ranks=2").returncode == 0
+    process = begun(cut, 2, *low)
     process.send_signal(signal.SIGTERM)  # in the middle of an epoch, most likely
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "told to end" in told and "Traceback" not in told
-    assert hyperfit(cut, *LONG, "hardware.ranks=2").returncode == 0
+    assert hyperfit(cut, *LONG, *low, "hardware.ranks=2").returncode == 0
     for name in ("history.json", "last.safetensors", "best_val.safetensors"):
         found, expected = (below(folder, f"tuned/*/{name}")[0] for folder in (cut, whole))
         assert found.read_bytes() == expected.read_bytes()

@@ -128,6 +128,13 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that is on this process, in the same memory."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def in_one_place(model: nn.Module) -> bool:
     """Return whether a model is neither in shards nor spread over devices."""
     from torch.distributed.tensor import DTensor

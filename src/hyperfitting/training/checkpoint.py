@@ -89,7 +89,8 @@ class Checkpoint:
         """Return the state that `save` was given, and its `progress`; none if none can be read.
 
         Args:
-            parameters: what is trained now, in its order; each process gets its rows of them.
+            parameters: what is trained now, in its order; each process gets its rows of them, and
+                of the optimizer's state of them.
 
         Raises:
             UserError: the optimizer's state cannot be shared out anew.
@@ -146,18 +147,8 @@ def _shared_out(
 
     def here(name: str, of: Sequence[Tensor]) -> Tensor:
         """Return the rows that are here now, from what each process had."""
-        like = parameters[name]
         pieces = [(*one["rows"][name], tensor) for one, tensor in zip(saved, of, strict=True)]
-        part = _cut(pieces, *_rows(like)[:2])
-        if not isinstance(like, DTensor):
-            return part
-        return DTensor.from_local(
-            part.to(like.to_local().device),
-            like.device_mesh,
-            like.placements,
-            shape=like.shape,
-            stride=like.stride(),
-        )
+        return _cut(pieces, *_rows(parameters[name])[:2])
 
     state: dict[int, dict[str, Any]] = {}
     for number, name in enumerate(parameters):

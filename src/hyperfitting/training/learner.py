@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from hyperfitting import costs, models, parameters, products
 from hyperfitting.config import RunConfig, TrainerConfig
-from hyperfitting.distributed import ALONE, Crew, gather_anew
+from hyperfitting.distributed import ALONE, Crew, gather_anew, local
 from hyperfitting.errors import UserError
 from hyperfitting.forwards import running
 from hyperfitting.models import BaseModel
@@ -69,10 +69,11 @@ class Learner:
             model.to(device)
         if cfg.hardware.activation_checkpointing:
             model.activation_checkpointing_enable()
+        stepped = _stepped(cfg.optimizer, list(trained.values()))
         return cls(
             model,
             trained,
-            build_optimizer(cfg.optimizer, list(trained.values())),
+            build_optimizer(cfg.optimizer, stepped),
             torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "float16"),
             cfg.trainer,
             costs.rows_in_a_pass(cfg, device.type),
@@ -109,7 +110,8 @@ class Learner:
                 log.warning("torch cannot compile this model here (%s): it runs as it is", error)
 
     def _update(self, tokens: Tensor, rows: Rows) -> float:
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.trained.values():
+            parameter.grad = None
         predicted = tokens[:, 1:].numel()
         total = torch.zeros((), device=tokens.device)
         mine, counted = self.crew.share(np.arange(len(tokens)))
@@ -126,9 +128,16 @@ class Learner:
         if self.trainer.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(list(self.trained.values()), self.trainer.clip_norm)
+        for parameter, stepped in zip(self.trained.values(), self._stepped(), strict=True):
+            if stepped is not parameter and parameter.grad is not None:
+                stepped.data, stepped.grad = local(parameter.detach()), local(parameter.grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return float(self.crew.total(total))
+
+    def _stepped(self) -> list[nn.Parameter]:
+        """Return what the optimizer has, in the order of what is trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _sum_gradients(self) -> None:
         """Do for parameters that every process has, as adapters are, what FSDP does for others."""
@@ -159,8 +168,13 @@ class Learner:
         gather_anew(self.model)
         with torch.no_grad():
             for name, parameter in self.trained.items():
-                parameter.copy_(state["parameters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+                local(parameter).copy_(state["parameters"][name])
+        stepped = self._stepped()
+        moments = {
+            number: {key: _lies_as(stepped[number], value) for key, value in found.items()}
+            for number, found in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"]["cpu"])
         if "cuda" in state["random"]:
@@ -172,6 +186,31 @@ class Learner:
         if self.model.device.type == "cuda":
             found["cuda"] = torch.cuda.get_rng_state()
         return found
+
+
+def _stepped(config: dict[str, Any], trained: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Return what an optimizer is given: of torchao's, a process's own rows as plain tensors.
+
+    They treat each number, or row of 256, by itself, and their 8-bit state cannot lie in shards
+    (pytorch/ao, pull request 4216).
+    """
+    if not str(config.get("_target_")).startswith("torchao."):
+        return trained
+    return [nn.Parameter(local(p).detach()) if isinstance(p, DTensor) else p for p in trained]
+
+
+def _lies_as(parameter: Tensor, value: Any) -> Any:
+    """Return a process's part of an optimizer's state so that it lies as its parameter does."""
+    of_rows = isinstance(value, Tensor) and value.shape == local(parameter).shape
+    if not (isinstance(parameter, DTensor) and of_rows):
+        return value
+    return DTensor.from_local(
+        value.to(local(parameter).device),
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def build_optimizer(
