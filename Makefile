@@ -37,7 +37,7 @@ test: lint ## Lint, type check, and all tests, with the slow ones on the real mo
 	$(BIN)/pytest -m "not distributed" $(ARGS)
 
 test-distributed: setup ## The rest: several processes that train one model
-	$(BIN)/pytest -m distributed --dist worksteal $(ARGS)
+	$(BIN)/pytest -m distributed $(ARGS)
 
 test-fast: setup ## Only the tests that take seconds
 	$(BIN)/pytest -m "not slow and not distributed" $(ARGS)
