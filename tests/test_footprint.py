@@ -110,7 +110,7 @@ def test_a_model_of_70b_takes_several_measures_together(compose: Compose, store:
 
 
 MEASURE = """
-import json, resource, sys, hydra, numpy as np, torch
+import json, sys, hydra, numpy as np, torch
 from hyperfitting import footprint, models
 from hyperfitting.config import conf_dir, from_hydra, register
 from hyperfitting.progress import silent
@@ -138,7 +138,9 @@ learner.trunk = trunk_of(cfg, learner.model, tokens, KeptIn(Store(folder), {}), 
 learner.model.train()
 for _ in range(2):
     learner.update(torch.as_tensor(tokens).long(), np.arange(len(tokens)))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# (getrusage's would be the largest of this process and of the one that has started it)
+told = dict(line.split(":") for line in open("/proc/self/status"))
+print(int(told["VmHWM"].split()[0]) * 1024)
 """
 SIZES = {
     "10M": {
@@ -160,11 +162,14 @@ SIZES = {
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("size", SIZES)
-def test_the_plan_is_within_15_percent_of_the_peak(tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "tuning"),
+    [*((size, "full") for size in SIZES), ("10M", "late_stage"), ("230M", "late_stage")],
+)
+def test_the_plan_is_within_15_percent_of_the_peak(tmp_path: Path, size: str, tuning: str) -> None:
     """Of the whole process, as the system counts it, after two updates of 4 x 256 tokens."""
     overrides = [
-        "preset=paper", "hardware.compile=false", "hardware.device=cpu",
+        "preset=paper", f"tuning={tuning}", "hardware.compile=false", "hardware.device=cpu",
         "hardware.threads=1", "trainer.batch_size=4", f"store={tmp_path / 'store'}",
     ]  # fmt: skip
 
