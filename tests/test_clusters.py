@@ -1,7 +1,11 @@
-"""Sweeps by real engines on this machine: submitit's local executor, and a cluster of Ray."""
+"""Sweeps by real engines on this machine: submitit's local executor, and a cluster of Ray.
+
+And SLURM, where there is one: `tests/slurm.sh` begins one.
+"""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -21,6 +25,7 @@ EIGHT = [
 ENGINES = {
     "slurm": ["hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.launcher.gpus=0"],
     "ray": ["hydra/launcher=ray"],
+    "a real SLURM": ["hydra/launcher=slurm", "hydra.launcher.gpus=0", "hydra.launcher.cpus=1"],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }
 
@@ -47,13 +52,22 @@ def in_training(folder: Path, but: int = 0) -> int:
     raise AssertionError("no member trains")
 
 
+def engine_or_skip(engine: str) -> str:
+    if engine == "a real SLURM":
+        there = shutil.which("sinfo") and subprocess.run(["sinfo"], check=False).returncode == 0
+        if not there:
+            pytest.skip("there is no SLURM here")
+    return engine
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_sweep_survives_a_job_that_is_preempted_and_one_that_is_killed(
     tmp_path: Path, plain: Path, engine: str
 ) -> None:
+    more = ENGINES[engine_or_skip(engine)]
     process = subprocess.Popen(
-        command(*EIGHT, *ENGINES[engine]), cwd=tmp_path, env=environment(), text=True,
+        command(*EIGHT, *more), cwd=tmp_path, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     told = in_training(tmp_path)
@@ -63,7 +77,7 @@ def test_a_sweep_survives_a_job_that_is_preempted_and_one_that_is_killed(
     assert process.returncode == 0, problems
     assert out.count(" has finished") == 8
     assert numbers(tmp_path / "sweep") == numbers(plain / "sweep")
-    if engine == "slurm":
+    if "hydra/launcher=slurm" in more:
         logs = [p.read_text() for p in below(tmp_path / "sweep" / clusters.LOGS, "*.err")]
         logs += [p.read_text() for p in below(tmp_path / "sweep" / clusters.LOGS, "*.out")]
         assert sum("Requeued job" in log for log in logs) == 1
@@ -80,6 +94,15 @@ def test_a_cluster_that_is_not_there_is_said(tmp_path: Path, more: list[str], sa
     ended = hyperfit(tmp_path, *EIGHT, *more)
     assert ended.returncode == 1
     assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.distributed
+def test_a_job_that_slurm_refuses_is_said(tmp_path: Path) -> None:
+    real = ENGINES[engine_or_skip("a real SLURM")]
+    ended = hyperfit(tmp_path, *EIGHT, *real, "hydra.launcher.partition=nowhere")
+    assert ended.returncode == 1
+    assert "invalid partition specified: nowhere" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

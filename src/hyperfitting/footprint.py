@@ -18,7 +18,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from hyperfitting import costs
-from hyperfitting.config import RunConfig, conf_dir
+from hyperfitting.config import RunConfig, TuningConfig, conf_dir
 from hyperfitting.models import BaseModel
 from hyperfitting.store import Artefact, Store, write_json
 
@@ -53,7 +53,7 @@ class Footprint:
     activations: float
     """What autograd keeps of the passes, and the logits that are there at once."""
     gathered: float
-    """Weights and gradients of a block that several processes have brought together."""
+    """What several processes have brought together of their shards."""
     program: float
 
     @property
@@ -211,33 +211,49 @@ def footprint(cfg: RunConfig, base: BaseModel, store: Store, device: str) -> Foo
     blocks = min(cfg.tuning.last_blocks, size.blocks) if cfg.tuning.is_late else size.blocks
     trained = kept.trained_outside + blocks * kept.trained_in_block
     shards = 1 if cfg.tuning.is_lora else ranks  # every process has all adapters
-    full = cfg.tuning.method == "full"
     logits = 4 * rows * cfg.dataset.seq_len * size.head / size.width
     activations: float = kept.outside + blocks * kept.in_block
-    activations += _CHUNKS * min(costs.CHUNK_BYTES[device], logits) + full * size.head * item
+    activations += _CHUNKS * min(costs.CHUNK_BYTES[device], logits)
+    activations += size.head * item * (cfg.tuning.method == "full")
     if cfg.hardware.activation_checkpointing:  # one block is run again for its gradients
         plain = replace(cfg.hardware, activation_checkpointing=False)
         activations += _read(kept_by(replace(cfg, hardware=plain), base, rows, store)).in_block
     gradients: float = trained * item / shards
-    if rows >= share:  # in one pass the gradients come as the activations go
-        activations = max(activations - gradients, 0.0)
-    gathered = 0.0
+    # in one pass the gradients come as the activations go
+    before = activations if rows >= share else activations + gradients
+    moments = [(before, 0.0), (gradients, 0.0)]
     if ranks > 1:
-        block = size.in_blocks / size.blocks * item
-        outside = (size.parameters - size.in_blocks) * item
-        # two blocks, one of them on its way, and the gradients of one; all outside the blocks
-        gathered = block * (2 + (not cfg.tuning.is_lora)) + outside * (1 + full)
+        gathered = _gathered(size, item, cfg.tuning, device)
+        moments = list(zip((0.0, before, gradients), gathered, strict=True))
+    held, brought = max(moments, key=sum)
     state = json.loads(
         state_of(cfg.optimizer, cfg.model.dtype, store).file("state.json").read_text("utf-8")
     )
     return Footprint(
         weights=size.parameters * item / ranks,
-        gradients=gradients,
+        gradients=min(gradients, held),
         optimizer=trained * state / shards,
-        activations=activations,
-        gathered=gathered,
+        activations=max(held - gradients, 0.0),
+        gathered=brought,
         program=PROGRAM[device],
     )
+
+
+def _gathered(
+    size: costs.Size, item: int, tuning: TuningConfig, device: str
+) -> tuple[float, float, float]:
+    """Return the bytes that processes have together when a pass begins, at its loss, at its end.
+
+    These are copies of one block and of the output layer (or the embedding, which is as large) that
+    FSDP2 and transformers have at once, as the allocator counts them (docs/scale.md).
+    """
+    block, layer = size.in_blocks / size.blocks * item, size.head * item
+    # gloo puts together apart from where it is wanted; tied weights are in two groups of FSDP's
+    apart, tied = device == "cpu", size.parameters - size.in_blocks < 1.5 * size.head
+    # weights, and those on their way; and of a trained block the gradients, and they on their way
+    blocks = block * (2 + 2 * (not tuning.is_lora) + apart)
+    full = tuning.method == "full"
+    return layer * (2 + tied + apart), blocks + 2 * layer, full * layer * (3 + tied + apart)
 
 
 def _read(kept: Artefact) -> Kept:

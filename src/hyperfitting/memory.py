@@ -6,7 +6,8 @@ import sys
 import psutil
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
+_LARGE = 2**20
 
 
 def keep_freed() -> None:
@@ -17,15 +18,26 @@ def keep_freed() -> None:
     training step. The process then stays as large as it once was. Elsewhere than on glibc nothing
     happens.
     """
+    # an arena of its own is too small for what autograd's thread frees
+    _mallopt({_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
+
+
+def return_freed() -> None:
+    """Have the C library give large blocks back to the system as soon as they are freed.
+
+    What processes bring together of their shards comes and goes, in sizes that leave gaps in what
+    is kept: a process then grows to twice what it holds (docs/scale.md).
+    """
+    _mallopt({_M_MMAP_MAX: 2**16, _M_MMAP_THRESHOLD: _LARGE, _M_TRIM_THRESHOLD: _LARGE})
+
+
+def _mallopt(settings: dict[int, int]) -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        mallopt(
-            _M_ARENA_MAX, 1
-        )  # an arena of its own is too small for what autograd's thread frees
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
+        for name, value in settings.items():
+            mallopt(name, value)
 
 
 def free(device: torch.device) -> int:

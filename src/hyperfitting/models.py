@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from hyperfitting import hub, memory, parameters
+from hyperfitting import distributed, hub, memory, parameters
 from hyperfitting.config import HardwareConfig, ModelConfig, TuningConfig
 from hyperfitting.costs import Size
 from hyperfitting.distributed import ALONE, Crew
@@ -401,7 +401,7 @@ def prepare(cfg: HardwareConfig) -> torch.device:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     chosen = device(cfg)
-    memory.keep_freed()
+    (memory.return_freed if distributed.ranks(cfg) > 1 else memory.keep_freed)()
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

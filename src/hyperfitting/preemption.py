@@ -39,10 +39,12 @@ def listen() -> Handlers:
 def hand_over(before: Handlers) -> None:
     """Do what was to be done, before `listen`, when the machine is wanted back.
 
-    (A launcher that begins jobs again has asked for SIGUSR2, and does it there.)
+    (A launcher that begins jobs again has asked for SIGUSR2, and does it there. SLURM then sends
+    SIGTERM to what it is to begin again: that comes in the middle of it, and is no news.)
     """
     handler = before.get(signal.SIGUSR2)
     if callable(handler) and handler is not _told:
+        ignore()
         handler(signal.SIGUSR2, None)
 
 

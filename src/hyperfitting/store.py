@@ -17,9 +17,10 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,6 +79,18 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def look_anew(folder: Path) -> None:
+    """Have the system forget what it remembers of a folder that other machines write to.
+
+    A client of NFS answers for up to a minute from what it has seen, also that something was not
+    there. When it changes the folder itself, it learns that others have.
+    """
+    with suppress(OSError):  # it is not there, or not to be written to
+        descriptor, name = tempfile.mkstemp(prefix=".look.", suffix=".partial", dir=folder)
+        os.close(descriptor)
+        Path(name).unlink()
 
 
 @contextmanager
@@ -185,6 +198,8 @@ class Artefact:
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self._lock():
+            if not self.exists:
+                look_anew(self.folder.parent)  # another machine may have made it just now
             if not self.exists and not any(map(self._fetch, self._elsewhere)):
                 self._build()
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from hyperfitting.sweep import workers
 
 LOGS = "slurm"
 """Folder of submitit's scripts and logs, in the sweep's."""
+
+_EVERY = {"slurm": 5.0, "local": 0.5}
+"""Seconds between two looks at what has ended."""
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +80,11 @@ def run_on_slurm(conf: SlurmConf, hydra: Hydra, jobs: Sequence[Sequence[str]], f
         first: number of the first.
 
     Raises:
-        UserError: submitit is not installed, or there is no such cluster here.
+        UserError: submitit is not installed, there is no such cluster here, or it refuses the jobs.
     """
     _needs("submitit", "slurm")
     import submitit
+    from submitit.core.utils import FailedJobError
 
     executor_fields = {f"{conf.cluster}_max_num_timeout": conf.requeues}
     try:
@@ -93,19 +99,46 @@ def run_on_slurm(conf: SlurmConf, hydra: Hydra, jobs: Sequence[Sequence[str]], f
             valid="slurm, on a machine that can submit to it, or local",
         ) from error  # fmt: skip
     executor.update_parameters(**_asked_for(conf))
-    with executor.batch():
-        submitted = [
-            executor.submit(Job(hydra, first + number, overrides))
-            for number, overrides in enumerate(jobs)
-        ]
-    log.info("submitted %s", ", ".join(job.job_id for job in submitted))
     try:
-        for job in submitted:
-            job.wait()
+        with executor.batch():
+            submitted = [
+                executor.submit(Job(hydra, first + number, overrides))
+                for number, overrides in enumerate(jobs)
+            ]
+    except FailedJobError as error:
+        raise UserError(
+            f"the cluster refuses its jobs: {str(error).strip()}",
+            field="hydra/launcher",
+            value="slurm",
+            hint="see hydra.launcher.partition, gpus, cpus, memory_gb and sbatch",
+        ) from error
+    log.info("submitted %s", ", ".join(job.job_id for job in submitted))
+    left: list[Any] = submitted
+    try:
+        while left := _left(left, conf.cluster):
+            time.sleep(_EVERY[conf.cluster])
     except BaseException:
-        for job in submitted:
+        for job in left:
             job.cancel()
         raise
+
+
+def _left(jobs: list[Any], cluster: str) -> list[Any]:
+    """Return those jobs that have not ended: one that is to begin again has not.
+
+    (Submitit asks SLURM's accounting, which not every cluster has, and once in ten minutes.)
+    """
+    if cluster != "slurm":
+        return [job for job in jobs if not job.done()]
+    asked = ["squeue", "--user", str(os.getuid()), "--array", "--noheader", "--format=%i"]
+    told = subprocess.run(  # noqa: S603  (our own words, no shell)
+        asked, capture_output=True, text=True, check=False
+    )
+    if told.returncode != 0:  # nobody answers now, which says nothing of the jobs
+        log.warning("squeue: %s", told.stderr.strip())
+        return jobs
+    queued = set(told.stdout.split())
+    return [job for job in jobs if job.job_id in queued]
 
 
 def _asked_for(conf: SlurmConf) -> dict[str, Any]:

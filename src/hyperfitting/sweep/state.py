@@ -99,6 +99,7 @@ class Folder:
             "  try:   if it took too much memory: a lower hardware.micro_batch_size, "
             "tuning=late_stage, fewer members at once"
         )
+        self.path.mkdir(parents=True, exist_ok=True)  # it may never have begun
         self.say(status)
 
     def is_held(self) -> bool:

@@ -23,7 +23,7 @@ from hydra_plugins.hyperfitting_members import Hydra, MembersConf
 from hyperfitting import failures
 from hyperfitting.config import RunConfig, from_hydra
 from hyperfitting.errors import UserError
-from hyperfitting.store import write_json
+from hyperfitting.store import look_anew, write_json
 from hyperfitting.sweep import view, workers
 from hyperfitting.sweep.members import Member, axes_of, choose_scale, members, sweep_name
 from hyperfitting.sweep.state import SPEC, SPEC_VERSION, Folder
@@ -206,6 +206,9 @@ def _run_all(whole: Sweep, todo: Sequence[Member], hydra: Hydra) -> None:
     launched: Counter[str] = Counter()
 
     def unfinished(of: Sequence[Member]) -> list[Member]:
+        look_anew(whole.folder)
+        for member in of:
+            look_anew(whole.place(member).path)
         return [m for m in of if whole.place(m).status().kind not in ("finished", "failed")]
 
     while todo:

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 from hyperfitting.distributed import ALONE, Crew
 from hyperfitting.errors import UserError
 from hyperfitting.progress import Row
-from hyperfitting.store import replacing
+from hyperfitting.store import look_anew, replacing
 
 log = logging.getLogger(__name__)
 _PATIENCE = 20.0
@@ -76,6 +76,7 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """Return the newest that are all there, by rank; else none."""
         found: dict[tuple[int, int], dict[int, Path]] = {}
+        look_anew(self._folder)
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if name := _NAME.fullmatch(path.name):
                 step, rank, size = map(int, name.groups())
@@ -118,6 +119,7 @@ class Checkpoint:
             self._remove()
 
     def _remove(self, but: int | None = None) -> None:
+        look_anew(self._folder)
         for path in self._folder.iterdir():
             name = _NAME.fullmatch(path.name)
             if name and int(name[1]) != but:

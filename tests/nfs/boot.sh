@@ -1,0 +1,69 @@
+# What a virtual machine of run.sh does, as its first process: 1 serves a folder, 2 and 3 use it.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1
+here=$(cd "$(dirname "$0")" && pwd)
+me=$(tr ' ' '\n' </proc/cmdline | sed -n 's/^machine=//p')
+for folder in /run /var/lib/nfs /var/tmp /mnt /srv; do mount -t tmpfs none $folder; done
+modprobe virtio_net
+ip link set lo up
+device=$(basename "$(ls -d /sys/class/net/e*)")
+ip link set "$device" up
+ip address add "10.0.0.$me/24" dev "$device"
+hostname "machine$me"
+
+serve() {
+    mkdir -p /srv/share /var/lib/nfs/v4recovery
+    touch /var/lib/nfs/{etab,rmtab,xtab,state}
+    modprobe nfsd
+    mount -t nfsd nfsd /proc/fs/nfsd
+    echo 15 >/proc/fs/nfsd/nfsv4gracetime # seconds after which a lost machine's locks are free
+    echo 15 >/proc/fs/nfsd/nfsv4leasetime
+    exportfs -o rw,fsid=0,no_root_squash,no_subtree_check,insecure '10.0.0.0/24:/srv/share'
+    rpc.mountd -N 3
+    rpc.nfsd -N 3 -V 4.2 8
+    until [ -e /srv/share/over ]; do sleep 1; done
+    (cd /srv/share && grep -H . ./*.log | sed 's/^/said /')
+}
+
+meet() { # at a name: go on when both are there
+    touch "$1.$me"
+    until [ -e "$1.2" ] && [ -e "$1.3" ]; do
+        sleep 1
+        touch ".look.$me" # so that NFS looks anew
+    done
+}
+
+begun_here() { grep -l begun "$1".machine"$me".*.log 2>/dev/null | head -1; }
+
+phase() { # its name, and how long making takes
+    for number in 1 2 3 4; do "$here/../../.venv/bin/python" "$here/want.py" want "$1" "$me$number" "$2" & done
+    until [ "$(ls "$1".ready."$me"* 2>/dev/null | wc -l)" = 4 ]; do sleep 1; done
+    meet "$1.all"
+    touch "$1.go.$me"
+    if [ "$me" = 3 ] && [ "$1" != plain ]; then
+        for _ in $(seq 100); do
+            [ -n "$(begun_here "$1")" ] && break
+            sleep 0.1
+        done
+        found=$(begun_here "$1")
+        [ "$1" = lost ] && [ -n "$found" ] && echo b >/proc/sysrq-trigger
+        [ -n "$found" ] && kill -9 "$(echo "$found" | cut -d. -f4)"
+    fi
+    wait
+}
+
+if [ "$me" = 1 ]; then
+    serve
+else
+    modprobe nfsv4
+    until mount.nfs4 10.0.0.1:/ /mnt -o vers=4.2,hard; do sleep 1; done
+    cd /mnt
+    meet mounted
+    phase plain 3
+    meet plain.over
+    phase killed 6
+    meet killed.over
+    phase lost 12
+    touch over
+fi
+echo o >/proc/sysrq-trigger
+sleep 10
