@@ -134,3 +134,19 @@ def test_a_member_told_to_end_is_begun_again_by_its_launcher(tmp_path: Path) -> 
     out, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     assert out.count("has finished") == 2
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_job_that_is_being_queued_again_is_not_told_twice() -> None:
+    """SLURM sends SIGTERM to a job that asks to be queued again, while it still asks."""
+    interrupt, asked = signal.getsignal(signal.SIGINT), []
+
+    def queue_again(signum: int, _: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        asked.append(signum)
+
+    try:
+        preemption.hand_over({signal.SIGUSR2: queue_again})
+        assert asked == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGINT, interrupt)

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperfitting.errors import UserError
-from hyperfitting.store import Artefact, Store, digest, fingerprint, replacing, write_json
+from hyperfitting.store import (
+    Artefact,
+    Store,
+    digest,
+    fingerprint,
+    look_anew,
+    replacing,
+    write_json,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(-1e9, 1e9),
@@ -261,3 +269,13 @@ def test_eight_processes_that_want_the_same_three_artefacts(tmp_path: Path, kill
     slack = 1.5  # the system's scheduling, with eight processes on a shared machine
     waits = [seconds for what, _, _, seconds in events if what == "had"]
     assert max(waits) < TAKES * (1 + killed) + slack
+
+
+def test_looking_anew_leaves_nothing_and_needs_nothing(tmp_path: Path) -> None:
+    """What it is for takes an NFS: `tests/nfs/run.sh`."""
+    before = tmp_path.stat().st_mtime_ns
+    look_anew(tmp_path)
+    assert tmp_path.stat().st_mtime_ns > before
+    assert list(tmp_path.iterdir()) == []
+    look_anew(tmp_path / "not there")
+    assert list(tmp_path.iterdir()) == []

@@ -450,3 +450,11 @@ def test_killed_at_twenty_moments_a_sweep_ends_with_the_same_records(
     last = hyperfit(tmp_path, *TWELVE)
     assert last.returncode == 0, last.stderr
     assert numbers(only(tmp_path)) == undisturbed
+
+
+def test_a_member_that_never_began_can_be_given_up(tmp_path: Path) -> None:
+    """Its launcher may have failed before it had a folder; else the sweep would launch for ever."""
+    Folder(tmp_path / "sweep" / "seed=0").give_up(3)
+    status = Folder(tmp_path / "sweep" / "seed=0").status()
+    assert status.kind == "failed"
+    assert "died 3 times, last while beginning" in status.reason

@@ -21,32 +21,30 @@ serve() {
     rpc.mountd -N 3
     rpc.nfsd -N 3 -V 4.2 8
     until [ -e /srv/share/over ]; do sleep 1; done
-    (cd /srv/share && grep -H . ./*.log | sed 's/^/said /')
+    stty -F /dev/ttyS1 raw
+    (cd /srv/share && grep -H . ./*.log) >/dev/ttyS1
 }
 
 meet() { # at a name: go on when both are there
     touch "$1.$me"
     until [ -e "$1.2" ] && [ -e "$1.3" ]; do
         sleep 1
-        touch ".look.$me" # so that NFS looks anew
+        touch ".look.$me" && rm ".look.$me" # so that NFS looks anew
     done
 }
-
-begun_here() { grep -l begun "$1".machine"$me".*.log 2>/dev/null | head -1; }
 
 phase() { # its name, and how long making takes
     for number in 1 2 3 4; do "$here/../../.venv/bin/python" "$here/want.py" want "$1" "$me$number" "$2" & done
     until [ "$(ls "$1".ready."$me"* 2>/dev/null | wc -l)" = 4 ]; do sleep 1; done
     meet "$1.all"
+    if [ "$1" != plain ] && [ "$me" = 2 ]; then meet "$1.begun"; fi # machine 3 begins
     touch "$1.go.$me"
-    if [ "$me" = 3 ] && [ "$1" != plain ]; then
-        for _ in $(seq 100); do
-            [ -n "$(begun_here "$1")" ] && break
-            sleep 0.1
-        done
-        found=$(begun_here "$1")
-        [ "$1" = lost ] && [ -n "$found" ] && echo b >/proc/sysrq-trigger
-        [ -n "$found" ] && kill -9 "$(echo "$found" | cut -d. -f4)"
+    if [ "$1" != plain ] && [ "$me" = 3 ]; then
+        until maker=$(grep -l begun "$1".machine3.*.log 2>/dev/null | head -1) && [ "$maker" ]; do sleep 0.1; done
+        meet "$1.begun"
+        sleep 1.5 # they wait on machine 2
+        if [ "$1" = lost ]; then echo b >/proc/sysrq-trigger; fi
+        kill -9 "$(echo "$maker" | cut -d. -f4)"
     fi
     wait
 }
