@@ -91,7 +91,7 @@ def test_a_sweep_survives_a_job_that_is_preempted_and_one_that_is_killed(
     ],
 )
 def test_a_cluster_that_is_not_there_is_said(tmp_path: Path, more: list[str], says: str) -> None:
-    ended = hyperfit(tmp_path, *EIGHT, *more)
+    ended = hyperfit(tmp_path, *EIGHT, *more, PATH=str(tmp_path))  # where SLURM is not, if it is
     assert ended.returncode == 1
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
