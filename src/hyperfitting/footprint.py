@@ -220,12 +220,10 @@ def footprint(cfg: RunConfig, base: BaseModel, store: Store, device: str) -> Foo
         activations += _read(kept_by(replace(cfg, hardware=plain), base, rows, store)).in_block
     gradients: float = trained * item / shards
     # in one pass the gradients come as the activations go
-    before = activations if rows >= share else activations + gradients
-    moments = [(before, 0.0), (gradients, 0.0)]
-    if ranks > 1:
-        gathered = _gathered(size, item, cfg.tuning, device)
-        moments = list(zip((0.0, before, gradients), gathered, strict=True))
-    held, brought = max(moments, key=sum)
+    at_loss = activations if rows >= share else activations + gradients
+    gathered = _gathered(size, item, cfg.tuning, device) if ranks > 1 else (0.0, 0.0, 0.0)
+    # when a pass begins, at its loss, at its end
+    held, brought = max(zip((0.0, at_loss, gradients), gathered, strict=True), key=sum)
     state = json.loads(
         state_of(cfg.optimizer, cfg.model.dtype, store).file("state.json").read_text("utf-8")
     )

@@ -8,6 +8,7 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
 _LARGE = 2**20
+"""Bytes of a block that is worth a call to the system."""
 
 
 def keep_freed() -> None:

@@ -401,7 +401,10 @@ def prepare(cfg: HardwareConfig) -> torch.device:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     chosen = device(cfg)
-    (memory.return_freed if distributed.ranks(cfg) > 1 else memory.keep_freed)()
+    if cfg.ranks == 1 and not distributed.by_torchrun():
+        memory.keep_freed()
+    else:
+        memory.return_freed()
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

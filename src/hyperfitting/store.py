@@ -198,8 +198,7 @@ class Artefact:
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self._lock():
-            if not self.exists:
-                look_anew(self.folder.parent)  # another machine may have made it just now
+            look_anew(self.folder.parent)  # another machine may have made it just now
             if not self.exists and not any(map(self._fetch, self._elsewhere)):
                 self._build()
 
