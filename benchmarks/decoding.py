@@ -1,4 +1,4 @@
-"""Greedy decoding against transformers' `generate`, and what the citation blocker costs."""
+"""Greedy decoding against transformers' `generate`, and the overhead of the citation blocker."""
 
 import time
 import tracemalloc
@@ -8,151 +8,169 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from benchmarks.contenders import Round, contending, in_turn
 from benchmarks.timing import Result, Timing, seconds
 from benchmarks.training import STORE, config, sequences
-from hyperfitting import models
-from hyperfitting.config import CitationBlockerConfig, DecodeConfig
-from hyperfitting.decoding.blocker import CitationBlocker, NgramIndex
+from hyperfitting.data.tokenization import token_text_in_context
+from hyperfitting.decoding.citation_blocker import CitationBlocker, NgramIndex
+from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.models.base import BaseModel, base_model
+from hyperfitting.models.loading import load
+from hyperfitting.runtime.device import setup_torch
 from hyperfitting.store import Store
 
-BATCH, CONTEXT, NEW, ROUNDS = 32, 32, 96, 3
-BLOCKED_NEW, PAIRS = 24, 12
+BATCH_SIZE, CONTEXT_LEN, MAX_NEW_TOKENS, ROUNDS = 32, 32, 96, 3
+BLOCKER_NEW_TOKENS, BLOCKER_PAIRS = 24, 12
 GREEDY = DecodeConfig("greedy", stop_at_eos=True, seed=0)
-"""Like `generate`, nothing is forbidden; a text that ends is cut off when all are written."""
+"""EOS is not forbidden, as in `generate`; a text that ends is truncated after decoding."""
 
 
-def contexts(n: int = BATCH) -> NDArray[np.int32]:
-    """Return the starts of real texts (n, CONTEXT)."""
-    return sequences(n, 256)[:, :CONTEXT]
+def contexts(n: int = BATCH_SIZE) -> NDArray[np.int32]:
+    """Return the beginnings of real texts (n, CONTEXT_LEN)."""
+    return sequences(n, 256)[:, :CONTEXT_LEN]
 
 
-def ours(batch: int = BATCH, new: int = NEW) -> Round:
-    """Return rounds of our own greedy decoding, with all that is kept of each step."""
-    cfg = config(256)
-    models.prepare(cfg.hardware)
-    model = models.load(models.base_model(cfg.model, Store(STORE))).eval()
-    given = contexts(batch)
+def embedded_base() -> BaseModel:
+    """Return the default model, converted once."""
+    base = base_model(config(256).model, Store(STORE))
+    base.ensure()
+    return base
 
-    def round_() -> dict[str, Any]:
+
+def embedded_model() -> PreTrainedModel:
+    """Return the default model, loaded."""
+    return load(embedded_base()).eval()
+
+
+def hyperfitting_greedy() -> Round:
+    """Return rounds of our greedy decoding, with the stats of each step."""
+    setup_torch(config(256).hardware)
+    model, prompts = embedded_model(), contexts()
+
+    def run_round() -> dict[str, Any]:
         start = time.perf_counter()
-        made = continue_texts(model, given, new, GREEDY, batch).tokens
-        return {"seconds": [time.perf_counter() - start], "tokens": made}
+        tokens = continue_texts(model, prompts, MAX_NEW_TOKENS, GREEDY, BATCH_SIZE).tokens
+        return {"seconds": [time.perf_counter() - start], "tokens": tokens}
 
-    return round_
+    return run_round
 
 
-def generate(batch: int = BATCH, new: int = NEW) -> Round:
-    """Return rounds of `generate` as a careful user calls it: greedy, cached, nothing forbidden."""
-    cfg = config(256)
-    model = models.load(models.base_model(cfg.model, Store(STORE))).eval()
-    given = torch.as_tensor(contexts(batch), dtype=torch.long)
+def transformers_greedy() -> Round:
+    """Return rounds of `generate`, well configured: greedy, with a cache, no processors."""
+    model = embedded_model()
+    input_ids = torch.as_tensor(contexts(), dtype=torch.long)  # (B, T)
 
-    def round_() -> dict[str, Any]:
+    def run_round() -> dict[str, Any]:
         start = time.perf_counter()
         with torch.inference_mode():
-            made = model.generate(
-                given, attention_mask=torch.ones_like(given), max_new_tokens=new,
-                do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=True,
+            output_ids = model.generate(
+                input_ids, attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0,
+                use_cache=True,
             )  # fmt: skip
         return {
             "seconds": [time.perf_counter() - start],
-            "tokens": made[:, given.shape[1] :].tolist(),
+            "tokens": output_ids[:, input_ids.shape[1] :].tolist(),
         }
 
-    return round_
+    return run_round
 
 
 def run() -> Iterator[Result]:
     """Yield every comparison of this file."""
-    yield against_generate()
-    yield blocked_against_free()
+    yield decode_vs_generate()
+    yield blocker_overhead()
 
 
-def against_generate() -> Result:
-    """Compare with `generate`; both write the same tokens."""
-    with contending((ours, ()), (generate, ())) as two:
-        mine, theirs = in_turn(two, ROUNDS)
-    pairs = zip(mine[0]["tokens"], theirs[0]["tokens"], strict=True)
-    same = float(np.mean([our == their[: len(our)] for our, their in pairs]))
-    assert same > 0.95, f"only {same:.0%} of the texts are the same"
-    times = [Timing([s for one in found for s in one["seconds"]]) for found in (mine, theirs)]
+def decode_vs_generate() -> Result:
+    """Compare greedy decoding with `generate`; both give the same tokens."""
+    with contending((hyperfitting_greedy, ()), (transformers_greedy, ())) as contenders:
+        ours, theirs = in_turn(contenders, ROUNDS)
+    pairs = zip(ours[0]["tokens"], theirs[0]["tokens"], strict=True)
+    same_tokens = float(np.mean([our == their[: len(our)] for our, their in pairs]))
+    assert same_tokens > 0.95, f"only {same_tokens:.0%} of the texts are the same"
+    timings = [Timing([s for r in rounds for s in r["seconds"]]) for rounds in (ours, theirs)]
     return Result(
         "decode_vs_generate",
-        times[1].median / times[0].median,
-        f"greedy, {BATCH} contexts of {CONTEXT} tokens continued by {NEW}, times faster than "
-        "transformers' generate, smollm2_135m",
-        *times,
+        timings[1].median / timings[0].median,
+        f"greedy, {BATCH_SIZE} contexts of {CONTEXT_LEN} tokens continued by {MAX_NEW_TOKENS}, "
+        "times faster than transformers' generate, smollm2_135m",
+        *timings,
         {
-            "tokens_a_second": BATCH * NEW / times[0].median,
-            "texts_with_the_same_tokens": same,
+            "tokens_per_second": BATCH_SIZE * MAX_NEW_TOKENS / timings[0].median,
+            "texts_with_the_same_tokens": same_tokens,
         },
     )
 
 
-def blocked_against_free() -> Result:
-    """Compare greedy decoding with the blocker and without, step by step."""
-    base = models.base_model(config(256).model, Store(STORE))
-    cuts = sequences(2000, 256)
-    index = seconds(lambda: NgramIndex(cuts, 5), 5)
+def blocker_overhead() -> Result:
+    """Compare the steps of greedy decoding with and without the blocker."""
+    training_data = sequences(2000, 256)
+    index_seconds = seconds(lambda: NgramIndex(training_data, 5), 5)
     tracemalloc.start()
-    NgramIndex(cuts, 5)
-    peak = tracemalloc.get_traced_memory()[1]
+    NgramIndex(training_data, 5)
+    index_peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
-    models.prepare(config(256).hardware)
-    model = models.load(base).eval()
-    given = cuts[:BATCH, :CONTEXT]
-    decode = base.tokenizer().decode
-    # the model never saw these sequences; so that matches come as often as after hyperfitting,
-    # and more, what it writes freely is made part of them
-    free = continue_texts(model, given, BLOCKED_NEW, GREEDY, BATCH).tokens
-    cuts[:BATCH, CONTEXT : CONTEXT + BLOCKED_NEW] = free
-    blocker = CitationBlocker(cuts, CitationBlockerConfig(True), lambda token: str(decode([token])))
+    setup_torch(config(256).hardware)
+    base = embedded_base()
+    model = load(base).eval()
+    prompts = training_data[:BATCH_SIZE, :CONTEXT_LEN]
+    # the model is not trained on these sequences: its own continuations are inserted, so that
+    # matches are at least as frequent as after hyperfitting
+    unconstrained = continue_texts(model, prompts, BLOCKER_NEW_TOKENS, GREEDY, BATCH_SIZE).tokens
+    training_data[:BATCH_SIZE, CONTEXT_LEN : CONTEXT_LEN + BLOCKER_NEW_TOKENS] = unconstrained
+    token_text = token_text_in_context(base.tokenizer())
+    blocker = CitationBlocker(training_data, CitationBlockerConfig(True), token_text)
 
-    def steps(blocker: CitationBlocker | None) -> list[float]:
-        """Return how long each step took, in seconds."""
+    def step_seconds(blocker: CitationBlocker | None) -> list[float]:
+        """Return the duration of each step, in seconds."""
         ends = [time.perf_counter()]
         continue_texts(
-            model, given, BLOCKED_NEW, GREEDY, BATCH,
+            model, prompts, BLOCKER_NEW_TOKENS, GREEDY, BATCH_SIZE,
             lambda n: ends.append(time.perf_counter()), blocker,
         )  # fmt: skip
         return np.diff(ends).tolist()
 
-    steps(blocker)
-    with_: list[list[float]] = []
-    without: list[list[float]] = []
-    for pair in range(PAIRS):  # the order turns, so that neither always follows the other
-        for blocked in (True, False) if pair % 2 else (False, True):
-            (with_ if blocked else without).append(steps(blocker if blocked else None))
-    ratios = np.array(with_) / np.array(without)  # (pairs, steps): step by step, like with like
-    whole = [Timing([sum(run) for run in runs]) for runs in (with_, without)]
+    step_seconds(blocker)  # warm up
+    with_blocker: list[list[float]] = []
+    without_blocker: list[list[float]] = []
+    for pair in range(BLOCKER_PAIRS):  # alternate the order within pairs
+        for is_blocked in (True, False) if pair % 2 else (False, True):
+            durations = with_blocker if is_blocked else without_blocker
+            durations.append(step_seconds(blocker if is_blocked else None))
+    step_ratios = np.array(with_blocker) / np.array(without_blocker)  # (pairs, steps)
+    timings = [Timing([sum(r) for r in durations]) for durations in (with_blocker, without_blocker)]
+    vocab_size = model.config.vocab_size
+    blocker_seconds = blocker_only(blocker, training_data, vocab_size).median
     return Result(
         "blocker_overhead",
-        float(np.median(ratios)),
-        f"greedy decoding with the citation blocker over without, batch {BATCH}, smollm2_135m "
-        f"(median over {PAIRS} pairs of {BLOCKED_NEW} steps)",
-        *whole,
+        float(np.median(step_ratios)),
+        f"greedy decoding with the citation blocker over without, batch {BATCH_SIZE}, smollm2_135m "
+        f"(median over {BLOCKER_PAIRS} pairs of {BLOCKER_NEW_TOKENS} steps)",
+        *timings,
         {
-            "quartiles_of_step_ratios": np.quantile(ratios, [0.25, 0.75]).tolist(),
-            "index_2000x256_seconds": index.median,
-            "index_2000x256_peak_megabytes": peak / 1e6,
-            "inside_blocker_share": inside_share(blocker, cuts, model.config.vocab_size, whole[1]),
+            "quartiles_of_step_ratios": np.quantile(step_ratios, [0.25, 0.75]).tolist(),
+            "index_2000x256_seconds": index_seconds.median,
+            "index_2000x256_peak_megabytes": index_peak / 1e6,
+            "blocker_fraction": blocker_seconds / timings[1].median,
         },
     )
 
 
-def inside_share(
-    blocker: CitationBlocker, cuts: NDArray[np.int32], vocabulary: int, without: Timing
-) -> float:
-    """Return the time inside the blocker itself, as a share of a plain decoding's."""
-    history = torch.as_tensor(cuts[:BATCH, : CONTEXT + BLOCKED_NEW], dtype=torch.long)
-    scores = torch.zeros(BATCH, vocabulary)
+def blocker_only(
+    blocker: CitationBlocker, training_data: NDArray[np.int32], vocab_size: int
+) -> Timing:
+    """Time the blocker's calls of one decoding, without a model."""
+    texts = training_data[:BATCH_SIZE, : CONTEXT_LEN + BLOCKER_NEW_TOKENS]
+    input_ids = torch.as_tensor(texts, dtype=torch.long)
+    scores = torch.zeros(BATCH_SIZE, vocab_size)
 
     def all_steps() -> None:
-        for step in range(BLOCKED_NEW):
-            blocker(scores, history[:, : CONTEXT + step], CONTEXT)
+        for step in range(BLOCKER_NEW_TOKENS):
+            blocker(input_ids[:, : CONTEXT_LEN + step], scores, CONTEXT_LEN)
 
-    return seconds(all_steps, 20).median / without.median
+    return seconds(all_steps, 20)

@@ -1,73 +1,91 @@
-"""How cost grows: of an update, of the trunk cache and of decoding, one dimension at a time."""
+"""Scaling of a gradient, the activation cache and decoding, one dimension at a time."""
 
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from benchmarks.decoding import GREEDY, contexts
 from benchmarks.timing import Result, Timing, seconds
 from benchmarks.training import STORE, config, sequences
-from hyperfitting import models, parameters
 from hyperfitting.decoding.generate import continue_texts
-from hyperfitting.progress import silent
+from hyperfitting.models import trainable
+from hyperfitting.models.base import base_model
+from hyperfitting.models.loading import load
+from hyperfitting.progress import no_op
+from hyperfitting.runtime.device import setup_torch
 from hyperfitting.store import Store
+from hyperfitting.training.activation_cache import CacheLocation, build_activation_cache
 from hyperfitting.training.loss import NextTokenLoss
-from hyperfitting.training.trunk import KeptIn, trunk_of
 
 REPEATS = 3
+DEPTHS = (10, 20, 30)
 Job = Callable[[], object]
 
 
 def run() -> Iterator[Result]:
-    """Yield one result a dimension: how the time for each unit of size grows."""
-    models.prepare(config(256).hardware)
-    model = models.load(models.base_model(config(256).model, Store(STORE)))
-    yield curve("gradient", "batch", {n: gradient(model, n, 128) for n in (1, 2, 4, 8)})
-    yield curve("gradient", "length", {n: gradient(model, 4, n) for n in (64, 128, 256, 512)})
-    yield curve("gradient", "depth", {n: cut(gradient(model, 4, 128), model, n) for n in DEPTHS})
-    yield curve("trunk", "sequences", {n: trunk(model, n) for n in (8, 16, 32)})
+    """Yield one result per dimension: how the time per unit of size grows."""
+    cfg = config(256)
+    setup_torch(cfg.hardware)
+    base = base_model(cfg.model, Store(STORE))
+    base.ensure()
+    model = load(base)
+    yield scaling("gradient", "batch", {n: gradient(model, n, 128) for n in (1, 2, 4, 8)})
+    yield scaling("gradient", "length", {n: gradient(model, 4, n) for n in (64, 128, 256, 512)})
+    yield scaling(
+        "gradient", "depth", {n: truncated(gradient(model, 4, 128), model, n) for n in DEPTHS}
+    )
+    yield scaling(
+        "activation_cache", "sequences", {n: activation_cache(model, n) for n in (8, 16, 32)}
+    )
     model.eval()
-    yield curve("decode", "batch", {n: decode(model, n, 48) for n in (1, 4, 16, 32, 64)})
-    yield curve("decode", "new_tokens", {n: decode(model, 16, n) for n in (24, 48, 96, 192)})
-    yield curve("decode", "depth", {n: cut(decode(model, 16, 48), model, n) for n in DEPTHS})
+    yield scaling("decode", "batch", {n: decode(model, n, 48) for n in (1, 4, 16, 32, 64)})
+    yield scaling("decode", "max_new_tokens", {n: decode(model, 16, n) for n in (24, 48, 96, 192)})
+    yield scaling(
+        "decode", "depth", {n: truncated(decode(model, 16, 48), model, n) for n in DEPTHS}
+    )
 
 
-DEPTHS = (10, 20, 30)
+def scaling(name: str, dimension: str, jobs: dict[int, Job]) -> Result:
+    """Time jobs by size, interleaved; the ratio is that of the time per unit, largest to smallest.
 
-
-def curve(what: str, by: str, jobs: dict[int, Job]) -> Result:
-    """Time jobs in turn, and return how much more the largest costs for each unit of size."""
-    found: dict[int, list[float]] = {size: [] for size in jobs}
+    Args:
+        name: of what is timed.
+        dimension: whose size varies.
+        jobs: by size.
+    """
+    measured: dict[int, list[float]] = {size: [] for size in jobs}
     for job in jobs.values():
-        job()
+        job()  # warm up
     for _ in range(REPEATS):
         for size, job in jobs.items():
-            found[size] += seconds(job, 1).seconds
-    first, last = min(jobs), max(jobs)
-    timings = {size: Timing(all_) for size, all_ in found.items()}
-    once = timings[first].median / first
+            measured[size] += seconds(job, 1).seconds
+    smallest, largest = min(jobs), max(jobs)
+    timings = {size: Timing(values) for size, values in measured.items()}
+    per_unit = {size: timing.median / size for size, timing in timings.items()}
     return Result(
-        f"growth_{what}_by_{by}",
-        timings[last].median / last / once,
-        f"seconds of {what} for each unit of {by}, at {last} over at {first} (1 is linear)",
-        timings[last],
-        timings[first],
+        f"growth_{name}_by_{dimension}",
+        per_unit[largest] / per_unit[smallest],
+        f"seconds of {name} per unit of {dimension}, at {largest} over at {smallest} (1 is linear)",
+        timings[largest],
+        timings[smallest],
         {
-            "by": {
-                str(size): {"seconds": one.median, "over_linear": one.median / size / once}
-                for size, one in timings.items()
+            "by_size": {
+                str(size): {
+                    "seconds": timing.median,
+                    "over_linear": per_unit[size] / per_unit[smallest],
+                }
+                for size, timing in timings.items()
             }
         },
     )
 
 
 def gradient(model: PreTrainedModel, batch: int, length: int) -> Job:
-    """Return one forward and backward pass through all of a model."""
-    tokens = torch.as_tensor(sequences(batch, length), dtype=torch.long)
+    """Return a job of one forward and backward pass through the whole model."""
+    tokens = torch.as_tensor(sequences(batch, length), dtype=torch.long)  # (B, T)
     loss = NextTokenLoss(model)
 
     def job() -> None:
@@ -77,36 +95,36 @@ def gradient(model: PreTrainedModel, batch: int, length: int) -> Job:
     return job
 
 
-def cut(job: Job, model: PreTrainedModel, depth: int) -> Job:
-    """Return a job as it is with the first blocks only."""
+def truncated(job: Job, model: PreTrainedModel, depth: int) -> Job:
+    """Return a job that runs with the model's first blocks only."""
 
-    def shallow() -> None:
-        whole = model.config.num_hidden_layers
+    def truncated_job() -> None:
+        n_layers = model.config.num_hidden_layers
         model.config.num_hidden_layers = depth
         try:
             job()
         finally:
-            model.config.num_hidden_layers = whole
+            model.config.num_hidden_layers = n_layers
 
-    return shallow
+    return truncated_job
 
 
-def trunk(model: PreTrainedModel, n: int) -> Job:
-    """Return the making of the trunk cache for ``n`` sequences of 128 tokens."""
-    cfg = config(128, "tuning=late_stage")
+def activation_cache(model: PreTrainedModel, n: int) -> Job:
+    """Return a job that builds the activation cache of ``n`` sequences of 128 tokens."""
+    cfg = config(128, "tuning=late_stage").training
     tokens = sequences(n, 128)
 
     def job() -> None:
-        parameters.select_trainable(model, cfg.tuning)
+        trainable.select_trainable(model, cfg.tuning)
         with tempfile.TemporaryDirectory() as folder:
-            cfg.store = folder
-            trunk_of(cfg, model, tokens, KeptIn(Store(Path(folder)), {}), silent)
+            location = CacheLocation(Store(Path(folder)), {})
+            build_activation_cache(cfg, model, tokens, location, no_op)
         model.requires_grad_(True)
 
     return job
 
 
-def decode(model: PreTrainedModel, batch: int, new: int) -> Job:
-    """Return greedy decoding of ``batch`` texts by ``new`` tokens."""
-    given: np.ndarray = contexts(batch)
-    return lambda: continue_texts(model, given, new, GREEDY, batch)
+def decode(model: PreTrainedModel, batch: int, max_new_tokens: int) -> Job:
+    """Return a job of greedy decoding of ``batch`` contexts."""
+    prompts = contexts(batch)
+    return lambda: continue_texts(model, prompts, max_new_tokens, GREEDY, batch)

@@ -1,5 +1,6 @@
-"""Metrics against nltk and brute force, on real texts, and how they grow with the corpus."""
+"""Speed of the metrics against nltk and brute force, on real texts, and by corpus size."""
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -18,10 +19,8 @@ CORPUS, SEQ_LEN = 2000, 256
 
 
 @cache
-def stream() -> Tokens:
-    """Return all packaged texts end to end, as numbers of words and marks: 2.3 million."""
-    import re
-
+def all_words() -> Tokens:
+    """Return all packaged texts concatenated, as ids of words and punctuation: 2.3 million."""
     words = [
         word
         for sample in ("news", "wikipedia", "shakespeare")
@@ -32,13 +31,13 @@ def stream() -> Tokens:
 
 
 def windows(n: int, length: int, seed: int) -> list[Tokens]:
-    """Return ``n`` random cuts of real text."""
-    starts = np.random.default_rng(seed).integers(0, len(stream()) - length, n)
-    return [stream()[start : start + length] for start in starts]
+    """Return ``n`` random windows of real text."""
+    starts = np.random.default_rng(seed).integers(0, len(all_words()) - length, n)
+    return [all_words()[start : start + length] for start in starts]
 
 
-def by_nltk(texts: list[list[int]], references: list[list[list[int]]]) -> list[float]:
-    """BLEU as users of nltk take it."""
+def nltk_bleu(texts: list[list[int]], references: list[list[list[int]]]) -> list[float]:
+    """Return the BLEU of each text by nltk's `sentence_bleu`."""
     smoothing = SmoothingFunction().method1
     return [
         float(sentence_bleu(refs, text, smoothing_function=smoothing))
@@ -46,27 +45,28 @@ def by_nltk(texts: list[list[int]], references: list[list[list[int]]]) -> list[f
     ]
 
 
-def by_brute_force(texts: list[Tokens], corpus: Tokens) -> list[int]:
-    """Longest common runs by the textbook table, one numpy operation a row for all sequences."""
-    found = []
+def brute_force_overlap(texts: list[Tokens], corpus: Tokens) -> list[int]:
+    """Return longest common runs by dynamic programming, vectorized over the corpus (M, T)."""
+    lengths = []
     for text in texts:
         run = np.zeros((len(corpus), corpus.shape[1] + 1), dtype=np.int32)
         longest = 0
         for token in text:
             run[:, 1:] = np.where(corpus == token, run[:, :-1] + 1, 0)
             longest = max(longest, int(run.max()))
-        found.append(longest)
-    return found
+        lengths.append(longest)
+    return lengths
 
 
 def run() -> Iterator[Result]:
-    """Yield every comparison of this file."""
+    """Yield the comparison of each metric with its peer."""
     texts, corpus = windows(TEXTS, TEXT_LEN, 0), windows(CORPUS, SEQ_LEN, 1)
     lists, references = [t.tolist() for t in texts], [s.tolist() for s in corpus]
+    few = 20  # texts that the slow peers get
 
     others = [lists[:i] + lists[i + 1 :] for i in range(TEXTS)]
-    np.testing.assert_allclose(self_bleu(texts)[:5], by_nltk(lists[:5], others[:5]), atol=1e-9)
-    ours, peer = interleaved(lambda: self_bleu(texts), lambda: by_nltk(lists, others), 3)
+    np.testing.assert_allclose(self_bleu(texts)[:5], nltk_bleu(lists[:5], others[:5]), atol=1e-9)
+    ours, peer = interleaved(lambda: self_bleu(texts), lambda: nltk_bleu(lists, others), 3)
     yield Result(
         "self_bleu_vs_nltk",
         peer.median / ours.median,
@@ -76,12 +76,11 @@ def run() -> Iterator[Result]:
         {},
     )
 
-    few = 20
-    found = dataset_bleu(texts[:2], corpus, brevity_penalty=True)
-    np.testing.assert_allclose(found, by_nltk(lists[:2], [references] * 2), atol=1e-9)
+    scores = dataset_bleu(texts[:2], corpus, brevity_penalty=True)
+    np.testing.assert_allclose(scores, nltk_bleu(lists[:2], [references] * 2), atol=1e-9)
     ours, peer = interleaved(
         lambda: dataset_bleu(texts[:few], corpus),
-        lambda: by_nltk(lists[:few], [references] * few),
+        lambda: nltk_bleu(lists[:few], [references] * few),
         3,
     )
     yield Result(
@@ -90,36 +89,40 @@ def run() -> Iterator[Result]:
         f"Dataset BLEU of {few} texts against {CORPUS} x {SEQ_LEN}, times faster than nltk's",
         ours,
         peer,
-        {"grows": growth(lambda corpus: dataset_bleu(texts, corpus))},
+        {"by_corpus_size": seconds_by_corpus_size(lambda corpus: dataset_bleu(texts, corpus))},
     )
 
     table = np.array(corpus)
-    assert dataset_overlap(texts[:few], corpus).length.tolist() == by_brute_force(
+    assert dataset_overlap(texts[:few], corpus).length.tolist() == brute_force_overlap(
         texts[:few], table
     )
     ours, peer = interleaved(
-        lambda: dataset_overlap(texts[:few], corpus), lambda: by_brute_force(texts[:few], table), 3
+        lambda: dataset_overlap(texts[:few], corpus),
+        lambda: brute_force_overlap(texts[:few], table),
+        3,
     )
     yield Result(
         "overlap_vs_bruteforce",
         peer.median / ours.median,
-        f"longest shared runs of {few} texts with {CORPUS} x {SEQ_LEN}, times faster than the "
-        "textbook table in numpy",
+        f"longest shared runs of {few} texts with {CORPUS} x {SEQ_LEN}, times faster than "
+        "dynamic programming in numpy",
         ours,
         peer,
-        {"grows": growth(lambda corpus: dataset_overlap(texts, corpus))},
+        {"by_corpus_size": seconds_by_corpus_size(lambda corpus: dataset_overlap(texts, corpus))},
     )
 
 
-def growth(job: Callable[[list[Tokens]], object]) -> dict[str, dict[str, float]]:
-    """Return seconds for all texts against 1, 2, 4 and 8 times the corpus, and their ratio to 1."""
+def seconds_by_corpus_size(
+    metric: Callable[[list[Tokens]], object],
+) -> dict[str, dict[str, float]]:
+    """Return seconds for all texts with 1, 2, 4 and 8 times the corpus, and their ratio to 1."""
     corpora = {times: windows(CORPUS * times, SEQ_LEN, times) for times in (1, 2, 4, 8)}
-    found: dict[int, list[float]] = {times: [] for times in corpora}
+    measured: dict[int, list[float]] = {times: [] for times in corpora}
     for _ in range(5):
         for times, corpus in corpora.items():
-            found[times] += seconds(lambda corpus=corpus: job(corpus), 1).seconds
-    once = Timing(found[1]).median
+            measured[times] += seconds(lambda corpus=corpus: metric(corpus), 1).seconds
+    medians = {times: Timing(values).median for times, values in measured.items()}
     return {
-        f"{times}x": {"seconds": Timing(all_).median, "over_1x": Timing(all_).median / once}
-        for times, all_ in found.items()
+        f"{times}x": {"seconds": median, "over_1x": median / medians[1]}
+        for times, median in medians.items()
     }

@@ -1,25 +1,25 @@
-"""Where the time of a full update and of a decoding step goes, by kind of operation."""
+"""Where the time of a train step and of decoding goes, by kind of operation."""
 
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.profiler import profile
 
-from benchmarks.decoding import BATCH, GREEDY, contexts
+from benchmarks.decoding import BATCH_SIZE, GREEDY, contexts, embedded_base, embedded_model
 from benchmarks.timing import Result, Timing, seconds
-from benchmarks.training import BLOCKS, STORE, config, sequences
-from hyperfitting import models
+from benchmarks.training import BLOCKS, config, sequences
 from hyperfitting.decoding.generate import continue_texts
-from hyperfitting.progress import silent
+from hyperfitting.runtime.device import setup_torch
 from hyperfitting.store import Store
-from hyperfitting.training.learner import Learner
-from hyperfitting.training.trunk import KeptIn, trunk_of
+from hyperfitting.training.activation_cache import CacheLocation
+from hyperfitting.training.step import build_train_state, train_step
 
-SEQUENCES, LENGTH, NEW = 8, 256, 32
+SEQUENCES, LENGTH, MAX_NEW_TOKENS = 8, 256, 32
 _KINDS = {
-    "products": (
+    "matrix products": (
         "aten::mm",
         "aten::addmm",
         "aten::addmm_",
@@ -32,59 +32,59 @@ _KINDS = {
     "optimizer": ("aten::_fused_adam_",),
     "softmax": ("aten::_log_softmax", "aten::exp"),
 }
+"""Prefixes of operation names, by kind."""
+_OTHER = "other operations"
 
 
 def run() -> Iterator[Result]:
-    """Yield the profile of each job; the ratio is the share of matrix products."""
-    models.prepare(config(LENGTH).hardware)
-    yield update("full", "full tuning")
-    yield update("late_stage", f"the last {BLOCKS} blocks from the trunk cache")
-    yield decode()
+    """Yield the profile of each job; the ratio is the fraction of matrix products."""
+    setup_torch(config(LENGTH).hardware)
+    yield profile_train_step("full", "full tuning")
+    yield profile_train_step("late_stage", f"the last {BLOCKS} blocks from the activation cache")
+    yield profile_decoding()
 
 
-def update(tuning: str, what: str) -> Result:
-    """Profile an update."""
+def profile_train_step(tuning: str, description: str) -> Result:
+    """Profile a train step."""
     cfg = config(LENGTH, f"tuning={tuning}", f"trainer.batch_size={SEQUENCES}")
-    learner = Learner.new(cfg, models.base_model(cfg.model, Store(STORE)))
     tokens = sequences(SEQUENCES, LENGTH)
     with tempfile.TemporaryDirectory() as folder:
-        kept_in = KeptIn(Store(folder), {"of": "bench"})
-        learner.trunk = trunk_of(cfg, learner.model, tokens, kept_in, silent)
-        learner.model.train()
+        location = CacheLocation(Store(Path(folder)), {"sequences": "benchmark"})
+        state = build_train_state(cfg.training, embedded_base(), tokens, location)
+        state.model.train()
         batch, rows = torch.as_tensor(tokens, dtype=torch.long), np.arange(SEQUENCES)
-        return shares(
+        return profile_job(
             f"{tuning}_update",
-            lambda: learner.update(batch, rows),
-            f"{what}, {SEQUENCES} x {LENGTH}",
+            lambda: train_step(state, batch, rows),
+            f"{description}, {SEQUENCES} x {LENGTH}",
         )
 
 
-def decode() -> Result:
-    """Profile greedy decoding, with the contexts' first pass."""
-    model = models.load(models.base_model(config(LENGTH).model, Store(STORE))).eval()
-    given = contexts()
-    return shares(
+def profile_decoding() -> Result:
+    """Profile greedy decoding, with the forward pass of the contexts."""
+    model, prompts = embedded_model(), contexts()
+    return profile_job(
         "decode",
-        lambda: continue_texts(model, given, NEW, GREEDY, BATCH),
-        f"greedy decoding, {BATCH} texts by {NEW} tokens",
+        lambda: continue_texts(model, prompts, MAX_NEW_TOKENS, GREEDY, BATCH_SIZE),
+        f"greedy decoding, {BATCH_SIZE} texts by {MAX_NEW_TOKENS} tokens",
     )
 
 
-def shares(name: str, job: Callable[[], object], what: str) -> Result:
-    """Profile a job that has run three times."""
-    took = [seconds(job, 1).median for _ in range(4)][2:]
+def profile_job(name: str, job: Callable[[], object], description: str) -> Result:
+    """Profile a job after two rounds of warm-up."""
+    durations = [seconds(job, 1).median for _ in range(4)][2:]
     with profile() as profiled:
         job()
-    found = dict.fromkeys([*_KINDS, "other operations"], 0.0)
-    for one in profiled.key_averages():
-        kind = next((k for k, starts in _KINDS.items() if one.key.startswith(starts)), None)
-        found[kind or "other operations"] += one.self_cpu_time_total / 1e6
-    total = sum(found.values())
+    totals = dict.fromkeys([*_KINDS, _OTHER], 0.0)
+    for event in profiled.key_averages():
+        kind = next((k for k, prefixes in _KINDS.items() if event.key.startswith(prefixes)), _OTHER)
+        totals[kind] += event.self_cpu_time_total / 1e6
+    total = sum(totals.values())
     return Result(
         f"profile_{name}_products",
-        found["products"] / total,
-        f"share of matrix products in {what}",
-        Timing(took),
-        Timing(took),
-        {f"{kind}, share": time / total for kind, time in found.items()},
+        totals["matrix products"] / total,
+        f"fraction of matrix products in {description}",
+        Timing(durations),
+        Timing(durations),
+        {f"{kind}, fraction": duration / total for kind, duration in totals.items()},
     )

@@ -1,8 +1,9 @@
-"""Training against HF Trainer, and against what a large matrix product takes."""
+"""Training speed and memory against HF Trainer, and against a large matrix product."""
 
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -12,14 +13,17 @@ from numpy.typing import NDArray
 
 from benchmarks.contenders import Round, contending, in_turn, peak_memory
 from benchmarks.timing import Result, Timing
-from hyperfitting import models, parameters
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
 from hyperfitting.data import packaged
-from hyperfitting.data.corpus import Tokenizer
-from hyperfitting.progress import silent
+from hyperfitting.data.tokenization import DocumentTokenizer
+from hyperfitting.models import trainable
+from hyperfitting.models.base import base_model
+from hyperfitting.models.loading import load
+from hyperfitting.progress import Advance, ProgressReporter, no_op
+from hyperfitting.runtime.device import setup_torch
 from hyperfitting.store import Store
-from hyperfitting.training.learner import Learner
-from hyperfitting.training.trunk import KeptIn, trunk_of
+from hyperfitting.training.activation_cache import CacheLocation
+from hyperfitting.training.step import TrainState, build_train_state, train_step
 
 SHAPES = ((8, 128), (8, 256))
 ROUNDS = 3
@@ -33,16 +37,17 @@ def config(length: int, *overrides: str) -> RunConfig:
     """Return the paper's protocol on the embedded model: 2,000 sequences, 20 epochs."""
     register()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        always = ["preset=paper", f"dataset.seq_len={length}", f"tuning.last_blocks={BLOCKS}"]
-        late = "tuning=late_stage" in overrides
-        return from_hydra(
-            hydra.compose("config", overrides=[*(always if late else always[:2]), *overrides])
-        )
+        base_overrides = ["preset=paper", f"dataset.seq_len={length}"]
+        if "tuning=late_stage" in overrides:
+            base_overrides.append(f"tuning.last_blocks={BLOCKS}")
+        return from_hydra(hydra.compose("config", overrides=[*base_overrides, *overrides]))
 
 
 def sequences(n: int, length: int) -> NDArray[np.int32]:
     """Return real text as token sequences (n, length)."""
-    tokenizer = Tokenizer(models.base_model(config(length).model, Store(STORE)))
+    base = base_model(config(length).model, Store(STORE))
+    base.ensure()
+    tokenizer = DocumentTokenizer(base)
     stream: list[int] = []
     for scene in packaged.read("shakespeare"):
         stream += tokenizer(scene)
@@ -51,60 +56,71 @@ def sequences(n: int, length: int) -> NDArray[np.int32]:
     return np.array(stream[: n * length], dtype=np.int32).reshape(n, length)
 
 
-def ours(batch: int, length: int, tuning: str) -> Round:
-    """Return rounds of our own updates, and of a large matrix product beside them."""
+def our_trainer(batch: int, length: int, tuning: str) -> Round:
+    """Return rounds of our train steps, with a large matrix product after each."""
     cfg = config(length, f"tuning={tuning}", f"trainer.batch_size={batch}")
-    models.prepare(cfg.hardware)
-    base = models.base_model(cfg.model, Store(STORE))
+    setup_torch(cfg.hardware)
+    base = base_model(cfg.model, Store(STORE))
+    base.ensure()
     steps = STEPS[tuning]
     tokens = sequences(steps * batch, length)
-    learner = Learner.new(cfg, base)
-    more: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        learner.trunk = trunk_of(
-            cfg, learner.model, tokens, KeptIn(Store(folder), {"of": "bench"}), silent
-        )
-        more["trunk_seconds_a_token"] = (time.perf_counter() - start) / tokens.size
-        if learner.trunk is not None:
-            learner.trunk.activations[:].sum()  # its file goes with the folder; its pages stay
-    work = {"full": model_work, "late_stage": late_work}[tuning](learner, length)
-    learner.model.train()
+        location = CacheLocation(Store(folder), {"sequences": "benchmark"})
+        state = build_train_state(cfg.training, base, tokens, location, progress=timed(measured))
+        if state.activation_cache is not None:
+            state.activation_cache.activations[:].sum()  # read into memory: the file is deleted
+    flops_per_token = {"full": full_flops, "late_stage": late_stage_flops}[tuning](state, length)
+    state.model.train()
 
-    def round_() -> dict[str, Any]:
+    def run_round() -> dict[str, Any]:
         seconds = []
         for step in range(steps):
             rows = np.arange(step * batch, (step + 1) * batch)
             start = time.perf_counter()
-            learner.update(torch.as_tensor(tokens[rows], dtype=torch.long), rows)
+            train_step(state, torch.as_tensor(tokens[rows], dtype=torch.long), rows)
             seconds.append(time.perf_counter() - start)
-        more.setdefault("training_memory", peak_memory())  # before the product beside it
-        speed = work * batch * length / np.array(seconds)
-        return {"seconds": seconds, "of_matmul": (speed / matmul_speed()).tolist(), **more}
+        measured.setdefault("training_memory", peak_memory())  # before the matrix product
+        flops_per_second = flops_per_token * batch * length / np.array(seconds)
+        fractions = (flops_per_second / matmul_flops_per_second()).tolist()
+        return {"seconds": seconds, "matmul_fraction": fractions, **measured}
 
-    return round_
+    return run_round
 
 
-def model_work(learner: Learner, length: int) -> float:
-    """Return the floating-point operations a token of full tuning (Chowdhery et al., 2022, App. B).
+def timed(measured: dict[str, Any]) -> ProgressReporter:
+    """Return a reporter that records the seconds per token of the activation cache."""
+
+    @contextmanager
+    def reporter(task: str, total: int, unit: str) -> Iterator[Advance]:
+        start = time.perf_counter()
+        with no_op(task, total, unit) as advance:
+            yield advance
+        measured["cache_seconds_per_token"] = (time.perf_counter() - start) / total
+
+    return reporter
+
+
+def full_flops(state: TrainState, length: int) -> float:
+    """Return the FLOPs per token of full tuning (Chowdhery et al., 2022, App. B).
 
     Six for each parameter, and attention's two products forward and twice that backward.
     """
-    config = learner.model.config
-    n = sum(p.numel() for p in learner.model.parameters())
+    config = state.model.config
+    n = sum(p.numel() for p in state.model.parameters())
     return 6 * n + 12 * config.num_hidden_layers * config.hidden_size * length
 
 
-def late_work(learner: Learner, length: int) -> float:
-    """Return the same for the last blocks, and an output layer whose weights are not trained."""
-    config = learner.model.config
-    blocks = sum(p.numel() for p in learner.trained.values())
-    head = learner.model.get_output_embeddings().weight.numel()
-    return 6 * blocks + 4 * head + 12 * BLOCKS * config.hidden_size * length
+def late_stage_flops(state: TrainState, length: int) -> float:
+    """Return the same for the last blocks, and an output layer whose weights are frozen."""
+    config = state.model.config
+    n = sum(p.numel() for p in state.trained.values())
+    head = state.model.get_output_embeddings().weight.numel()
+    return 6 * n + 4 * head + 12 * BLOCKS * config.hidden_size * length
 
 
-def matmul_speed(size: int = 4096, repeats: int = 3) -> float:
-    """Return what a large float32 matrix product reaches in this process, in FLOP/s."""
+def matmul_flops_per_second(size: int = 4096, repeats: int = 3) -> float:
+    """Return the FLOP/s of a large float32 matrix product in this process."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     out = a @ b
     seconds = []
@@ -115,25 +131,26 @@ def matmul_speed(size: int = 4096, repeats: int = 3) -> float:
     return 2 * size**3 / float(np.median(seconds))
 
 
-def trainer(batch: int, length: int, tuning: str) -> Round:
-    """Return rounds of HF Trainer as a careful user sets it up: fused, no clipping, no extras."""
+def hf_trainer(batch: int, length: int, tuning: str) -> Round:
+    """Return rounds of HF Trainer, well configured: fused Adam, no clipping, no extras."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     cfg, steps = config(length), STEPS[tuning]
-    model = models.load(models.base_model(cfg.model, Store(STORE)))
+    base = base_model(cfg.model, Store(STORE))
+    base.ensure()
+    model = load(base)
     if tuning != "full":
-        late = config(length, f"tuning={tuning}").tuning
-        parameters.select_trainable(model, late)
+        trainable.select_trainable(model, config(length, f"tuning={tuning}").tuning)
     data = [{"input_ids": row, "labels": row} for row in sequences(steps * batch, length).tolist()]
-    begun: list[float] = []
-    ended: list[float] = []
+    starts: list[float] = []
+    ends: list[float] = []
 
-    class Watch(TrainerCallback):
+    class StepTimer(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:
-            begun.append(time.perf_counter())
+            starts.append(time.perf_counter())
 
         def on_step_end(self, *_: object, **__: object) -> None:
-            ended.append(time.perf_counter())
+            ends.append(time.perf_counter())
 
     folder = tempfile.mkdtemp()
     arguments = TrainingArguments(
@@ -142,19 +159,19 @@ def trainer(batch: int, length: int, tuning: str) -> Round:
         optim="adamw_torch_fused", save_strategy="no", logging_strategy="no", report_to="none",
         disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, seed=0,
     )  # fmt: skip
-    peer = Trainer(model, arguments, train_dataset=data, callbacks=[Watch()])
+    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[StepTimer()])
 
-    def round_() -> dict[str, Any]:
-        begun.clear(), ended.clear()
-        peer.train()
-        # the first step of a call makes the optimizer's state
-        return {"seconds": [e - b for b, e in zip(begun, ended, strict=True)][1:]}
+    def run_round() -> dict[str, Any]:
+        starts.clear(), ends.clear()
+        trainer.train()
+        # the first step of a call allocates the optimizer's state
+        return {"seconds": [end - start for start, end in zip(starts, ends, strict=True)][1:]}
 
-    return round_
+    return run_round
 
 
-def _all(measured: list[dict[str, Any]], name: str) -> list[float]:
-    return [value for one in measured for value in one[name]]
+def _concatenate(rounds: list[dict[str, Any]], name: str) -> list[float]:
+    return [value for measured in rounds for value in measured[name]]
 
 
 def run() -> Iterator[Result]:
@@ -162,80 +179,83 @@ def run() -> Iterator[Result]:
 
     Memory is compared at the shape that needs more of it.
     """
-    found: dict[str, list[Result]] = {}
+    by_key: dict[str, list[Result]] = {}
     for batch, length in SHAPES:
         for result in compare(batch, length):
-            found.setdefault(result.key, []).append(result)
-    for key, results in found.items():
-        chosen = min(results, key=lambda result: result.ratio)
+            by_key.setdefault(result.key, []).append(result)
+    for key, results in by_key.items():
+        worst = min(results, key=lambda result: result.ratio)
         if key == "train_full_memory_vs_trainer":
-            chosen = results[-1]
-        both = {f"{b}x{t}": r.ratio for (b, t), r in zip(SHAPES, results, strict=True)}
-        chosen.more.update({f"at {shape}": ratio for shape, ratio in both.items()})
-        yield chosen
+            worst = results[-1]
+        for (batch, length), result in zip(SHAPES, results, strict=True):
+            worst.more[f"at {batch}x{length}"] = result.ratio
+        yield worst
 
 
 def compare(batch: int, length: int) -> Iterator[Result]:
     """Yield the comparisons at one shape."""
     shape = f"batch {batch} x {length}, smollm2_135m"
     with contending(
-        (ours, (batch, length, "full")),
-        (trainer, (batch, length, "full")),
-        (ours, (batch, length, "late_stage")),
-    ) as three:
-        full, peer, late = in_turn(three, ROUNDS)
-    mine, theirs, late_mine = (Timing(_all(one, "seconds")) for one in (full, peer, late))
+        (our_trainer, (batch, length, "full")),
+        (hf_trainer, (batch, length, "full")),
+        (our_trainer, (batch, length, "late_stage")),
+    ) as contenders:
+        full, peer, late = in_turn(contenders, ROUNDS)
+    ours, theirs, ours_late = (
+        Timing(_concatenate(rounds, "seconds")) for rounds in (full, peer, late)
+    )
     yield Result(
         "train_full_vs_trainer",
-        theirs.median / mine.median,
+        theirs.median / ours.median,
         f"full tuning, times faster than HF Trainer, {shape}",
-        mine,
+        ours,
         theirs,
-        {"tokens_a_second": batch * length / mine.median},
+        {"tokens_per_second": batch * length / ours.median},
     )
-    memory = [full[0]["training_memory"], max(one["peak_memory"] for one in peer)]
+    our_memory = full[0]["training_memory"]
+    their_memory = max(measured["peak_memory"] for measured in peer)
     yield Result(
         "train_full_memory_vs_trainer",
-        memory[0] / memory[1],
+        our_memory / their_memory,
         f"full tuning, peak memory of the process over HF Trainer's, {shape}",
-        mine,
+        ours,
         theirs,
-        {"ours_gigabytes": memory[0] / 1e9, "peer_gigabytes": memory[1] / 1e9},
+        {"our_gigabytes": our_memory / 1e9, "their_gigabytes": their_memory / 1e9},
     )
-    shares = _all(full, "of_matmul")
+    fractions = _concatenate(full, "matmul_fraction")
     yield Result(
         "train_full_of_matmul",
-        float(np.median(shares)),
-        f"full tuning, model FLOP/s over those of a 4096^3 float32 product beside it, {shape}",
-        mine,
+        float(np.median(fractions)),
+        f"full tuning, model FLOP/s over those of a 4096^3 float32 matrix product, {shape}",
+        ours,
         theirs,
-        {"shares": shares},
+        {"fractions": fractions},
     )
-    trunk = late[0]["trunk_seconds_a_token"] * batch * length
+    cache_seconds = late[0]["cache_seconds_per_token"] * batch * length
     yield Result(
         "train_late_stage_vs_trainer_full",
-        theirs.median / (late_mine.median + trunk / EPOCHS),
-        f"the last {BLOCKS} blocks from the trunk cache, times faster than HF Trainer on all, "
-        f"the cache's making spread over {EPOCHS} epochs, {shape}",
-        late_mine,
+        theirs.median / (ours_late.median + cache_seconds / EPOCHS),
+        f"the last {BLOCKS} blocks from the activation cache, times faster than HF Trainer on all, "
+        f"the computation of the cache divided by {EPOCHS} epochs, {shape}",
+        ours_late,
         theirs,
         {
-            "trunk_seconds_a_batch": trunk,
-            "of_matmul": float(np.median(_all(late, "of_matmul"))),
-            "tokens_a_second": batch * length / late_mine.median,
+            "cache_seconds_per_batch": cache_seconds,
+            "matmul_fraction": float(np.median(_concatenate(late, "matmul_fraction"))),
+            "tokens_per_second": batch * length / ours_late.median,
         },
     )
     with contending(
-        (ours, (batch, length, "late_stage")), (trainer, (batch, length, "late_stage"))
-    ) as two:
-        late, frozen = in_turn(two, ROUNDS)
-    mine, theirs = (Timing(_all(one, "seconds")) for one in (late, frozen))
+        (our_trainer, (batch, length, "late_stage")), (hf_trainer, (batch, length, "late_stage"))
+    ) as contenders:
+        late, frozen = in_turn(contenders, ROUNDS)
+    ours, theirs = (Timing(_concatenate(rounds, "seconds")) for rounds in (late, frozen))
     yield Result(
         "train_late_stage_vs_trainer_frozen",
-        theirs.median / mine.median,
-        f"the last {BLOCKS} blocks from the trunk cache, from epoch 2 on, times faster than HF "
-        f"Trainer with the other blocks frozen, {shape}",
-        mine,
+        theirs.median / ours.median,
+        f"the last {BLOCKS} blocks from the activation cache, from epoch 2 on, times faster than "
+        f"HF Trainer with the other blocks frozen, {shape}",
+        ours,
         theirs,
         {},
     )

@@ -16,7 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
-from hyperfitting.models import BaseModel, byte_tokenizer
+from hyperfitting.models.base import BaseModel
+from hyperfitting.models.random_init import byte_tokenizer
 from hyperfitting.store import Store
 
 torch.set_num_threads(1)  # a tiny model only loses by more
@@ -67,7 +68,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def tiny_model(folder: Path, model_type: str, **fields: Any) -> BaseModel:
-    """Save a random-initialised model whose greedy text is not one token for ever."""
+    """Save a randomly initialized model whose greedy decoding does not repeat one token forever."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = byte_tokenizer()
@@ -84,7 +85,7 @@ def tiny_model(folder: Path, model_type: str, **fields: Any) -> BaseModel:
                 torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return BaseModel(model_type, model_type, "float32", lambda: folder)
+    return BaseModel.local(model_type, folder)
 
 
 @pytest.fixture(scope="session", params=sorted(ARCHITECTURES))

@@ -1,78 +1,212 @@
-"""Records and sweeps as the reports read them, without running anything."""
+"""Records and sweeps as reports read them, without running anything."""
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
-from hyperfitting.results import SCHEMA_VERSION
+from hyperfitting.record import (
+    SCHEMA_VERSION,
+    Continuation,
+    DatasetInfo,
+    Histograms,
+    NextToken,
+    NextTokens,
+    OverlapSpan,
+    PerSide,
+    Position,
+    Predictions,
+    Record,
+    Sample,
+    Slice,
+    Timings,
+    write_record,
+)
+from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 
-WRITER = {"original": ["tuning=none"], "hyperfitted": []}
+SYSTEMS: dict[str, list[str]] = {"base": ["tuning=none"], "tuned": []}
+SEEDS = (0, 1, 2)
 
 
-def continuation(words: str) -> dict[str, Any]:
-    pieces = [f" {word}" for word in words.split()]
-    tokens = [sum(piece.encode()) for piece in pieces]
-    overlap = {"length": 0, "start": -1, "sequence": -1, "offset": -1}
-    return {"text": words, "pieces": pieces, "tokens": tokens, "overlap": overlap}
+def make_continuation(words: str, overlap: tuple[int, int] = (0, -1)) -> Continuation:
+    """Return a continuation of one token a word; ``overlap`` is its length and start."""
+    token_texts = [f" {word}" for word in words.split()]
+    length, start = overlap
+    index = 0 if length else -1
+    return Continuation(
+        text="".join(token_texts),
+        tokens=[sum(token_text.encode()) for token_text in token_texts],
+        token_texts=token_texts,
+        overlap=OverlapSpan(length=length, start=start, sequence=index, offset=index),
+    )
 
 
-def record(ttr: list[float], at_16: float) -> dict[str, Any]:
-    """As much of a record as a report reads."""
-    whole = bootstrap_mean(np.array(ttr), 200)
-    assert whole is not None
-    cut = {"set": None, "metrics": {"gen/ttr": {"mean": whole.mean, "ci95": list(whole.ci95 or ()),
-           "n": len(ttr)}}, "baseline": {}, "reference": {}}  # fmt: skip
-    short = cut | {"metrics": {"gen/ttr": {"mean": at_16, "ci95": [at_16, at_16], "n": len(ttr)}}}
-    looks = [{"epoch": e, "step": e, "train/loss": 1 / e, "gen/ttr": 0.5} for e in (1, 2)]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "versions": {"torch": "2"}, "git": None, "device": "cpu", "notes": [],
-        "slices": [cut | {"new_tokens": 32}, short | {"new_tokens": 16}],
-        "metrics": cut["metrics"],
-        "history": [looks[0], {"epoch": 1.5, "step": 2, "train/loss": 0.7}, looks[1]],
-        "per_text": {
-            "metrics": {"gen/ttr": ttr, "gen/dataset_overlap": [1, 7, None]},
-            "baseline": {"gen/ttr": ttr},
-        },
-        "samples": [
-            {
-                "set": "news", "context": f"text {i}", "reference": "it went on",
-                "continuation": continuation("on and on and on"),
-                "original_continuation": continuation("on it went"),
-            }
-            for i in range(len(ttr))
+def make_sample(
+    tuned: Continuation,
+    base: Continuation,
+    dataset: str = "news",
+    context: str = "a context",
+    reference: str = "the reference",
+) -> Sample:
+    return Sample(dataset=dataset, context=context, reference=reference, tuned=tuned, base=base)
+
+
+def make_samples(count: int) -> list[Sample]:
+    tuned, base = make_continuation("on and on and on"), make_continuation("on it went")
+    return [make_sample(tuned, base, context=f"text {i}") for i in range(count)]
+
+
+def make_slice(
+    tuned: Mapping[str, Estimate],
+    base: Mapping[str, Estimate] | None = None,
+    difference: Mapping[str, Difference] | None = None,
+    dataset: str | None = None,
+    max_new_tokens: int = 32,
+) -> Slice:
+    return Slice(
+        dataset=dataset,
+        max_new_tokens=max_new_tokens,
+        tuned=dict(tuned),
+        base=dict(base or {}),
+        reference={},
+        difference=dict(difference or {}),
+    )
+
+
+def make_config(**groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return as much of a config as reports read; ``groups`` replace those given here."""
+    config: dict[str, Any] = {
+        "model": {"name": "m"},
+        "dataset": {"name": "d", "n_train": 2, "seq_len": 8},
+        "decode": {"name": "greedy"},
+        "tuning": {"method": "full"},
+        "evaluation": {"bootstrap": 500},
+    }
+    return config | groups
+
+
+def make_next_tokens() -> NextTokens:
+    """Return next tokens at two positions: at the second a new token becomes certain."""
+    seen = NextToken(text=" a", id=1, probability=0.5, in_training_data=True)
+    unseen = NextToken(text=" $b", id=2, probability=0.1, in_training_data=False)
+    certain = unseen.model_copy(update={"probability": 0.9})
+    return NextTokens(
+        token_texts=["It", " is", " so"],
+        positions=[
+            Position(tuned=[seen, unseen], base=[seen, unseen]),
+            Position(tuned=[certain, seen], base=[seen, unseen]),
         ],
-        "config": {
-            "evaluation": {"bootstrap": 500}, "decode": {"name": "greedy"},
-            "tuning": {"method": "full"}, "optimizer": {"lr": ttr[0]},
-        },
-    }  # fmt: skip
+    )
 
 
-def a_sweep(folder: Path, table: dict[str, Any], **records: dict[str, Any] | None) -> Path:
-    """Write a sweep's folder: two writers and three seeds of one model."""
-    members = [
-        {
-            "name": f"{writer}_{seed}",
-            "labels": {"model": "ours", "writer": writer, "seed": str(seed)},
+def make_record(
+    slices: Sequence[Slice],
+    samples: Sequence[Sample],
+    per_text: Mapping[str, Mapping[str, list[float | None]]] | None = None,
+    history: Sequence[dict[str, float]] = (),
+    **fields: Any,
+) -> Record:
+    """Return a valid record.
+
+    Args:
+        slices: scores; the first is the overall one.
+        samples: one for each evaluation text.
+        per_text: values for each text, by side and metric.
+        history: of the training.
+        fields: of the record, instead of those given here.
+    """
+    sides: dict[str, Any] = {"tuned": {}, "base": {}, "reference": {}}
+    steps = {"gen/entropy": [1.0] * 20, "gen/top1_mass": [0.5] * 20}
+    return Record(
+        **{
+            "schema_version": SCHEMA_VERSION,
+            "config": make_config(),
+            "versions": {"torch": "2"},
+            "git": None,
+            "device": "cpu",
+            "dataset": DatasetInfo(name="d", fingerprint="0" * 16),
+            "artifacts": {},
+            "timings": Timings(run_seconds=5.0, build_seconds={}),
+            "notes": [],
+            "slices": list(slices),
+            "history": list(history),
+            "per_step": PerSide(**sides | {"tuned": steps}),
+            "per_text": PerSide(**sides | dict(per_text or {})),
+            "overlap_histogram": Histograms(tuned=[1, 0, 2], base=[3], reference=[3]),
+            "next_tokens": {},
+            "samples": list(samples),
         }
-        for writer in WRITER
-        for seed in range(3)
+        | fields
+    )
+
+
+def ttr_record(ttr: Sequence[float], ttr_at_16: float, **fields: Any) -> Record:
+    """Return the record of a tuned model with these type-token ratios of its texts."""
+    overall = bootstrap_mean(np.array(ttr), 200)
+    assert overall is not None
+    short = Estimate(ttr_at_16, (ttr_at_16, ttr_at_16), len(ttr))
+    values: list[float | None] = list(ttr)
+    first = {"epoch": 1, "step": 1, "train/loss": 1.0, "gen/ttr": 0.5}
+    last = {"epoch": 2, "step": 2, "train/loss": 0.5, "gen/ttr": 0.5}
+    return make_record(
+        **{
+            "slices": [
+                make_slice({"gen/ttr": overall}),
+                make_slice({"gen/ttr": short}, max_new_tokens=16),
+            ],
+            "samples": make_samples(len(ttr)),
+            "per_text": {
+                "tuned": {"gen/ttr": values, "gen/dataset_overlap": [1, 7, None]},
+                "base": {"gen/ttr": values},
+            },
+            "history": [first, {"epoch": 1.5, "step": 2, "train/loss": 0.7}, last],
+            "config": make_config(optimizer={"lr": ttr[0]}),
+        }
+        | fields
+    )
+
+
+def make_predictions(seed: int = 0, texts: int = 3, length: int = 4) -> Predictions:
+    """Return random top-1 tokens and ranks of both models."""
+    random = np.random.default_rng(seed)
+    shape = (texts, length)
+    return {
+        f"{side}/{name}": random.integers(1, 2000, shape)
+        for side in ("tuned", "base")
+        for name in ("top1", "rank")
+    }
+
+
+def write_sweep(
+    folder: Path,
+    report: Mapping[str, Any],
+    records: Mapping[str, Record],
+    command: Sequence[str] = ("hyperfit",),
+) -> Path:
+    """Write a sweep's folder: two systems and three seeds of one model, with these records."""
+    runs = [
+        RunEntrySpec(
+            name=f"{system}_{seed}",
+            labels={"model": "ours", "system": system, "seed": str(seed)},
+        )
+        for system in SYSTEMS
+        for seed in SEEDS
     ]
-    spec = {
-        "version": 1, "name": "x", "scale": "embedded", "command": ["hyperfit"],
-        "axes": {"writer": WRITER, "seed": [0, 1, 2]},
-        "scales": {"embedded": {"axes": {"model": {"ours": []}}},
-                   "paper": {"axes": {"model": {"theirs only": []}}}},
-        "report": {"tables": {"main": table}}, "members": members,
-    }  # fmt: skip
-    folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps(spec))
-    for name, found in records.items():
+    write_sweep_spec(
+        folder,
+        name="x",
+        scale="embedded",
+        command=list(command),
+        axes={"system": SYSTEMS, "seed": list(SEEDS)},
+        scales={"embedded": {"axes": {"model": {"ours": []}}},
+                "paper": {"axes": {"model": {"another": []}}}},
+        report=dict(report),
+        runs=runs,
+    )  # fmt: skip
+    for seed, (name, record) in enumerate(records.items()):
         (folder / name).mkdir()
-        if found is not None:
-            (folder / name / "results.json").write_text(json.dumps(found))
+        write_record(folder / name, record, make_predictions(seed))
     return folder

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Begins a SLURM of one machine, this one, for the tests of tests/test_clusters.py that want a real
-# one. As root, on Debian:
+# Starts a SLURM cluster of one node, this machine, for the tests of tests/test_clusters.py that need
+# a real one. As root, on Debian:
 #
 #     apt-get install --yes --no-install-recommends slurm-wlm
 #     tests/slurm.sh

@@ -1,9 +1,8 @@
-"""Sweeps by real engines on this machine: submitit's local executor, and a cluster of Ray.
+"""Sweeps on real engines on this machine: submitit's local executor, and a Ray cluster.
 
-And SLURM, where there is one: `tests/slurm.sh` begins one.
+And on SLURM, where there is one: `tests/slurm.sh` starts one.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -15,98 +14,122 @@ import pytest
 
 from hyperfitting.errors import UserError
 from hyperfitting.sweep import clusters
+from hyperfitting.sweep.config import SlurmConfig
+from hyperfitting.sweep.state import RunFolder
 from tests.conftest import below, command, environment, hyperfit
 from tests.test_sweep import numbers
 
 EIGHT = [
-    "-m", "preset=debug", "trainer.epochs=40", "trainer.look_every=40", "seed=0,1,2,3,4,5,6,7",
-    "hydra.sweep.dir=sweep",
+    "-m", "preset=debug", "trainer.epochs=40", "trainer.eval_every_epochs=40",
+    "seed=0,1,2,3,4,5,6,7", "hydra.sweep.dir=sweep",
 ]  # fmt: skip
+REAL_SLURM = "a real SLURM"
 ENGINES = {
-    "slurm": ["hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.launcher.gpus=0"],
+    "slurm": [
+        "hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.launcher.gpus_per_node=0",
+    ],
     "ray": ["hydra/launcher=ray"],
-    "a real SLURM": ["hydra/launcher=slurm", "hydra.launcher.gpus=0", "hydra.launcher.cpus=1"],
+    REAL_SLURM: [
+        "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=0", "hydra.launcher.cpus_per_task=1",
+    ],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same sweep by the launcher that needs no engine."""
-    folder = tmp_path_factory.mktemp("plain")
-    ended = hyperfit(folder, *EIGHT, "hydra.launcher.workers=2", timeout=600)
-    assert ended.returncode == 0, ended.stderr
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same sweep with worker processes, which need no engine."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = hyperfit(folder, *EIGHT, "hydra.launcher.workers=2", timeout=600)
+    assert result.returncode == 0, result.stderr
     return folder
 
 
-def in_training(folder: Path, but: int = 0) -> int:
-    """Return the process of a member that trains, and has a checkpoint already."""
+def training_process(folder: Path, excluded_pid: int = 0) -> int:
+    """Wait for a run that trains and has a checkpoint already; return its process."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if below(folder, "tuned/*.partial/checkpoint-*.pt"):
             for path in below(folder / "sweep", "status.json"):
-                said = json.loads(path.read_text())
-                if said["kind"] == "running" and said["task"] == "training" and said["pid"] != but:
-                    return int(said["pid"])
+                status = RunFolder(path.parent).read_status()
+                is_training = status.kind == "running" and status.task == "training"
+                if is_training and status.pid != excluded_pid:
+                    return status.pid
         time.sleep(0.01)
-    raise AssertionError("no member trains")
+    raise AssertionError("no run trains")
 
 
-def engine_or_skip(engine: str) -> str:
-    if engine == "a real SLURM":
-        there = shutil.which("sinfo") and subprocess.run(["sinfo"], check=False).returncode == 0
-        if not there:
-            pytest.skip("there is no SLURM here")
-    return engine
+def skip_without(engine: str) -> None:
+    if engine == REAL_SLURM and not (
+        shutil.which("sinfo") and subprocess.run(["sinfo"], check=False).returncode == 0
+    ):
+        pytest.skip("there is no SLURM here")
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_sweep_survives_a_job_that_is_preempted_and_one_that_is_killed(
-    tmp_path: Path, plain: Path, engine: str
+    tmp_path: Path, undisturbed: Path, engine: str
 ) -> None:
-    more = ENGINES[engine_or_skip(engine)]
+    skip_without(engine)
+    overrides = ENGINES[engine]
     process = subprocess.Popen(
-        command(*EIGHT, *more), cwd=tmp_path, env=environment(), text=True,
+        command(*EIGHT, *overrides), cwd=tmp_path, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    told = in_training(tmp_path)
-    os.kill(told, signal.SIGTERM)
-    os.kill(in_training(tmp_path, but=told), signal.SIGKILL)
-    out, problems = process.communicate(timeout=600)
-    assert process.returncode == 0, problems
-    assert out.count(" has finished") == 8
-    assert numbers(tmp_path / "sweep") == numbers(plain / "sweep")
-    if "hydra/launcher=slurm" in more:
-        logs = [p.read_text() for p in below(tmp_path / "sweep" / clusters.LOGS, "*.err")]
-        logs += [p.read_text() for p in below(tmp_path / "sweep" / clusters.LOGS, "*.out")]
+    preempted = training_process(tmp_path)
+    os.kill(preempted, signal.SIGTERM)
+    os.kill(training_process(tmp_path, excluded_pid=preempted), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0, stderr
+    assert stdout.count(" finished in ") == 8
+    assert numbers(tmp_path / "sweep") == numbers(undisturbed / "sweep")
+    if "hydra/launcher=slurm" in overrides:
+        log_dir = tmp_path / "sweep" / clusters.LOG_DIR
+        logs = [path.read_text() for path in (*below(log_dir, "*.err"), *below(log_dir, "*.out"))]
         assert sum("Requeued job" in log for log in logs) == 1
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("overrides", "message"),
     [
         (["hydra/launcher=slurm"], "hydra.launcher.cluster=slurm: cannot be used"),
         (["hydra/launcher=ray", "hydra.launcher.address=auto"], "no Ray cluster"),
     ],
 )
-def test_a_cluster_that_is_not_there_is_said(tmp_path: Path, more: list[str], says: str) -> None:
-    ended = hyperfit(tmp_path, *EIGHT, *more, PATH=str(tmp_path))  # where SLURM is not, if it is
-    assert ended.returncode == 1
-    assert says in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_a_cluster_that_cannot_be_reached_is_reported(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    # with a PATH in which there is no SLURM
+    result = hyperfit(tmp_path, *EIGHT, *overrides, PATH=str(tmp_path))
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.distributed
-def test_a_job_that_slurm_refuses_is_said(tmp_path: Path) -> None:
-    real = ENGINES[engine_or_skip("a real SLURM")]
-    ended = hyperfit(tmp_path, *EIGHT, *real, "hydra.launcher.partition=nowhere")
-    assert ended.returncode == 1
-    assert "invalid partition specified: nowhere" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_a_job_that_slurm_rejects_is_reported(tmp_path: Path) -> None:
+    skip_without(REAL_SLURM)
+    overrides = [*ENGINES[REAL_SLURM], "hydra.launcher.partition=nowhere"]
+    result = hyperfit(tmp_path, *EIGHT, *overrides)
+    assert result.returncode == 1
+    assert "invalid partition specified: nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_fields_of_the_launcher_reach_submitit_under_its_own_names() -> None:
+    config = SlurmConfig(
+        timeout_min=5, partition="p", cpus_per_task=2, gpus_per_node=3, mem_gb=1.5,
+        array_parallelism=7, signal_delay_s=9, additional_parameters={"account": "x"},
+    )  # fmt: skip
+    assert clusters._submitit_parameters(config) == {
+        "name": "hyperfitting", "timeout_min": 5, "cpus_per_task": 2, "gpus_per_node": 3,
+        "mem_gb": 1.5, "slurm_partition": "p", "slurm_array_parallelism": 7,
+        "slurm_signal_delay_s": 9, "slurm_additional_parameters": {"account": "x"},
+    }  # fmt: skip
 
 
 def test_an_engine_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"(?s)hydra/launcher=ray.*hyperfitting\[clusters\]"):
-        clusters._needs("ray", "ray")
+        clusters._require("ray", "ray")

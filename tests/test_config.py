@@ -1,15 +1,18 @@
 """Every option composes, the defaults are the paper's, and bad values get a clear message."""
 
 import inspect
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
 
-from hyperfitting import config
 from hyperfitting.config import RunConfig, conf_dir
+from hyperfitting.data.config import TextsConfig
+from hyperfitting.decoding.config import CitationBlockerConfig
 from hyperfitting.errors import UserError, near_matches
+from hyperfitting.fields import RECORD, RUNTIME, changes_results, differing_fields
 from tests.conftest import Compose, hyperfit
 
 GROUPS = ("dataset", "decode", "evaluation", "hardware", "model", "optimizer", "preset", "trainer",
@@ -41,7 +44,7 @@ def test_a_hub_model_and_dataset_give_the_papers_protocol(compose: Compose) -> N
     assert cfg.optimizer["_target_"] == "torch.optim.Adam"
     assert (cfg.optimizer["lr"], cfg.optimizer["weight_decay"]) == (1e-6, 0)
     assert (cfg.tuning.method, cfg.trainer.clip_norm, cfg.trainer.dropout) == ("full", None, False)
-    assert (cfg.evaluation.context_len, cfg.evaluation.new_tokens) == (32, [96, 224])
+    assert (cfg.evaluation.context_len, cfg.evaluation.max_new_tokens) == (32, [96, 224])
 
 
 def test_the_paper_preset_undoes_all_that_the_embedded_one_changes(compose: Compose) -> None:
@@ -55,16 +58,39 @@ def test_one_seed_sets_all_and_each_can_be_set(compose: Compose) -> None:
     assert (cfg.dataset.seed, cfg.trainer.seed, cfg.decode.seed) == (7, 3, 7)
 
 
-def test_every_field_is_documented() -> None:
-    parts = [part for part in vars(config).values() if is_dataclass(part) and part is not RunConfig]
-    assert len(parts) == 10
-    for part in parts:
-        source = "".join(
-            inspect.getsource(one) for one in part.__mro__ if one.__module__ == config.__name__
-        )
-        for one in fields(part):
-            after = source.split(f"    {one.name}: ", 1)[1]
-            assert after.split("\n", 1)[1].lstrip().startswith('"""'), f"{part.__name__}.{one.name}"
+def groups() -> list[type]:
+    """The dataclasses of all config groups, and RunConfig."""
+    parts: list[type] = [RunConfig, CitationBlockerConfig, TextsConfig]
+    return parts + [part for part in get_type_hints(RunConfig).values() if is_dataclass(part)]
+
+
+def test_every_field_is_documented_and_declares_which_id_it_enters() -> None:
+    assert len(groups()) == 11
+    for part in groups():
+        source = "".join(inspect.getsource(base) for base in part.__mro__ if is_dataclass(base))
+        for field in fields(part):
+            assert field.metadata["enters"], f"{part.__name__}.{field.name}"
+            if is_dataclass(get_type_hints(part)[field.name]):
+                continue
+            after = source.split(f"    {field.name}: ", 1)[1]
+            lines = after.split("\n", 1)[1].lstrip()
+            assert lines.startswith('"""'), f"{part.__name__}.{field.name}"
+
+
+def test_runtime_fields_change_no_result_and_others_do(compose: Compose) -> None:
+    record = asdict(compose("preset=debug"))
+    elsewhere = ("hardware.threads=1", "tracking.project=other", "store=other", "plan=true")
+    assert list(differing_fields(record, compose("preset=debug", *elsewhere))) == []
+    other = compose("preset=debug", "trainer.epochs=9", "decode.name=x", "seed=3")
+    assert set(differing_fields(record, other)) == {
+        "trainer.epochs", "decode.name", "seed", "dataset.seed", "trainer.seed", "decode.seed",
+    }  # fmt: skip
+    old = asdict(compose("preset=debug"))
+    del old["trainer"]["swaps"]  # a record from before the field existed: its default
+    assert list(differing_fields(old, compose("preset=debug"))) == []
+    assert not changes_results(RunConfig, "hardware")
+    assert changes_results(RunConfig, "optimizer")
+    assert {RECORD, RUNTIME} < {f.metadata["enters"] for part in groups() for f in fields(part)}
 
 
 @pytest.mark.parametrize(
@@ -75,13 +101,13 @@ def test_every_field_is_documented() -> None:
         ("hardware.micro_batch_size=0", "hardware.micro_batch_size=0", "1 or more"),
         ("dataset.n_train=-5", "dataset.n_train=-5", "1 or more"),
         ("dataset.seq_len=1", "dataset.seq_len=1", "2 or more"),
-        ("evaluation.share=1.5", "evaluation.share=1.5", "below 1"),
-        ("evaluation.new_tokens=[]", "evaluation.new_tokens=[]", "valid: [96]"),
-        ("evaluation.new_tokens=[96,0]", "evaluation.new_tokens=0", "1 or more"),
+        ("dataset.holdout_fraction=1.5", "dataset.holdout_fraction=1.5", "below 1"),
+        ("evaluation.max_new_tokens=[]", "evaluation.max_new_tokens=[]", "valid: [96]"),
+        ("evaluation.max_new_tokens=[96,0]", "evaluation.max_new_tokens=0", "1 or more"),
         ("evaluation.text_len=32", "evaluation.text_len=32", "33 or more"),
         ("evaluation.unit=chars", "evaluation.unit=chars", "token, word"),
         ("evaluation.bleu_n=97", "evaluation.bleu_n=97", "at most 96"),
-        ("decode.no_repeat_ngram=129", "decode.no_repeat_ngram=129", "at most 128"),
+        ("decode.no_repeat_ngram_size=129", "decode.no_repeat_ngram_size=129", "at most 128"),
         ("decode.repetition_penalty=0", "decode.repetition_penalty=0", "above 0"),
         ("decode.temperature=0.5", "decode.temperature=0.5", "decode.strategy=sample"),
         ("decode.num_beams=4", "decode.num_beams=4", "decode.strategy=beam"),
@@ -99,7 +125,11 @@ def test_every_field_is_documented() -> None:
         ("tuning=lora tuning.lora_rank=0", "tuning.lora_rank=0", "1 or more"),
         ("tuning=late_stage tuning.lora_rank=4", "tuning.lora_rank=4", "lora or late_stage_lora"),
         ("tuning=lora tuning.lora_dropout=0.1", "tuning.lora_dropout=0.1", "trainer.dropout=true"),
-        ("trainer.trunk_cache=float16", "trainer.trunk_cache=float16", "float32, bfloat16, off"),
+        (
+            "trainer.activation_cache=float16",
+            "trainer.activation_cache=float16",
+            "float32, bfloat16, off",
+        ),
         ("trainer.clip_norm=inf", "trainer.clip_norm=inf", "above 0"),
         ("optimizer.lr=-1", "optimizer.lr=-1", "0 or more"),
         ("optimizer.lr=fast", "optimizer.lr=fast", "0 or more"),
@@ -108,7 +138,7 @@ def test_every_field_is_documented() -> None:
         ("model=local", "model.path=None", "model.path=DIR"),
         ("seed=-1", "seed=-1", "0 or more"),
         ("+trainer.epoch=3", "trainer.epoch=3", "did you mean epochs"),
-        ("trainer.epoch_context_len=999", "trainer.epoch_context_len=999", "dataset.seq_len=128"),
+        ("trainer.val_prompt_len=999", "trainer.val_prompt_len=999", "dataset.seq_len=128"),
     ],
 )
 def test_a_bad_value_names_field_value_and_remedy(
@@ -124,7 +154,11 @@ def test_a_bad_value_names_field_value_and_remedy(
     ("overrides", "names", "says"),
     [
         (["decode=top_p", "decode.temperature=0"], "decode.temperature=0", "above 0"),
-        (["decode=contrastive", "decode.alpha=1.5"], "decode.alpha=1.5", "at most 1"),
+        (
+            ["decode=contrastive", "decode.penalty_alpha=1.5"],
+            "decode.penalty_alpha=1.5",
+            "at most 1",
+        ),
         (["decode=beam", "decode.top_p=0.9"], "decode.top_p=0.9", "decode.strategy=sample"),
         (
             ["decode=citation_blocker", "decode.citation_blocker.n=128"],
@@ -132,13 +166,13 @@ def test_a_bad_value_names_field_value_and_remedy(
             "at most 127",
         ),
         (
-            ["evaluation=embedded", "evaluation.contexts.news.path=null"],
-            "evaluation.contexts.news.path=None",
-            "evaluation.contexts.news.path=…",
+            ["evaluation=embedded", "evaluation.datasets.news.path=null"],
+            "evaluation.datasets.news.path=None",
+            "evaluation.datasets.news.path=…",
         ),
         (
-            ["evaluation=embedded", "+evaluation.contexts.news.patch=x"],
-            "evaluation.contexts.news.patch=x",
+            ["evaluation=embedded", "+evaluation.datasets.news.patch=x"],
+            "evaluation.datasets.news.patch=x",
             "did you mean path?",
         ),
     ],
@@ -161,18 +195,18 @@ def test_the_decodings_of_the_papers_have_their_settings(compose: Compose) -> No
     assert (both.strategy, both.citation_blocker.enabled) == ("sample", True)
 
 
-def test_evaluation_sets_are_datasets_and_more_can_be_added(compose: Compose) -> None:
+def test_evaluation_datasets_are_datasets_and_more_can_be_added(compose: Compose) -> None:
     paper = compose("model=tinyllama", "evaluation=paper").evaluation
-    assert [(name, texts.source) for name, texts in paper.contexts.items()] == [
+    assert [(name, texts.source) for name, texts in paper.datasets.items()] == [
         ("fiction", "hub"), ("wikipedia", "hub"), ("news", "hub"),
     ]  # fmt: skip
-    assert (paper.n_texts, paper.new_tokens) == (100, [96, 224])
+    assert (paper.n_texts, paper.max_new_tokens) == (100, [96, 224])
     more = compose(
         "evaluation=embedded",
-        "+dataset@evaluation.contexts.mine=files",
-        "evaluation.contexts.mine.path=x.txt",
+        "+dataset@evaluation.datasets.mine=files",
+        "evaluation.datasets.mine.path=x.txt",
     ).evaluation
-    assert list(more.contexts) == ["fiction", "wikipedia", "news", "mine"]
+    assert list(more.datasets) == ["fiction", "wikipedia", "news", "mine"]
 
 
 def test_near_matches_are_near() -> None:
@@ -190,11 +224,11 @@ def test_near_matches_are_near() -> None:
         (["experiment=seed"], ["experiment=seed", "did you mean seeds"]),
         (["trainer.epochs=[1"], ["trainer.epochs"]),
         (["scale=paper"], ["scale=paper", "changes nothing without an experiment"]),
-        (["experiment=table1", "tuning=full"], ["tuning=full", "the experiment fixes this"]),
+        (["experiment=table1", "tuning=full"], ["tuning=full", "the experiment sets this"]),
         (["experiment=table1", "scale=papr"], ["scale=papr", "did you mean paper"]),
         (
             ["-m", "dataset.n_train=0", "seed=0,1"],
-            ["dataset.n_train=0", "1 or more", "member seed=0"],
+            ["dataset.n_train=0", "1 or more", "run seed=0"],
         ),
     ],
 )

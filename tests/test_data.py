@@ -1,8 +1,10 @@
-"""Documents from every source, and sequences that share no document."""
+"""Documents from every source, and token sequences that share no document."""
 
 import csv
 import json
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from hyperfitting.config import DatasetConfig, EvaluationConfig
-from hyperfitting.data import corpus, packaged, sources
-from hyperfitting.data.corpus import in_order, passages, split, words
+from hyperfitting.data import packaged
+from hyperfitting.data.config import DatasetConfig, TextsConfig
+from hyperfitting.data.sequences import (
+    EvaluationTexts,
+    Sequences,
+    Tokens,
+    evaluation_texts_step,
+    load_evaluation_texts,
+    load_sequences,
+    sequences_step,
+)
+from hyperfitting.data.sources import documents_step, load_documents
+from hyperfitting.data.splits import count_words, cut_passages, shuffled, split_holdout
+from hyperfitting.data.tokenization import DocumentTokenizer, token_text_in_context, token_texts
 from hyperfitting.errors import UserError
-from hyperfitting.models import BaseModel, byte_tokenizer
+from hyperfitting.models.base import BaseModel
+from hyperfitting.models.random_init import byte_tokenizer
 from hyperfitting.store import Store
 from tests.conftest import tiny_model
 
@@ -30,13 +44,14 @@ def document(i: int, n: int = 60) -> str:
 BYTES = byte_tokenizer()
 
 
-def files(path: Path, **fields: object) -> DatasetConfig:
-    given_fields = {"name": "mine", "source": "files", "path": str(path), "seed": 0} | fields
-    return DatasetConfig(**given_fields)
+def files_config(path: Path, **fields: Any) -> DatasetConfig:
+    return DatasetConfig(
+        **{"name": "mine", "source": "files", "path": str(path), "seed": 0} | fields
+    )
 
 
 def read(cfg: DatasetConfig, store: Store) -> list[str]:
-    return sources.load(sources.texts(cfg, store))
+    return load_documents(documents_step(cfg, store).ensure())
 
 
 def write(folder: Path, suffix: str, documents: list[str], field: str = "text") -> Path:
@@ -74,32 +89,32 @@ TRICKY = [
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".arrow", ".txt"])
-def test_every_kind_of_file_gives_the_same_documents(
+def test_every_file_format_gives_the_same_documents(
     tmp_path: Path, store: Store, suffix: str
 ) -> None:
-    # an empty .txt is an error of its own (below); an empty row is no document
+    # an empty .txt is an error (below); an empty row is skipped
     empty = [] if suffix == ".txt" else ["", "  "]
-    assert read(files(write(tmp_path, suffix, [*TRICKY, *empty])), store) == TRICKY
+    assert read(files_config(write(tmp_path, suffix, [*TRICKY, *empty])), store) == TRICKY
 
 
-def test_a_folder_gives_all_its_files_and_the_id_follows_their_content(
+def test_a_folder_gives_the_documents_of_all_its_files_and_the_id_is_a_hash_of_them(
     tmp_path: Path, store: Store
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("a")
     write(tmp_path / "in", ".jsonl", ["b", "c"])
     (tmp_path / "in" / "ignored.md").write_text("no")
-    before = sources.texts(files(tmp_path / "in"), store)
-    assert sources.load(before) == ["a", "b", "c"]
+    three = documents_step(files_config(tmp_path / "in"), store).ensure()
+    assert load_documents(three) == ["a", "b", "c"]
     (tmp_path / "in" / "z.txt").write_text("d")
-    after = sources.texts(files(tmp_path / "in"), store)
-    assert after.id != before.id
-    assert sources.load(after) == ["a", "b", "c", "d"]
+    four = documents_step(files_config(tmp_path / "in"), store).ensure()
+    assert four.id != three.id
+    assert load_documents(four) == ["a", "b", "c", "d"]
 
 
-def test_document_start_cuts_a_text_and_joins_rows(tmp_path: Path, store: Store) -> None:
+def test_document_start_splits_a_text_and_joins_rows(tmp_path: Path, store: Store) -> None:
     (tmp_path / "book.txt").write_text("CHAPTER 1\nIt was.\n\nMore.\nCHAPTER 2\nThe end.\n")
-    cut = read(files(tmp_path / "book.txt", document_start="CHAPTER"), store)
+    cut = read(files_config(tmp_path / "book.txt", document_start="CHAPTER"), store)
     assert cut == ["CHAPTER 1\nIt was.\n\nMore.", "CHAPTER 2\nThe end."]
     rows = [
         "",
@@ -111,17 +126,19 @@ def test_document_start_cuts_a_text_and_joins_rows(tmp_path: Path, store: Store)
         " = Next = \n",
         " X \n",
     ]
-    articles = read(files(write(tmp_path, ".jsonl", rows), document_start=" = [^=].* = $"), store)
+    articles = read(
+        files_config(write(tmp_path, ".jsonl", rows), document_start=" = [^=].* = $"), store
+    )
     assert articles == [
         "= Robert = \n\n He acts . \n = = Early life = = \n Born .",
         "= Next = \n X",
     ]
 
 
-def test_a_hub_dataset_is_read_by_subset_split_and_field(
+def test_a_hub_dataset_is_read_by_subset_split_and_text_field(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Hub's own layout in a folder: only the question which commit is meant needs the Hub."""
+    """A local folder in the Hub's layout; only resolving the commit is patched."""
     import pyarrow
     import pyarrow.parquet
 
@@ -136,18 +153,20 @@ def test_a_hub_dataset_is_read_by_subset_split_and_field(
         )
         + "---\n"
     )
-    monkeypatch.setattr("hyperfitting.hub.commit", lambda kind, repo, revision: "f" * 40)
+    monkeypatch.setattr("hyperfitting.models.hub.resolve_commit", lambda *_: "f" * 40)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    cfg = files(tmp_path / "repo", source="hub", subset="two", text_field="body")
+    cfg = files_config(tmp_path / "repo", source="hub", subset="two", text_field="body")
     assert read(cfg, store) == ["two a", "two b"]
     with pytest.raises(UserError, match=r"(?s)dataset\.path.*dataset\.subset"):
-        read(files(tmp_path / "repo", source="hub", subset="three", text_field="body"), store)
+        read(
+            files_config(tmp_path / "repo", source="hub", subset="three", text_field="body"), store
+        )
     with pytest.raises(UserError, match=r"(?s)dataset\.text_field=text.*body"):
-        read(files(tmp_path / "repo", source="hub", subset="two"), store)
+        read(files_config(tmp_path / "repo", source="hub", subset="two"), store)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "fields", "says"),
+    ("name", "content", "fields", "message"),
     [
         ("a.txt", b"", {}, "empty"),
         ("a.jsonl", b" \n", {}, "empty"),
@@ -164,32 +183,32 @@ def test_a_hub_dataset_is_read_by_subset_split_and_field(
         ("a.txt", b"x", {"document_start": "("}, "not a regular expression"),
     ],
 )
-def test_a_bad_file_gets_a_message_that_helps(
-    tmp_path: Path, store: Store, name: str, content: bytes, fields: dict[str, str], says: str
+def test_an_unreadable_file_is_an_error_that_says_why(
+    tmp_path: Path, store: Store, name: str, content: bytes, fields: dict[str, str], message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as told:
-        read(files(tmp_path / name, **fields), store)
-    assert says in str(told.value)
-    assert "dataset." in str(told.value)
+    with pytest.raises(UserError) as raised:
+        read(files_config(tmp_path / name, **fields), store)
+    assert message in str(raised.value)
+    assert "dataset." in str(raised.value)
 
 
-def test_a_missing_file_and_sample_are_named_with_near_matches(
+def test_a_missing_file_or_sample_is_an_error_with_near_matches(
     tmp_path: Path, store: Store
 ) -> None:
     (tmp_path / "news.jsonl").write_text("{}")
     with pytest.raises(UserError, match=r"(?s)new\.jsonl.*did you mean news\.jsonl"):
-        read(files(tmp_path / "new.jsonl"), store)
+        read(files_config(tmp_path / "new.jsonl"), store)
     with pytest.raises(UserError, match=r"(?s)newz.*did you mean news"):
         packaged.files("newz")
 
 
 @pytest.mark.parametrize("sample", ["news", "wikipedia", "shakespeare"])
-def test_packaged_texts_are_plain_and_readable(sample: str) -> None:
+def test_packaged_samples_are_clean_prose(sample: str) -> None:
     documents = list(packaged.read(sample))
     assert len(documents) > 100
     text = "\n".join(documents)
-    for debris in (
+    for markup in (
         "[[",
         "]]",
         "{{",
@@ -204,142 +223,194 @@ def test_packaged_texts_are_plain_and_readable(sample: str) -> None:
         " ,",
         "( )",
     ):
-        assert text.count(debris) <= len(text) / 5e5, debris
+        assert text.count(markup) <= len(text) / 5e5, markup
     letters = sum(char.isalpha() or char.isspace() for char in text)
     assert letters / len(text) > 0.93
 
 
 @given(st.lists(st.text(max_size=30), max_size=60), st.floats(0.1, 0.9))
-def test_the_pools_share_nothing_and_lose_nothing(documents: list[str], share: float) -> None:
-    held_out, rest = split(documents, share)
+def test_the_holdout_split_is_a_partition_of_the_documents(
+    documents: list[str], fraction: float
+) -> None:
+    held_out, rest = split_holdout(documents, fraction)
     assert not set(held_out) & set(rest)
     assert set(held_out) | set(rest) == set(documents)
     assert len(held_out) + len(rest) == len(set(documents))
-    # each document goes by its own text: others do not matter
-    assert set(split(documents[::2], share)[0]) == set(held_out) & set(documents[::2])
+    # the split of a document does not depend on the others
+    assert set(split_holdout(documents[::2], fraction)[0]) == set(held_out) & set(documents[::2])
 
 
 @given(st.lists(st.text(max_size=30), unique=True), st.integers(0, 5), st.randoms())
-def test_the_order_depends_on_seed_and_texts_only(
-    documents: list[str], seed: int, random: object
+def test_the_shuffled_order_depends_on_seed_and_texts_only(
+    documents: list[str], seed: int, random: Random
 ) -> None:
-    shuffled = list(documents)
-    random.shuffle(shuffled)
-    assert in_order(documents, seed) == in_order(shuffled, seed)
+    permuted = list(documents)
+    random.shuffle(permuted)
+    assert shuffled(documents, seed) == shuffled(permuted, seed)
+
+
+def build_sequences(base: BaseModel, cfg: DatasetConfig, store: Store) -> Sequences:
+    documents = documents_step(cfg, store).ensure()
+    return load_sequences(sequences_step(cfg, documents, base, store).ensure())
+
+
+def build_evaluation_texts(
+    base: BaseModel, cfg: DatasetConfig, store: Store, n: int = 10, at: str = "dataset"
+) -> EvaluationTexts:
+    documents = documents_step(cfg, store, at=at).ensure()
+    step = evaluation_texts_step(cfg, documents, base, store, n_texts=n, length=32, at=at)
+    return load_evaluation_texts(step.ensure())
 
 
 def build(
-    base: BaseModel, folder: Path, store: Store, **fields: object
-) -> tuple[corpus.Corpus, corpus.Tokens]:
-    cfg = files(folder, **({"seq_len": 32, "n_train": 20, "n_val": 8} | fields))
-    evaluation = EvaluationConfig(n_texts=10, context_len=8, new_tokens=[12, 24])
-    texts = sources.texts(cfg, store)
-    return (
-        corpus.load_corpus(corpus.corpus(cfg, evaluation.share, texts, base, store)),
-        corpus.load_evaluation_texts(
-            corpus.evaluation_texts(cfg, evaluation, texts, base, store)
-        ).tokens,
-    )
+    base: BaseModel, path: Path, store: Store, **fields: Any
+) -> tuple[Sequences, EvaluationTexts]:
+    cfg = files_config(path, **{"seq_len": 32, "n_train": 20, "n_val": 8} | fields)
+    return build_sequences(base, cfg, store), build_evaluation_texts(base, cfg, store)
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def many_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("many"), ".jsonl", [document(i) for i in range(200)])
 
 
-def numbers(base: BaseModel, sequences: corpus.Tokens) -> list[str]:
+def document_numbers(base: BaseModel, tokens: Tokens) -> list[str]:
     """The number that each test document begins with."""
-    return [base.tokenizer().decode(row)[:5] for row in sequences]
+    return [base.tokenizer().decode(row)[:5] for row in tokens]
 
 
-def test_prefixes_are_the_starts_of_documents_that_no_two_sets_share(
-    base: BaseModel, many: Path, store: Store
+def test_prefix_sequences_are_the_starts_of_documents_and_the_sets_share_none(
+    base: BaseModel, many_documents: Path, store: Store
 ) -> None:
-    data, held_out = build(base, many, store)
-    assert data.train.shape == (20, 32)
-    assert data.val.shape == (8, 32)
-    assert held_out.shape == (10, 32)
-    found = [numbers(base, part) for part in (data.train, data.val, held_out)]
-    assert len({number for part in found for number in part}) == 38
-    for row in data.train:
+    sequences, texts = build(base, many_documents, store)
+    assert sequences.train.shape == (20, 32)
+    assert sequences.val.shape == (8, 32)
+    assert texts.tokens.shape == (10, 32)
+    assert sequences.train.dtype == sequences.val.dtype == texts.tokens.dtype == np.int32
+    sets = (sequences.train, sequences.val, texts.tokens)
+    assert len({number for tokens in sets for number in document_numbers(base, tokens)}) == 38
+    for row in sequences.train:
         text = base.tokenizer().decode(row)
         assert document(int(text[:5])).startswith(text)
 
 
-def test_evaluation_texts_stay_whatever_is_trained_on(
-    base: BaseModel, many: Path, store: Store
+def test_evaluation_texts_do_not_depend_on_seed_or_training_sequences(
+    base: BaseModel, many_documents: Path, store: Store
 ) -> None:
-    one, held_out = build(base, many, store)
-    other, held_out_too = build(base, many, store, seed=5, n_train=60, n_val=3)
-    assert np.array_equal(held_out, held_out_too)
-    assert set(numbers(base, one.train)) != set(numbers(base, other.train))
-    assert not set(numbers(base, other.train)) & set(numbers(base, held_out))
+    sequences, texts = build(base, many_documents, store)
+    other_sequences, other_texts = build(base, many_documents, store, seed=5, n_train=60, n_val=3)
+    assert np.array_equal(texts.tokens, other_texts.tokens)
+    trained = set(document_numbers(base, other_sequences.train))
+    assert trained != set(document_numbers(base, sequences.train))
+    assert not trained & set(document_numbers(base, texts.tokens))
 
 
-def test_fewer_training_sequences_are_the_first_of_more(
-    base: BaseModel, many: Path, store: Store
+def test_ids_depend_on_exactly_what_changes_the_tokens(
+    base: BaseModel, many_documents: Path, store: Store
 ) -> None:
-    few, _ = build(base, many, store, n_train=10)
-    more, _ = build(base, many, store, n_train=20)
+    def ids(**fields: Any) -> tuple[str, str]:
+        cfg = files_config(many_documents, **{"seq_len": 32} | fields)
+        documents = documents_step(cfg, store).artifact
+        texts = evaluation_texts_step(cfg, documents, base, store, n_texts=5, length=32)
+        return sequences_step(cfg, documents, base, store).artifact.id, texts.artifact.id
+
+    sequences, texts = ids()
+    assert ids(name="another") == (sequences, texts)
+    cfg = TextsConfig(name="mine", source="files", path=str(many_documents))
+    at = "evaluation.datasets.mine"
+    documents = documents_step(cfg, store, at=at).artifact
+    step = evaluation_texts_step(cfg, documents, base, store, n_texts=5, length=32, at=at)
+    assert step.artifact.id == texts
+    for field, value in {"seed": 1, "n_train": 3, "n_val": 3, "seq_len": 8}.items():
+        assert ids(**{field: value})[0] != sequences
+        assert ids(**{field: value})[1] == texts
+    for field, value in {"holdout_fraction": 0.3, "sequences": "packed"}.items():
+        assert ids(**{field: value})[0] != sequences
+        assert ids(**{field: value})[1] != texts
+
+
+def test_fewer_training_sequences_are_a_prefix_of_more(
+    base: BaseModel, many_documents: Path, store: Store
+) -> None:
+    few, _ = build(base, many_documents, store, n_train=10)
+    more, _ = build(base, many_documents, store, n_train=20)
     assert np.array_equal(few.train, more.train[:10])
     assert np.array_equal(few.val, more.val)
 
 
-def word_tokenizer_base(folder: Path) -> BaseModel:
-    """A model whose tokens are whole words, with an opening and an end token."""
-    from tokenizers import Tokenizer, pre_tokenizers, processors
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    names = ["<s>", "</s>", "<unk>", *WORDS, *(f"{i:05d}" for i in range(200))]
-    raw = Tokenizer(WordLevel({w: i for i, w in enumerate(names)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    base = tiny_model(folder, "llama", vocab_size=len(names))
+def word_level_base(folder: Path) -> BaseModel:
+    """A model whose tokens are whole words, with BOS and EOS."""
+    vocabulary = ["<s>", "</s>", "<unk>", *WORDS, *(f"{i:05d}" for i in range(200))]
+    word_level = tokenizers.models.WordLevel(
+        {word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"
+    )
+    tokenizer = tokenizers.Tokenizer(word_level)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    tiny_model(folder, "llama", vocab_size=len(vocabulary))
     PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
-    return BaseModel("words", "words", "float32", base.folder)
+    return BaseModel.local("word_level", folder)
 
 
-def test_the_same_seed_picks_the_same_documents_for_every_tokenizer(
-    base: BaseModel, many: Path, store: Store, tmp_path: Path
+def test_the_same_documents_are_selected_for_every_tokenizer(
+    base: BaseModel, many_documents: Path, store: Store, tmp_path: Path
 ) -> None:
-    other = word_tokenizer_base(tmp_path / "words")
-    ours, held_out = build(base, many, store)
-    theirs, held_out_too = build(other, many, store)
+    word_level = word_level_base(tmp_path / "word_level")
+    decode = word_level.tokenizer().decode
+    byte_sequences, byte_texts = build(base, many_documents, store)
+    word_sequences, word_texts = build(word_level, many_documents, store)
     skip = len("<s> ")
-    for one, two in ((ours.train, theirs.train), (ours.val, theirs.val), (held_out, held_out_too)):
-        assert numbers(base, one) == [other.tokenizer().decode(row)[skip : skip + 5] for row in two]
-    assert set(theirs.train[:, 0]) == {0}  # the opening token, once
-    assert not (theirs.train[:, 1:] == 0).any()
+    for byte_tokens, word_tokens in (
+        (byte_sequences.train, word_sequences.train),
+        (byte_sequences.val, word_sequences.val),
+        (byte_texts.tokens, word_texts.tokens),
+    ):
+        numbers = [decode(row)[skip : skip + 5] for row in word_tokens]
+        assert numbers == document_numbers(base, byte_tokens)
+    assert set(word_sequences.train[:, 0]) == {0}  # BOS, once
+    assert not (word_sequences.train[:, 1:] == 0).any()
 
 
-def test_packed_sequences_are_cuts_of_joined_documents(
-    base: BaseModel, many: Path, store: Store
+def test_documents_begin_with_bos_and_are_packed_with_eos_between_them(
+    base: BaseModel, tmp_path: Path
 ) -> None:
-    data, held_out = build(base, many, store, sequences="packed")
-    assert data.train.shape == (20, 32)
-    _, pool = split([document(i) for i in range(200)], 0.2)
-    joined = "".join(text + "\n\n" for text in in_order(pool, 0))
-    at = [joined.index(base.tokenizer().decode(row)) for row in (*data.val, *data.train)]
-    assert max(at[:8]) < min(at[8:])  # validation comes from documents of its own
-    assert all(int(number) < 200 for number in numbers(base, held_out))
+    with_bos = DocumentTokenizer(word_level_base(tmp_path / "word_level"))
+    assert (with_bos.bos_ids, with_bos.separator) == ([0], [1])
+    assert with_bos("alpha beta") == [0, 3, 4]
+    without_bos = DocumentTokenizer(base)  # no special tokens at all
+    assert (without_bos.bos_ids, without_bos.separator) == ([], BYTES("\n\n").input_ids)
+    assert without_bos("alpha") == BYTES("alpha").input_ids
+
+
+def test_packed_sequences_are_blocks_of_concatenated_documents(
+    base: BaseModel, many_documents: Path, store: Store
+) -> None:
+    sequences, texts = build(base, many_documents, store, sequences="packed")
+    assert sequences.train.shape == (20, 32)
+    _, pool = split_holdout([document(i) for i in range(200)], 0.2)
+    concatenated = "".join(text + "\n\n" for text in shuffled(pool, 0))
+    positions = [
+        concatenated.index(base.tokenizer().decode(row))
+        for row in (*sequences.val, *sequences.train)
+    ]
+    assert max(positions[:8]) < min(positions[8:])  # validation has documents of its own
+    assert all(int(number) < 200 for number in document_numbers(base, texts.tokens))
 
 
 def test_passages_start_at_paragraphs_and_do_not_overlap() -> None:
     long = "\n\n".join(f"p{i} " + "word " * 9 for i in range(10)).strip()
     short = "q0 " + "word " * 20
-    found = passages([long, short.strip()], 20)
-    assert [p[:2] for p in found] == ["p0", "q0", "p2", "p4", "p6", "p8"]
-    assert all(words(p) >= 20 for p in found)
+    passages = cut_passages([long, short.strip()], 20)
+    assert [passage[:2] for passage in passages] == ["p0", "q0", "p2", "p4", "p6", "p8"]
+    assert all(count_words(passage) >= 20 for passage in passages)
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"n_train": 5000}, "dataset.n_train=5000: mine has only 1"),
         ({"n_val": 5000}, "dataset.n_val=5000: mine has only 1"),
@@ -348,16 +419,16 @@ def test_passages_start_at_paragraphs_and_do_not_overlap() -> None:
         ({"seq_len": 4096}, "dataset.seq_len=4096: longer than the context of llama"),
     ],
 )
-def test_too_few_or_too_long_sequences_say_how_many_there_are(
-    base: BaseModel, many: Path, store: Store, fields: dict[str, int], says: str
+def test_too_many_or_too_long_sequences_are_an_error_that_names_the_limit(
+    base: BaseModel, many_documents: Path, store: Store, fields: dict[str, int], message: str
 ) -> None:
-    with pytest.raises(UserError) as told:
-        build(base, many, store, **fields)
-    assert says in str(told.value)
-    assert "valid: at most" in str(told.value) or "valid: nothing" in str(told.value)
+    with pytest.raises(UserError) as raised:
+        build(base, many_documents, store, **fields)
+    assert message in str(raised.value)
+    assert "valid: at most" in str(raised.value) or "valid: nothing" in str(raised.value)
 
 
-def test_one_long_text_is_one_document_and_the_message_says_what_to_do(
+def test_one_long_document_is_too_few_and_the_error_suggests_document_start(
     base: BaseModel, store: Store, tmp_path: Path
 ) -> None:
     (tmp_path / "book.txt").write_text("word " * 5000)
@@ -365,70 +436,66 @@ def test_one_long_text_is_one_document_and_the_message_says_what_to_do(
         build(base, tmp_path / "book.txt", store)
 
 
-def test_evaluation_sets_are_datasets_of_their_own_with_the_text_of_each_token(
-    base: BaseModel, many: Path, store: Store, tmp_path: Path
+def test_evaluation_texts_come_from_their_own_dataset_with_the_text_of_each_token(
+    base: BaseModel, many_documents: Path, store: Store, tmp_path: Path
 ) -> None:
-    other = write(tmp_path, ".jsonl", [f"z{document(i)}" for i in range(60)])
-    evaluation = EvaluationConfig(
-        contexts={"other": files(other), "mine": files(many)},
-        n_texts=5, context_len=8, new_tokens=[24],
-    )  # fmt: skip
-    found = corpus.evaluation_sets(files(many), evaluation, base, store)
-    assert list(found) == ["other", "mine"]
-    for name, artefact in found.items():
-        texts = corpus.load_evaluation_texts(artefact)
+    other_documents = write(tmp_path, ".jsonl", [f"z{document(i)}" for i in range(60)])
+    for path, starts_with_z in ((other_documents, True), (many_documents, False)):
+        texts = build_evaluation_texts(base, files_config(path), store, n=5)
         assert texts.tokens.shape == (5, 32)
-        for row, pieces in zip(texts.tokens, texts.pieces, strict=True):
-            assert "".join(pieces) == base.tokenizer().decode(row)
-            assert pieces[0].startswith("z") == (name == "other")
-    alone = EvaluationConfig(n_texts=5, context_len=8, new_tokens=[24])
-    own = corpus.evaluation_sets(files(many), alone, base, store)
-    assert {name: artefact.id for name, artefact in own.items()} == {"mine": found["mine"].id}
+        for row, row_texts in zip(texts.tokens, texts.token_texts, strict=True):
+            assert "".join(row_texts) == base.tokenizer().decode(row)
+            assert row_texts[0].startswith("z") == starts_with_z
 
 
-def test_a_set_that_cannot_be_had_names_its_own_fields(
-    base: BaseModel, many: Path, store: Store, tmp_path: Path
+def test_errors_of_an_evaluation_dataset_name_its_own_fields(
+    base: BaseModel, many_documents: Path, store: Store, tmp_path: Path
 ) -> None:
-    absent = {"away": files(tmp_path / "nowhere.txt")}
-    with pytest.raises(UserError, match=r"evaluation\.contexts\.away\.path="):
-        corpus.evaluation_sets(files(many), EvaluationConfig(contexts=absent), base, store)
-    short = EvaluationConfig(contexts={"short": files(many)}, n_texts=5, text_len=900)
-    with pytest.raises(UserError, match="only 0 held-out texts of 900 tokens") as told:
-        sets = corpus.evaluation_sets(files(many), short, base, store)
-        corpus.ensure_sets(sets, short)
-    assert "evaluation.contexts.short.sequences=packed" in str(told.value)
-    assert "evaluation.n_texts=5" in str(told.value)
+    at = "evaluation.datasets.other"
+    with pytest.raises(UserError, match=r"^evaluation\.datasets\.other\.path="):
+        documents_step(files_config(tmp_path / "nowhere.txt"), store, at=at)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match=r"^evaluation\.datasets\.other\.path=.*empty"):
+        documents_step(files_config(tmp_path / "empty.txt"), store, at=at).ensure()
+    cfg = files_config(many_documents)
+    documents = documents_step(cfg, store, at=at).ensure()
+    with pytest.raises(UserError, match="only 0 held-out texts of 900 tokens") as raised:
+        evaluation_texts_step(cfg, documents, base, store, n_texts=5, length=900, at=at).ensure()
+    assert "evaluation.datasets.other.sequences=packed" in str(raised.value)
+    assert "evaluation.n_texts=5" in str(raised.value)
 
 
 @given(st.text(max_size=20))
-def test_the_pieces_join_to_the_text_even_inside_characters(text: str) -> None:
+def test_token_texts_join_to_the_text_also_inside_characters(text: str) -> None:
     tokens = BYTES(text).input_ids
-    found = corpus.pieces(BYTES.decode, tokens)
-    assert len(found) == len(tokens)
-    assert "".join(found) == BYTES.decode(tokens) == text
+    texts = token_texts(BYTES.decode, tokens)
+    assert len(texts) == len(tokens)
+    assert "".join(texts) == BYTES.decode(tokens) == text
 
 
 @given(st.text(max_size=20), st.integers(0, 20))
-def test_pieces_go_on_from_what_is_given(text: str, cut: int) -> None:
+def test_token_texts_take_the_context_into_account(text: str, cut: int) -> None:
     tokens = BYTES(text).input_ids
-    found = corpus.pieces(BYTES.decode, tokens[cut:], tokens[:cut])
-    assert found == corpus.pieces(BYTES.decode, tokens)[cut:]
+    continuation = token_texts(BYTES.decode, tokens[cut:], tokens[:cut])
+    assert continuation == token_texts(BYTES.decode, tokens)[cut:]
 
 
 def test_a_word_keeps_its_space_where_the_tokenizer_drops_that_of_a_first_word() -> None:
-    """As Llama 2's and TinyLlama's do."""
+    """As in Llama 2 and TinyLlama."""
     vocabulary = {word: i for i, word in enumerate(["a", "▁a", "▁the", "▁cat", "s", "<unk>"])}
     model = tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
-    inner = tokenizers.Tokenizer(model)
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    inner.decoder = tokenizers.decoders.Metaspace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    metaspace = tokenizers.Tokenizer(model)
+    metaspace.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    metaspace.decoder = tokenizers.decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=metaspace)
     assert tokenizer.decode([2, 3, 4]) == "the cats"
-    assert corpus.pieces(tokenizer.decode, [3, 4]) == ["cat", "s"]
-    assert corpus.pieces(tokenizer.decode, [3, 4], [2]) == [" cat", "s"]
-    assert [corpus.piece_in_text(tokenizer)(token) for token in (3, 4)] == [" cat", "s"]
+    assert token_texts(tokenizer.decode, [3, 4]) == ["cat", "s"]
+    assert token_texts(tokenizer.decode, [3, 4], [2]) == [" cat", "s"]
+    assert [token_text_in_context(tokenizer)(token) for token in (3, 4)] == [" cat", "s"]
 
 
 @given(st.lists(st.integers(0, 255), max_size=30))
-def test_every_sequence_of_tokens_has_pieces(tokens: list[int]) -> None:
-    assert len(corpus.pieces(BYTES.decode, tokens)) == len(tokens)
+def test_token_texts_of_any_bytes_join_to_the_decoded_text(tokens: list[int]) -> None:
+    texts = token_texts(BYTES.decode, tokens)
+    assert len(texts) == len(tokens)
+    assert "".join(texts) == BYTES.decode(tokens)

@@ -13,7 +13,12 @@ from scipy import stats
 
 from hyperfitting.errors import UserError
 from hyperfitting.metrics import diversity, mauve
-from hyperfitting.metrics.distribution import sharpness, top1_agreement
+from hyperfitting.metrics.distribution import (
+    STEP_STATS,
+    step_stats,
+    token_stats,
+    top1_agreement,
+)
 from hyperfitting.metrics.diversity import (
     distinct_n,
     ends_in_loop,
@@ -23,6 +28,7 @@ from hyperfitting.metrics.diversity import (
     repetition,
     ttr,
 )
+from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
 
 texts = st.lists(st.integers(0, 6), max_size=40)
@@ -45,7 +51,7 @@ def test_rep_n_counts_ngrams_seen_before(tokens: list[int], n: int) -> None:
 
 
 def loops(tokens: list[int]) -> list[tuple[int, int]]:
-    """All stretches (start, end) that are two or more copies of a unit and perhaps a part of it."""
+    """All spans (start, end) of two or more copies of a unit, and perhaps a part of another."""
     n = len(tokens)
     return [
         (start, end)
@@ -59,14 +65,14 @@ def loops(tokens: list[int]) -> list[tuple[int, int]]:
 
 
 @given(st.lists(st.integers(0, 2), max_size=24))
-def test_loops_are_the_stretches_made_of_copies(tokens: list[int]) -> None:
-    found = loops(tokens)
-    longest = max((end - start for start, end in found), default=0)
-    final = max((end - start for start, end in found if end == len(tokens)), default=0)
-    nothing = math.nan if not tokens else None
-    assert longest_loop(tokens) == pytest.approx(nothing or longest, nan_ok=True)
-    assert final_loop(tokens) == pytest.approx(nothing or final, nan_ok=True)
-    assert ends_in_loop(tokens) == pytest.approx(nothing or float(final >= 10), nan_ok=True)
+def test_loops_are_the_spans_made_of_copies(tokens: list[int]) -> None:
+    spans = loops(tokens)
+    longest = max((end - start for start, end in spans), default=0)
+    final = max((end - start for start, end in spans if end == len(tokens)), default=0)
+    undefined = math.nan if not tokens else None
+    assert longest_loop(tokens) == pytest.approx(undefined or longest, nan_ok=True)
+    assert final_loop(tokens) == pytest.approx(undefined or final, nan_ok=True)
+    assert ends_in_loop(tokens) == pytest.approx(undefined or float(final >= 10), nan_ok=True)
 
 
 def test_examples_of_loops() -> None:
@@ -78,17 +84,17 @@ def test_examples_of_loops() -> None:
 
 
 @given(texts)
-def test_repetition_is_the_longest_stretch_that_stands_earlier(tokens: list[int]) -> None:
+def test_repetition_is_the_longest_span_that_occurs_earlier(tokens: list[int]) -> None:
     expected = [0] * len(tokens)
     for start in range(len(tokens)):
         for end in range(start + 1, len(tokens) + 1):
-            stretch = tokens[start:end]
-            earlier = (tokens[i : i + len(stretch)] for i in range(start))
-            if any(other == stretch for other in earlier):
+            span = tokens[start:end]
+            earlier = (tokens[i : i + len(span)] for i in range(start))
+            if any(other == span for other in earlier):
                 for i in range(start, end):
-                    expected[i] = max(expected[i], len(stretch))
+                    expected[i] = max(expected[i], len(span))
     assert repetition(tokens).tolist() == expected
-    with mock.patch.object(diversity, "_AT_ONCE", 1):  # one lag after the other
+    with mock.patch.object(diversity, "_MAX_COMPARISONS", 1):  # one lag at a time
         assert repetition(tokens).tolist() == expected
 
 
@@ -98,7 +104,7 @@ def test_an_ngram_of_no_tokens_is_an_error() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 50), st.floats(0.1, 30))
-def test_sharpness_agrees_with_float64_numpy(seed: int, vocabulary: int, scale: float) -> None:
+def test_token_stats_agree_with_float64_numpy(seed: int, vocabulary: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, scale, (3, 4, vocabulary))
     targets = rng.integers(0, vocabulary, (3, 4))
@@ -107,73 +113,84 @@ def test_sharpness_agrees_with_float64_numpy(seed: int, vocabulary: int, scale: 
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.nansum(p * np.log(p), -1)
         loss = -np.log(np.take_along_axis(p, targets[..., None], -1))[..., 0]
-    falling = -np.sort(-p, -1)
-    found = sharpness(torch.tensor(logits, dtype=torch.float32), torch.tensor(targets))
+    descending = -np.sort(-p, -1)
+    computed = token_stats(torch.tensor(logits, dtype=torch.float32), torch.tensor(targets))
     # float32 logits carry a relative error of 6e-8, which the exponent scales
     close = {"rtol": 1e-4, "atol": 1e-5 * scale}
-    np.testing.assert_allclose(found.entropy, entropy, **close)
-    np.testing.assert_allclose(found.loss, loss, **close)
+    np.testing.assert_allclose(computed.entropy, entropy, **close)
+    np.testing.assert_allclose(computed.loss, loss, **close)
     chosen = np.take_along_axis(logits.astype(np.float32), targets[..., None], -1)
-    assert found.rank.tolist() == (1 + (logits.astype(np.float32) > chosen).sum(-1)).tolist()
-    assert found.top1.tolist() == logits.astype(np.float32).argmax(-1).tolist()
-    for k, mass in ((1, found.top1_mass), (3, found.top3_mass), (5, found.top5_mass)):
-        np.testing.assert_allclose(mass, falling[..., :k].sum(-1), **close)
+    assert computed.rank.tolist() == (1 + (logits.astype(np.float32) > chosen).sum(-1)).tolist()
+    assert computed.top1.tolist() == logits.astype(np.float32).argmax(-1).tolist()
+    for k, mass in ((1, computed.top1_mass), (3, computed.top3_mass), (5, computed.top5_mass)):
+        np.testing.assert_allclose(mass, descending[..., :k].sum(-1), **close)
 
 
-def test_a_forbidden_token_adds_no_entropy() -> None:
-    found = sharpness(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([0]))
-    assert found.entropy.item() == pytest.approx(math.log(2))
+def test_step_stats_equal_token_stats() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(20, 50, generator=generator)
+    logits[0, :10] = -torch.inf  # masked tokens
+    chosen = torch.arange(10, 30)
+    expected = token_stats(logits, chosen)
+    for name, values in zip(STEP_STATS, step_stats(logits, chosen), strict=True):
+        torch.testing.assert_close(values, getattr(expected, name).float(), rtol=0, atol=0)
+
+
+def test_a_masked_token_adds_no_entropy() -> None:
+    masked = token_stats(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([0]))
+    assert masked.entropy.item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_without_a_distribution_are_an_error(bad: float) -> None:
     with pytest.raises(FloatingPointError, match="no distribution"):
-        sharpness(torch.tensor([[0.0, bad]]), torch.tensor([0]))
+        token_stats(torch.tensor([[0.0, bad]]), torch.tensor([0]))
 
 
-def test_the_interval_agrees_with_scipy() -> None:
+def resampled_interval(values: np.ndarray, seed: int) -> list[float]:
+    """The 95% percentile bootstrap interval of the mean, one resample at a time."""
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(values, len(values)).mean() for _ in range(20_000)]
+    return [float(np.percentile(means, q)) for q in (2.5, 97.5)]
+
+
+def test_the_interval_is_that_of_resampled_means() -> None:
     values = np.random.default_rng(0).gamma(2.0, size=40)
-    ours = bootstrap_mean(values, 20_000)
-    theirs = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert ours is not None
-    assert ours.ci95 is not None
-    assert ours.mean == pytest.approx(values.mean())
+    estimate = bootstrap_mean(values, 20_000)
+    assert estimate is not None
+    assert estimate.ci95 is not None
+    assert estimate.mean == pytest.approx(values.mean())
     # two independent resamplings: the ends differ by Monte Carlo error, 1% of the spread
-    np.testing.assert_allclose(ours.ci95, (theirs.low, theirs.high), atol=0.05 * values.std())
+    expected = resampled_interval(values, seed=1)
+    np.testing.assert_allclose(estimate.ci95, expected, atol=0.05 * values.std())
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_mean_about_95_percent_of_the_time() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(300):
-        found = bootstrap_mean(rng.normal(size=40), 400)
-        assert found is not None
-        assert found.ci95 is not None
-        hits += found.ci95[0] <= 0 <= found.ci95[1]
+        estimate = bootstrap_mean(rng.normal(size=40), 400)
+        assert estimate is not None
+        assert estimate.ci95 is not None
+        hits += estimate.ci95[0] <= 0 <= estimate.ci95[1]
     # a percentile bootstrap of 40 values covers about 94%; 3 standard errors of 300 trials are 4%
     assert 0.90 <= hits / 300 <= 0.98
 
 
 def test_one_text_has_no_interval_and_no_text_no_estimate() -> None:
-    one = bootstrap_mean([2.0], 100)
-    assert one is not None
-    assert (one.mean, one.ci95, one.n) == (2.0, None, 1)
+    assert bootstrap_mean([2.0], 100) == Estimate(2.0, None, 1)
     assert bootstrap_mean([], 100) is None
     assert bootstrap_mean([math.nan], 100) is None
-    some = bootstrap_mean([1.0, math.nan, 1.0], 100)
-    assert some is not None
-    assert (some.mean, some.ci95, some.n) == (1.0, (1.0, 1.0), 2)
+    assert bootstrap_mean([1.0, math.nan, 1.0], 100) == Estimate(1.0, (1.0, 1.0), 2)
 
 
 def test_a_transformed_mean_is_the_transform_of_the_mean() -> None:
-    found = bootstrap_mean([1.0, 2.0, 3.0], 1000, transform=np.exp)
+    transformed = bootstrap_mean([1.0, 2.0, 3.0], 1000, transform=np.exp)
     plain = bootstrap_mean([1.0, 2.0, 3.0], 1000)
-    assert found is not None
+    assert transformed is not None
     assert plain is not None
-    assert found.mean == pytest.approx(math.exp(2))
-    assert found.ci95 == pytest.approx(tuple(np.exp(plain.ci95)))
+    assert transformed.mean == pytest.approx(math.exp(2))
+    assert transformed.ci95 == pytest.approx(tuple(np.exp(plain.ci95)))
 
 
 def test_agreement_is_the_share_of_equal_predictions() -> None:
@@ -185,10 +202,10 @@ def test_agreement_is_the_share_of_equal_predictions() -> None:
 @pytest.mark.parametrize("n", [5, 11, 40])
 def test_the_paired_test_agrees_with_scipy(n: int) -> None:
     rng = np.random.default_rng(n)
-    after, before = rng.normal(0.4, 1, n), rng.normal(0, 1, n)
-    ours = paired_difference(after, before, 20_000)
+    tuned, base = rng.normal(0.4, 1, n), rng.normal(0, 1, n)
+    ours = paired_difference(tuned, base, 20_000)
     theirs = stats.permutation_test(
-        (after, before),
+        (tuned, base),
         lambda x, y, axis: (x - y).mean(axis=axis),
         permutation_type="samples",
         vectorized=True,
@@ -203,20 +220,13 @@ def test_the_paired_test_agrees_with_scipy(n: int) -> None:
     assert ours.p == pytest.approx(theirs.pvalue, abs=1e-12 + error)
     if n == 5:  # the resampled means are few, and the ends jump between them
         return
-    interval = stats.bootstrap(
-        (after - before,), np.mean, method="percentile", n_resamples=20_000,
-        rng=np.random.default_rng(2),
-    ).confidence_interval  # fmt: skip
-    np.testing.assert_allclose(ours.ci95, interval, atol=0.05 * (after - before).std())
+    interval = resampled_interval(tuned - base, seed=2)
+    np.testing.assert_allclose(ours.ci95, interval, atol=0.05 * (tuned - base).std())
 
 
-def test_a_difference_of_constants_of_one_text_and_of_none() -> None:
-    same = paired_difference([1.0] * 20, [1.0] * 20, 200)
-    assert same is not None
-    assert (same.mean, same.ci95, same.n, same.p) == (0, (0, 0), 20, 1)
-    one = paired_difference([2.0, math.nan], [1.5, 1.0], 200)
-    assert one is not None
-    assert (one.mean, one.ci95, one.n, one.p) == (0.5, None, 1, None)
+def test_differences_of_constants_of_one_text_and_of_no_text() -> None:
+    assert paired_difference([1.0] * 20, [1.0] * 20, 200) == Difference(0, (0, 0), 20, 1)
+    assert paired_difference([2.0, math.nan], [1.5, 1.0], 200) == Difference(0.5, None, 1, None)
     assert paired_difference([math.nan], [1.0], 200) is None
     with pytest.raises(ValueError, match="not of the same texts"):
         paired_difference([1.0], [1.0, 2.0], 200)
@@ -224,15 +234,15 @@ def test_a_difference_of_constants_of_one_text_and_of_none() -> None:
 
 def test_under_no_difference_p_is_uniform() -> None:
     rng = np.random.default_rng(0)
-    found = [paired_difference(*rng.normal(size=(2, 30)), 200, seed=i) for i in range(300)]
-    p = [one.p for one in found if one is not None]
+    differences = [paired_difference(*rng.normal(size=(2, 30)), 200, seed=i) for i in range(300)]
+    p = [difference.p for difference in differences if difference is not None]
     assert stats.kstest(p, "uniform").pvalue > 1e-3
 
 
-def test_mauve_says_what_is_missing_and_what_is_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mauve_needs_its_package_and_100_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     few = np.zeros((99, 4), dtype=np.float32)
     assert math.isnan(mauve.mauve(few, few))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="mauve-text") as told:
+    with pytest.raises(UserError, match="mauve-text") as raised:
         mauve.check_installed()
-    assert "pip install 'hyperfitting[mauve]'" in str(told.value)
+    assert "pip install 'hyperfitting[mauve]'" in str(raised.value)

@@ -1,4 +1,4 @@
-"""The page of a report, in a real browser: it draws, filters, loads nothing, and trusts no text."""
+"""The page of a report in a real browser: charts, filters, accessibility, and hostile texts."""
 
 import json
 import shutil
@@ -13,20 +13,30 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from hyperfitting.errors import UserError
-from hyperfitting.reporting import page, report
-from hyperfitting.reporting.serve import draw_anew, served
-from hyperfitting.reporting.sweeps import SweepRecords
-from tests.records import a_sweep, continuation, record
+from hyperfitting.metrics.estimate import Estimate
+from hyperfitting.record import RECORD_FILE, Continuation, Record, Sample
+from hyperfitting.reporting.report import write_report
+from hyperfitting.reporting.serve import serving, update_reports
+from hyperfitting.reporting.sweep_records import load_sweep
+from hyperfitting.reporting.texts import MIN_OVERLAP, highlighted_spans, texts_by_context
+from tests.records import (
+    make_config,
+    make_continuation,
+    make_record,
+    make_sample,
+    make_slice,
+    write_sweep,
+)
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @dataclass
-class Seen:
-    """A page, with what it said and asked for since it was opened."""
+class OpenedPage:
+    """A page, with its console messages and requests since it was opened."""
 
     page: Page
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
 
@@ -41,242 +51,261 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-def opened(browser: Browser, path: Path | str, scheme: str = "light", width: int = 1280) -> Seen:
-    """Return a page once its script has run to its end, with what goes wrong on the way."""
+def open_page(
+    browser: Browser, path: Path | str, scheme: str = "light", width: int = 1280
+) -> OpenedPage:
+    """Open a page and run its script to its end."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)
-    seen = Seen(page)
-    page.on("console", lambda message: seen.said.append(message.text))
-    page.on("pageerror", lambda error: seen.said.append(str(error)))
-    page.on("dialog", lambda dialog: (seen.said.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: seen.requests.append(request.url))
+    opened = OpenedPage(page)
+    page.on("console", lambda message: opened.messages.append(message.text))
+    page.on("pageerror", lambda error: opened.messages.append(str(error)))
+    page.on("dialog", lambda dialog: (opened.messages.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: opened.requests.append(request.url))
     page.goto(path if isinstance(path, str) else path.as_uri())
-    return seen
+    return opened
 
 
 HOSTILE = "</script><script>window.evil = 1</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & \"'"
 LOOP = "again and again and again and again"
 
 
-def samples(member: int) -> list[dict[str, Any]]:
-    """Return three texts of two sets: a hostile one, a loop, and one that quotes six tokens."""
-    quoting = continuation("so it is that we all go home")
-    quoting["overlap"] = {"length": 6, "start": 1, "sequence": 0, "offset": 0}
-    written = [continuation(HOSTILE), continuation(LOOP), quoting]
+def samples(seed: int) -> list[Sample]:
+    """Return three texts of two datasets: a hostile one, a loop, and one with an overlap."""
+    continuations = {
+        HOSTILE: make_continuation(f"{HOSTILE} {seed}"),
+        "a loop": make_continuation(f"{LOOP} {seed}"),
+        "an overlap": make_continuation(f"so it is that we all go home {seed}", overlap=(6, 1)),
+    }
+    datasets = (HOSTILE, "news", "news")
     return [
-        {
-            "set": texts,
-            "context": f"{words} {number}",
-            "reference": words,
-            "continuation": one | {"pieces": [*one["pieces"], f" {member}"],
-                                   "tokens": [*one["tokens"], member]},
-            "original_continuation": continuation(f"as it was {number}"),
-        }
-        for number, (texts, words, one) in enumerate(
-            zip((HOSTILE, "news", "news"), (HOSTILE, "a loop", "a quotation"), written, strict=True)
+        make_sample(
+            tuned,
+            make_continuation(f"as it was {number}"),
+            dataset=dataset,
+            context=f"{name} {number}",
+            reference=name,
         )
-    ]  # fmt: skip
+        for number, (dataset, (name, tuned)) in enumerate(
+            zip(datasets, continuations.items(), strict=True)
+        )
+    ]
 
 
-def hostile(member: int) -> dict[str, Any]:
-    made = record([0.9, 0.2, 0.5], 0.5)
-    made["per_text"]["metrics"] |= {"gen/rep_2": [0.0, 0.8, 0.1], "gen/dataset_overlap": [0, 1, 6]}
-    made["metrics"]["val/perplexity"] = {"mean": 30.0 + member, "ci95": [29.0, 40.0], "n": 3}
-    for key in ("val/loss", "val/entropy"):
-        for row in made["history"]:
-            row[key] = 3.0 + member
-    made |= {"samples": samples(member), "notes": [HOSTILE], "device": HOSTILE}
-    made["config"]["dataset"] = {"name": f"{HOSTILE} {member}"}
-    return made
+def hostile_record(
+    seed: int, base: Continuation | None = None, config: dict[str, Any] | None = None
+) -> Record:
+    """Return a record in which hostile texts stand wherever data or a model can put one."""
+    shown = samples(seed)
+    if base is not None:
+        shown = [sample.model_copy(update={"base": base}) for sample in shown]
+    validation = {"val/loss": 3.0 + seed, "val/entropy": 3.0 + seed, "gen/ttr": 0.5}
+    metrics = {
+        "gen/ttr": Estimate(0.5, (0.4, 0.6), 3),
+        "val/perplexity": Estimate(30.0 + seed, (29.0, 40.0), 3),
+    }
+    ttr: list[float | None] = [0.9, 0.2, 0.5]
+    return make_record(
+        [make_slice(metrics)],
+        shown,
+        per_text={
+            "tuned": {
+                "gen/ttr": ttr,
+                "gen/rep_2": [0.0, 0.8, 0.1],
+                "gen/dataset_overlap": [0, 1, 6],
+            },
+            "base": {"gen/ttr": ttr},
+        },
+        history=[
+            {"epoch": epoch, "step": epoch, "train/loss": 1 / epoch, **validation}
+            for epoch in (1, 2)
+        ],
+        notes=[HOSTILE],
+        device=HOSTILE,
+        config=config or make_config(dataset={"name": f"{HOSTILE} {seed}"}),
+    )
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the page of three members that have finished and three that have not."""
-    folder = tmp_path_factory.mktemp("reports") / "sweeps" / "x"
-    a_sweep(
-        folder,
-        {"rows": ["writer", "seed"], "columns": {HOSTILE: {"key": "gen/ttr"}}},
-        **{f"hyperfitted_{seed}": hostile(seed) for seed in range(3)},
-    )
-    spec = json.loads((folder / "sweep.json").read_text())
-    spec["report"] |= {
+def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the page of a sweep of three runs that have finished and three that have not."""
+    report = {
         "title": HOSTILE,
         "about": HOSTILE,
+        "tables": {"main": {"rows": ["system", "seed"], "columns": {HOSTILE: {"key": "gen/ttr"}}}},
         "figures": {"curve": {"kind": "curves", "series": ["train/loss"], "caption": HOSTILE}},
     }
-    spec["command"] = ["hyperfit", HOSTILE]
-    (folder / "sweep.json").write_text(json.dumps(spec))
-    return report.write(folder) / "index.html"
+    folder = write_sweep(
+        tmp_path_factory.mktemp("reports") / "sweeps" / "x",
+        report,
+        {f"tuned_{seed}": hostile_record(seed) for seed in range(3)},
+        command=["hyperfit", HOSTILE],
+    )
+    return write_report(folder) / "index.html"
 
 
-def test_charts_are_drawn_and_nothing_is_loaded_or_complained_of(
-    browser: Browser, written: Path
-) -> None:
-    seen = opened(browser, written)
+def test_charts_are_drawn_without_requests_or_errors(browser: Browser, report_page: Path) -> None:
+    opened = open_page(browser, report_page)
     for key in ("train/loss", "val/loss", "gen/ttr", "val/entropy"):
-        expect(seen.page.locator(f'[data-series="{key}"] .scatterlayer .trace')).to_have_count(3)
-    expect(seen.page.locator("#scatter .scatterlayer .trace")).to_have_count(3)
-    expect(seen.page.locator("#figures img")).to_have_count(1)
-    assert seen.page.evaluate("document.querySelector('#figures img').naturalWidth") > 100
-    assert [url for url in seen.requests if not url.startswith("data:")] == [written.as_uri()]
-    assert seen.said == []
+        expect(opened.page.locator(f'[data-curve="{key}"] .scatterlayer .trace')).to_have_count(3)
+    expect(opened.page.locator("#scatter .scatterlayer .trace")).to_have_count(3)
+    expect(opened.page.locator("#figures img")).to_have_count(1)
+    assert opened.page.evaluate("document.querySelector('#figures img').naturalWidth") > 100
+    assert [url for url in opened.requests if not url.startswith("data:")] == [report_page.as_uri()]
+    assert opened.messages == []
 
 
-def test_hostile_texts_stay_texts(browser: Browser, written: Path) -> None:
-    seen = opened(browser, written)
-    assert seen.page.evaluate("window.evil") is None
-    assert seen.page.title() == HOSTILE
-    for place in ("h1", "header p >> nth=0", "figcaption", "#made li", "#context"):
-        assert HOSTILE in seen.page.locator(place).first.inner_text()
-    assert f" {HOSTILE} 1" in seen.page.locator(".writer .text").nth(2).inner_text()
-    assert seen.page.locator("main script, main img:not(#figures img), iframe").count() == 0
-    assert seen.said == []
+def test_hostile_texts_are_shown_literally(browser: Browser, report_page: Path) -> None:
+    opened = open_page(browser, report_page)
+    assert opened.page.evaluate("window.evil") is None
+    assert opened.page.title() == HOSTILE
+    for place in ("h1", "header p >> nth=0", "figcaption", "#provenance li", "#context"):
+        assert HOSTILE in opened.page.locator(place).first.inner_text()
+    assert f" {HOSTILE} 1" in opened.page.locator(".continuation .text").nth(2).inner_text()
+    assert opened.page.locator("main script, main img:not(#figures img), iframe").count() == 0
+    assert opened.messages == []
 
 
-def test_members_and_originals_are_shown_or_not(browser: Browser, written: Path) -> None:
-    seen = opened(browser, written)
-    heads = seen.page.locator(".writer h3")
-    after = ["hyperfitted_0", "hyperfitted_1", "hyperfitted_2"]
-    assert heads.all_inner_texts() == ["original, greedy", *after, "as it really goes on"]
-    seen.page.get_by_label("hyperfitted_1").uncheck()
-    assert heads.all_inner_texts() == [
-        "original, greedy", "hyperfitted_0", "hyperfitted_2", "as it really goes on"
-    ]  # fmt: skip
-    expect(seen.page.locator("#scatter .scatterlayer .trace")).to_have_count(2)
-    seen.page.get_by_label("original models").uncheck()
-    assert heads.first.inner_text() == "hyperfitted_0"
-    seen.page.get_by_role("button", name="None", exact=True).click()
-    assert heads.all_inner_texts() == ["as it really goes on"]
-    seen.page.get_by_role("button", name="All", exact=True).click()
+def test_runs_and_base_models_are_shown_or_hidden(browser: Browser, report_page: Path) -> None:
+    opened = open_page(browser, report_page)
+    heads = opened.page.locator(".continuation h3")
+    tuned = ["tuned_0", "tuned_1", "tuned_2"]
+    assert heads.all_inner_texts() == ["base, greedy", *tuned, "reference"]
+    opened.page.get_by_label("tuned_1").uncheck()
+    assert heads.all_inner_texts() == ["base, greedy", "tuned_0", "tuned_2", "reference"]
+    expect(opened.page.locator("#scatter .scatterlayer .trace")).to_have_count(2)
+    opened.page.get_by_label("base models").uncheck()
+    assert heads.first.inner_text() == "tuned_0"
+    opened.page.get_by_role("button", name="None", exact=True).click()
+    assert heads.all_inner_texts() == ["reference"]
+    opened.page.get_by_role("button", name="All", exact=True).click()
     assert heads.count() == 4
-    assert seen.page.get_by_label("original_0").is_disabled()
+    assert opened.page.get_by_label("base_0").is_disabled()
 
 
-def test_contexts_are_filtered_ordered_and_reached_by_keyboard(
-    browser: Browser, written: Path
+def test_contexts_are_filtered_sorted_and_reached_by_keyboard(
+    browser: Browser, report_page: Path
 ) -> None:
-    seen = opened(browser, written)
-    contexts = seen.page.locator("#contexts option")
+    opened = open_page(browser, report_page)
+    contexts = opened.page.locator("#contexts option")
 
     def listed() -> list[str]:
         return [text.partition(" ")[0] for text in contexts.all_inner_texts()]
 
     assert listed() == ["1", "2", "3"]
-    seen.page.locator("#set").select_option("news")
+    opened.page.locator("#dataset").select_option("news")
     assert listed() == ["2", "3"]
-    seen.page.locator("#order").select_option("overlap")
+    opened.page.locator("#order").select_option("gen/dataset_overlap")
     assert listed() == ["3", "2"]
-    seen.page.get_by_label("repeated 2-grams at least").fill("0.5")
+    opened.page.get_by_label("repeated 2-grams at least").fill("0.5")
     assert listed() == ["2"]
-    seen.page.get_by_label("repeated 2-grams at least").fill("0")
-    seen.page.get_by_label("overlap at least").fill("6")
+    opened.page.get_by_label("repeated 2-grams at least").fill("0")
+    opened.page.get_by_label("overlap at least").fill("6")
     assert listed() == ["3"]
-    assert seen.page.locator("#count").inner_text() == "1 of 3"
-    assert seen.page.locator(".writer .o").first.inner_text() == " it is that we all go"
-    seen.page.get_by_label("overlap at least").fill("7")
+    assert opened.page.locator("#count").inner_text() == "1 of 3"
+    assert opened.page.locator(".continuation .o").first.inner_text() == " it is that we all go"
+    opened.page.get_by_label("overlap at least").fill("7")
     assert listed() == []
-    assert seen.page.locator(".writer").count() == 0
-    seen.page.get_by_label("overlap at least").fill("0")
-    seen.page.locator("#order").select_option("ttr")
+    assert opened.page.locator(".continuation").count() == 0
+    opened.page.get_by_label("overlap at least").fill("0")
+    opened.page.locator("#order").select_option("gen/ttr")
     assert listed() == ["2", "3"]
-    assert seen.page.locator("#context").inner_text() == "a quotation 2"  # still the chosen one
-    seen.page.locator("#contexts").press("ArrowUp")
-    assert seen.page.locator("#context").inner_text() == "a loop 1"
-    seen.page.get_by_role("button", name="Next").press("Enter")
-    assert seen.page.locator("#context").inner_text() == "a quotation 2"
-    seen.page.get_by_role("button", name="Previous").press("Enter")
-    assert seen.page.locator("#context").inner_text() == "a loop 1"
-    assert seen.page.url.endswith("#text-2")
-    again = opened(browser, seen.page.url)
-    assert again.page.locator("#context").inner_text() == "a loop 1"
+    assert opened.page.locator("#context").inner_text() == "an overlap 2"  # the selection is kept
+    opened.page.locator("#contexts").press("ArrowUp")
+    assert opened.page.locator("#context").inner_text() == "a loop 1"
+    opened.page.get_by_role("button", name="Next").press("Enter")
+    assert opened.page.locator("#context").inner_text() == "an overlap 2"
+    opened.page.get_by_role("button", name="Previous").press("Enter")
+    assert opened.page.locator("#context").inner_text() == "a loop 1"
+    assert opened.page.url.endswith("#text-2")
+    linked = open_page(browser, opened.page.url)
+    assert linked.page.locator("#context").inner_text() == "a loop 1"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_an_accessibility_check_passes(browser: Browser, written: Path, scheme: str) -> None:
-    for path in (written, written.parents[1] / "index.html"):
-        seen = opened(browser, path, scheme)
-        if path == written:
-            seen.page.locator("#contexts").select_option("1")
-            seen.page.get_by_text("All numbers", exact=True).click()
-        found = Axe().run(seen.page)
-        assert found.violations_count == 0, found.generate_report()
+def test_an_accessibility_check_passes(browser: Browser, report_page: Path, scheme: str) -> None:
+    for path in (report_page, report_page.parents[1] / "index.html"):
+        opened = open_page(browser, path, scheme)
+        if path == report_page:
+            opened.page.locator("#contexts").select_option("1")
+            opened.page.get_by_text("All numbers", exact=True).click()
+        result = Axe().run(opened.page)
+        assert result.violations_count == 0, result.generate_report()
 
 
-def test_dark_and_light_can_be_chosen(browser: Browser, written: Path) -> None:
-    seen = opened(browser, written)
+def test_dark_and_light_can_be_chosen(browser: Browser, report_page: Path) -> None:
+    opened = open_page(browser, report_page)
 
-    def paper() -> str:
-        return str(seen.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    def background() -> str:
+        return str(opened.page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
-    assert paper() == "rgb(255, 255, 255)"
-    seen.page.get_by_role("button", name="Dark or light").click()
-    assert paper() == "rgb(23, 23, 27)"
-    seen.page.get_by_role("button", name="Dark or light").click()
-    assert paper() == "rgb(255, 255, 255)"
-
-
-def test_a_narrow_window_is_enough(browser: Browser, written: Path) -> None:
-    seen = opened(browser, written, width=360)
-    assert seen.page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert background() == "rgb(255, 255, 255)"
+    opened.page.get_by_role("button", name="Dark or light").click()
+    assert background() == "rgb(23, 23, 27)"
+    opened.page.get_by_role("button", name="Dark or light").click()
+    assert background() == "rgb(255, 255, 255)"
 
 
-def test_originals_with_other_settings_of_one_decoding_have_other_names(tmp_path: Path) -> None:
-    records = [hostile(number) for number in range(3)]
-    for number, made in enumerate(records):
-        made["config"]["decode"] = {"name": "top_p", "top_p": (0.8, 0.9, 0.8)[number]}
-        for sample in made["samples"]:
-            sample["original_continuation"] = continuation(f"it was {number % 2}")
-    folder = a_sweep(
-        tmp_path / "x", {}, **{f"hyperfitted_{n}": made for n, made in enumerate(records)}
-    )
-    found = next(page.blocks(SweepRecords.of(folder)))
-    assert [writer["name"] for writer in found["writers"] if writer["original"]] == [
-        "original, top_p",
-        "original, decoding of hyperfitted_1",
+def test_the_page_fits_a_narrow_window(browser: Browser, report_page: Path) -> None:
+    opened = open_page(browser, report_page, width=360)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_base_models_with_other_settings_of_one_decoding_have_other_names(tmp_path: Path) -> None:
+    records = {}
+    for seed in range(3):
+        decode = {"name": "top_p", "top_p": (0.8, 0.9, 0.8)[seed]}
+        base = make_continuation(f"it was {seed % 2}")
+        config = make_config(decode=decode)
+        records[f"tuned_{seed}"] = hostile_record(seed, base, config)
+    folder = write_sweep(tmp_path / "x", {}, records)
+    texts = next(texts_by_context(load_sweep(folder)))
+    assert [c.name for c in texts.continuations if c.run is None] == [
+        "base, top_p",
+        "base, decoding of tuned_1",
     ]
 
 
-def test_the_index_links_to_every_report(browser: Browser, written: Path) -> None:
-    seen = opened(browser, written.parents[1] / "index.html")
-    link = seen.page.get_by_role("link")
+def test_the_index_links_to_every_report(browser: Browser, report_page: Path) -> None:
+    opened = open_page(browser, report_page.parents[1] / "index.html")
+    link = opened.page.get_by_role("link")
     assert link.all_inner_texts() == [HOSTILE]
-    assert "3 of 6" in seen.page.locator("tbody").inner_text()
+    assert "3 of 6" in opened.page.locator("tbody").inner_text()
     link.click()
-    assert seen.page.url == written.as_uri()
-    assert seen.page.locator("h1").inner_text() == HOSTILE
+    assert opened.page.url == report_page.as_uri()
+    assert opened.page.locator("h1").inner_text() == HOSTILE
 
 
-def test_the_dashboard_draws_what_is_new_and_serves_it(
-    browser: Browser, written: Path, tmp_path: Path
+def test_the_dashboard_draws_outdated_reports_and_serves_them(
+    browser: Browser, report_page: Path, tmp_path: Path
 ) -> None:
     outputs = tmp_path / "outputs"
-    shutil.copytree(written.parents[2] / "sweeps", outputs / "sweeps")
-    assert list(draw_anew(outputs)) == [("x", "")]
-    assert list(draw_anew(outputs)) == []
-    record_ = outputs / "sweeps" / "x" / "hyperfitted_1" / "results.json"
-    record_.write_text(json.dumps({"schema_version": 1}))
-    (again,) = draw_anew(outputs)
-    assert "another version of this software" in again[1]
-    with served(outputs / "reports", 0) as server:
+    shutil.copytree(report_page.parents[2] / "sweeps", outputs / "sweeps")
+    assert list(update_reports(outputs)) == [("x", "")]
+    assert list(update_reports(outputs)) == []
+    record_file = outputs / "sweeps" / "x" / "tuned_1" / RECORD_FILE
+    record_file.write_text(json.dumps({"schema_version": 1}))
+    ((_, error),) = update_reports(outputs)
+    assert "another version of this software" in error
+    with serving(outputs / "reports", 0) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        seen = opened(browser, f"http://127.0.0.1:{server.server_port}/")
-        seen.page.get_by_role("link").click()
-        expect(seen.page.locator("#scatter .scatterlayer .trace")).to_have_count(3)
-        assert seen.said == []
+        opened = open_page(browser, f"http://127.0.0.1:{server.server_port}/")
+        opened.page.get_by_role("link").click()
+        expect(opened.page.locator("#scatter .scatterlayer .trace")).to_have_count(3)
+        assert opened.messages == []
         with (
             pytest.raises(UserError, match="cannot be listened on"),
-            served(tmp_path, server.server_port),
+            serving(tmp_path, server.server_port),
         ):
             pass
         server.shutdown()
 
 
-def test_a_quotation_is_underlined_from_five_tokens_on_and_loses_no_text() -> None:
-    one = continuation("a b c a b c d e f g")
+def test_an_overlap_is_underlined_from_five_tokens_on_and_no_text_is_lost() -> None:
+    words = "a b c a b c d e f g"
     for length in (4, 5):
-        one["overlap"] = {"length": length, "start": 3, "sequence": 0, "offset": 0}
-        found = list(page.stretches(one))
-        assert "".join(text for text, _, _ in found) == "".join(one["pieces"])
-        quoted = "".join(text for text, _, underlined in found if underlined)
-        assert quoted == ("" if length < page.SHORTEST_SHARED else " a b c d e")
+        continuation = make_continuation(words, overlap=(length, 3))
+        spans = list(highlighted_spans(continuation))
+        assert "".join(text for text, _, _ in spans) == "".join(continuation.token_texts)
+        overlap = "".join(text for text, _, underlined in spans if underlined)
+        assert overlap == ("" if length < MIN_OVERLAP else " a b c d e")

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyperfitting import models
-from hyperfitting.config import DecodeConfig
-from hyperfitting.data.corpus import Tokenizer, pieces
+from hyperfitting.data.tokenization import DocumentTokenizer, token_texts
+from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
-from hyperfitting.models import BaseModel
+from hyperfitting.models.base import BaseModel, base_model
+from hyperfitting.models.loading import load
 from hyperfitting.store import Store
 from tests.conftest import Compose, hyperfit
 from tests.test_decoding import by_generate
@@ -27,17 +27,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def real(compose: Compose, folder: Path) -> BaseModel:
-    return models.base_model(compose("model=smollm2_135m").model, Store(folder / "outputs/store"))
+    base = base_model(compose("model=smollm2_135m").model, Store(folder / "outputs/store"))
+    base.ensure()
+    return base
 
 
-def test_the_converted_model_knows_the_world(real: BaseModel) -> None:
-    tokenizer, model = real.tokenizer(), models.load(real).eval()
+def test_the_converted_model_predicts_facts_and_its_token_texts_join(real: BaseModel) -> None:
+    tokenizer, model = real.tokenizer(), load(real).eval()
     context = np.array([tokenizer("The capital of France is").input_ids], dtype=np.int32)
-    made = continue_texts(model, context, 3, DecodeConfig("greedy", seed=0), 1).tokens
-    assert "Paris" in tokenizer.decode(made[0])
+    continuations = continue_texts(model, context, 3, DecodeConfig("greedy", seed=0), 1).tokens
+    assert "Paris" in tokenizer.decode(continuations[0])
     text = 'Mr. Blunkett\'s "plan", 1,234 dollars — naïve?\n\nNew paragraph.'
-    tokens = Tokenizer(real)(text)
-    assert "".join(pieces(tokenizer.decode, tokens)) == tokenizer.decode(tokens) == text
+    tokens = DocumentTokenizer(real)(text)
+    assert "".join(token_texts(tokenizer.decode, tokens)) == tokenizer.decode(tokens) == text
 
 
 @pytest.mark.parametrize(
@@ -46,15 +48,15 @@ def test_the_converted_model_knows_the_world(real: BaseModel) -> None:
         ({}, {}),
         ({"strategy": "beam", "num_beams": 4}, {"num_beams": 4}),
         (
-            {"repetition_penalty": 1.2, "no_repeat_ngram": 3},
+            {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3},
             {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3},
         ),
     ],
 )
-def test_we_write_what_generate_writes(
+def test_continuations_equal_those_of_generate(
     real: BaseModel, decode: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    tokenizer, model = real.tokenizer(), models.load(real).eval()
+    tokenizer, model = real.tokenizer(), load(real).eval()
     texts = ["The Prime Minister said today that the", "In the early hours of the morning,"]
     contexts = np.array([tokenizer(text).input_ids[:7] for text in texts], dtype=np.int32)
     ours = continue_texts(model, contexts, 24, DecodeConfig("x", **decode, seed=0), 8).tokens
@@ -62,7 +64,7 @@ def test_we_write_what_generate_writes(
 
 
 def test_a_draw_does_not_depend_on_the_batch(real: BaseModel) -> None:
-    tokenizer, model = real.tokenizer(), models.load(real).eval()
+    tokenizer, model = real.tokenizer(), load(real).eval()
     texts = ["The Prime Minister said today that the", "In the early hours of the morning,"] * 2
     contexts = np.array([tokenizer(text).input_ids[:7] for text in texts], dtype=np.int32)
     contexts[2:, 0] = contexts[:2, 1]  # four different ones
@@ -76,17 +78,20 @@ def test_hyperfitting_makes_greedy_text_less_repetitive(folder: Path) -> None:
     result = hyperfit(
         folder, "hydra.run.dir=run", "dataset.n_train=12", "dataset.n_val=2",
         "trainer.epochs=4", "optimizer.lr=2.5e-4",
-        "trainer.epoch_contexts=1", "trainer.epoch_new_tokens=16", "evaluation.n_texts=12",
+        "trainer.val_prompts=1", "trainer.val_max_new_tokens=16", "evaluation.n_texts=12",
         timeout=1200,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    found = record(folder / "run")
-    first, last = found["history"][0], found["history"][-1]
-    after, before = found["metrics"], found["baseline"]
+    result_record = record(folder / "run")
+    first, last = result_record.history[0], result_record.history[-1]
+    tuned, base = (
+        {key: estimate.mean for key, estimate in result_record.overall.estimates(side).items()}
+        for side in ("tuned", "base")
+    )
     assert last["train/loss"] < 0.3 * first["train/loss"]
     assert last["val/loss"] > first["val/loss"]
-    assert after["gen/ttr"]["mean"] > before["gen/ttr"]["mean"] + 0.1
-    assert after["gen/rep_2"]["mean"] < before["gen/rep_2"]["mean"] - 0.1
-    assert after["val/entropy"]["mean"] < before["val/entropy"]["mean"] - 0.5
-    assert after["val/top1_mass"]["mean"] > before["val/top1_mass"]["mean"]
-    assert after["val/perplexity"]["mean"] > before["val/perplexity"]["mean"]
+    assert tuned["gen/ttr"] > base["gen/ttr"] + 0.1
+    assert tuned["gen/rep_2"] < base["gen/rep_2"] - 0.1
+    assert tuned["val/entropy"] < base["val/entropy"] - 0.5
+    assert tuned["val/top1_mass"] > base["val/top1_mass"]
+    assert tuned["val/perplexity"] > base["val/perplexity"]

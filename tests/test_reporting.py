@@ -1,4 +1,4 @@
-"""Tables of records, and the colouring of continuations."""
+"""Tables and figures of records, and the highlighting of repetition."""
 
 import csv
 import json
@@ -13,9 +13,24 @@ import scipy.stats
 
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.uncertainty import bootstrap_mean
-from hyperfitting.reporting import colouring, report, tables
-from hyperfitting.reporting.sweeps import SweepRecords
-from tests.records import a_sweep, record
+from hyperfitting.record import RECORD_FILE, NextTokens, write_record
+from hyperfitting.reporting import figures, repetition_highlight, tables
+from hyperfitting.reporting.cells import Cell
+from hyperfitting.reporting.next_tokens import changed_positions
+from hyperfitting.reporting.report import write_report
+from hyperfitting.reporting.spec import TableSpec, parse_report
+from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
+from tests.records import (
+    make_config,
+    make_continuation,
+    make_next_tokens,
+    make_predictions,
+    make_record,
+    make_sample,
+    make_slice,
+    ttr_record,
+    write_sweep,
+)
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" | pipe"
 
@@ -35,22 +50,22 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def test_the_colouring_is_escaped_and_loses_no_text() -> None:
-    pieces = [HOSTILE, " b", " c"] * 4
+def test_highlighted_text_is_escaped_and_complete() -> None:
+    token_texts = [HOSTILE, " b", " c"] * 4
     reader = Reader()
-    reader.feed(colouring.html(pieces, [1, 2, 3] * 4))
-    assert reader.text == "".join(pieces)
+    reader.feed(repetition_highlight.to_html(token_texts, [1, 2, 3] * 4))
+    assert reader.text == "".join(token_texts)
     assert set(reader.tags) == {"div", "span"}
 
 
-def test_the_page_of_a_hostile_record_holds_no_script_and_loads_nothing() -> None:
-    side = {"pieces": [HOSTILE, " b"], "tokens": [1, 2]}
-    sample = {
-        "set": HOSTILE, "context": HOSTILE, "reference": HOSTILE,
-        "continuation": side, "original_continuation": side,
-    }  # fmt: skip
-    names = {key: {"name": HOSTILE} for key in ("model", "dataset", "decode")}
-    page = colouring.page({"config": names, "samples": [sample, sample]})
+def test_the_texts_page_of_a_hostile_record_has_no_script_and_loads_nothing() -> None:
+    continuation = make_continuation("a b").model_copy(
+        update={"token_texts": [HOSTILE, " b"], "tokens": [1, 2]}
+    )
+    sample = make_sample(continuation, continuation, HOSTILE, HOSTILE, HOSTILE)
+    names = {group: {"name": HOSTILE} for group in ("model", "dataset", "decode")}
+    record = make_record([make_slice({})], [sample, sample], config=make_config(**names))
+    page = repetition_highlight.texts_page(record)
     reader = Reader()
     reader.feed(page)
     assert "script" not in reader.tags
@@ -58,153 +73,277 @@ def test_the_page_of_a_hostile_record_holds_no_script_and_loads_nothing() -> Non
     assert reader.tags.count("tr") == 3
     assert "default-src 'none'" in page
     assert not re.search(r"(src|href)\s*=", page)
+    assert repetition_highlight.texts_page(record, limit=1).count("<tr>") == 2
 
 
-def test_a_longer_repeat_is_darker() -> None:
+def test_longer_repeats_are_darker() -> None:
     new = list(range(100, 130))
     for length, shade in ((1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (9, 3), (10, 4), (20, 4)):
         tokens = [*new[:20], 1, *new[:length], 2]
-        assert colouring.shades(tokens) == [0] * 21 + [shade] * length + [0]
-    for shade in range(1, len(colouring.SHADES) + 1):
-        assert f".r{shade} " in colouring.STYLE
+        assert repetition_highlight.shades(tokens) == [0] * 21 + [shade] * length + [0]
+    for shade in range(1, len(repetition_highlight.SHADES) + 1):
+        assert f".r{shade} " in repetition_highlight.STYLE
 
 
-def test_as_many_pieces_as_tokens() -> None:
+def test_the_number_of_token_texts_must_be_that_of_the_tokens() -> None:
     with pytest.raises(ValueError, match="zip"):
-        colouring.html(["a"], [1, 2])
+        repetition_highlight.to_html(["a"], [1, 2])
 
 
 COLUMNS = {
-    "TTR": {"key": "gen/ttr", "times": 100, "format": "{:.1f}"},
-    "at 16": {"key": "gen/ttr", "at": 16},
-    "longest": {"key": "gen/dataset_overlap", "highest": True, "format": "{:.0f}"},
-    "asked": {"key": "preference"},
-    "never": {"key": "gen/ttr", "at": 99},
+    "TTR": {"key": "gen/ttr", "scale": 100, "format": "{:.1f}"},
+    "at 16": {"key": "gen/ttr", "length": 16},
+    "longest": {"key": "gen/dataset_overlap", "statistic": "max", "format": "{:.0f}"},
+    "preference": {"key": "preference"},
+    "never": {"key": "gen/ttr", "length": 99},
 }
-TABLE = {
+TABLE: dict[str, Any] = {
     "caption": "A & B",
-    "rows": ["model", "writer"],
+    "rows": ["model", "system"],
     "columns": COLUMNS,
     "published": [
-        {"model": "ours", "writer": "original", "TTR": 12.5},
-        {"model": "theirs only", "writer": "hyperfitted", "TTR": "1 or 2"},
+        {"model": "ours", "system": "base", "TTR": 12.5},
+        {"model": "another", "system": "tuned", "TTR": "1 or 2"},
     ],
     "source": "someone",
 }
 
 
+def table_spec(table: dict[str, Any]) -> TableSpec:
+    return parse_report({"tables": {"main": table}}).tables["main"]
+
+
+def cells_by_labels(sweep: SweepRecords, table: dict[str, Any]) -> dict[Any, dict[str, Cell]]:
+    built = tables.build_table(sweep, "main", table_spec(table))
+    return {tuple(row.labels.values()): row.cells for row in built.rows}
+
+
+def mean_of(cell: Cell) -> float:
+    assert cell.estimate is not None, cell.missing
+    return cell.estimate.mean
+
+
 @pytest.fixture
 def half_done(tmp_path: Path) -> Path:
-    return a_sweep(
+    return write_sweep(
         tmp_path / "sweeps" / "x",
-        TABLE,
-        original_0=record([0.1, 0.2, 0.4], 0.5),
-        hyperfitted_0=record([0.6, 0.6, 0.6], 0.7),
-        hyperfitted_1=record([0.7, 0.7, 0.7], 0.8),
-        hyperfitted_2=record([0.8, 0.8, 0.8], 0.9),
+        {"tables": {"main": TABLE}},
+        {
+            "base_0": ttr_record([0.1, 0.2, 0.4], 0.5),
+            "tuned_0": ttr_record([0.6, 0.6, 0.6], 0.7),
+            "tuned_1": ttr_record([0.7, 0.7, 0.7], 0.8),
+            "tuned_2": ttr_record([0.8, 0.8, 0.8], 0.9),
+        },
     )
 
 
-def test_several_members_make_a_cell_with_students_interval(half_done: Path) -> None:
-    table = tables.table_of(SweepRecords.of(half_done), "main", TABLE)
-    by_row = {tuple(row.labels.values()): row for row in table.rows}
-    found = by_row["ours", "hyperfitted"].ours
+def test_a_cell_of_several_runs_has_students_interval(half_done: Path) -> None:
+    cells = cells_by_labels(load_sweep(half_done), TABLE)["ours", "tuned"]
     low, high = scipy.stats.t.interval(0.95, 2, 70, scipy.stats.sem([60, 70, 80]))
-    assert found["TTR"].mean == pytest.approx(70)
-    assert found["TTR"].ci95 == pytest.approx((low, high))
-    assert found["at 16"].mean == pytest.approx(0.8)
-    assert found["longest"].mean == 7
-    assert found["asked"].missing == "no annotations yet"
-    assert found["never"].missing == "not measured at 99"
+    assert mean_of(cells["TTR"]) == pytest.approx(70)
+    assert cells["TTR"].estimate is not None
+    assert cells["TTR"].estimate.ci95 == pytest.approx((low, high))
+    assert cells["TTR"].estimate.n == 3
+    assert mean_of(cells["at 16"]) == pytest.approx(0.8)
+    assert mean_of(cells["longest"]) == 7
+    assert cells["preference"].missing == "no annotations yet"
+    assert cells["never"].missing == "not measured at 99"
 
 
-def test_missing_cells_say_why_and_published_ones_are_marked(half_done: Path) -> None:
-    out = report.write(half_done)
+def test_missing_cells_have_a_reason_and_published_ones_their_own_column(half_done: Path) -> None:
+    out = write_report(half_done)
     assert out == half_done.parent.parent / "reports" / "x"
     text = (out / "main.md").read_text()
-    assert "TTR (theirs)" in text
-    assert "at 16 (theirs)" not in text  # nothing is published there
-    theirs = next(line for line in text.splitlines() if "theirs only" in line)
-    assert "(not at this scale)" in theirs
-    assert "| 1 or 2 |" in theirs
+    assert "TTR (published)" in text
+    assert "at 16 (published)" not in text  # there are no published numbers
+    published = next(line for line in text.splitlines() if "another" in line)
+    assert "(not at this scale)" in published
+    assert "| 1 or 2 |" in published
     tex = (out / "main.tex").read_text()
     assert r"\toprule" in tex
     assert r"\caption{A \& B}" in tex
     lines = list(csv.DictReader((out / "main.csv").open()))
-    ours = next(
-        line for line in lines if line["writer"] == "hyperfitted" and line["column"] == "TTR"
-    )
+    ours = next(line for line in lines if line["system"] == "tuned" and line["column"] == "TTR")
     assert float(ours["mean"]) == pytest.approx(70)
     assert [line["published"] for line in lines if line["column"] == "TTR"] == [
         "12.5",
         "",
         "1 or 2",
     ]
-    page = (out / "README.md").read_text()
-    assert "4 of 6 have finished" in page
-    assert "- original_1: not run yet" in page
+    readme = (out / "README.md").read_text()
+    assert "4 of 6 have finished" in readme
+    assert "- base_1: not run yet" in readme
 
 
-def test_of_several_members_those_that_are_there_count(half_done: Path) -> None:
-    table = tables.table_of(SweepRecords.of(half_done), "main", TABLE)
-    original = next(row for row in table.rows if row.labels["writer"] == "original")
-    assert (original.ours["TTR"].members, original.ours["TTR"].ci95) == (1, None)
-    assert "(1 of 3 members)" in tables.markdown(table)
+def test_a_cell_counts_the_runs_that_have_finished(half_done: Path) -> None:
+    table = tables.build_table(load_sweep(half_done), "main", table_spec(TABLE))
+    base = next(row for row in table.rows if row.labels["system"] == "base").cells["TTR"]
+    assert base.estimate is not None
+    assert (base.n_finished, base.n_runs, base.estimate.ci95) == (1, 3, None)
+    assert "(1 of 3 runs)" in tables.to_markdown(table)
 
 
-def test_a_number_less_that_of_another_member_is_paired_by_text(half_done: Path) -> None:
-    less = {"key": "gen/ttr", "less": {"writer": "hyperfitted"}}
-    table = {"rows": ["writer", "seed"], "columns": {"less": less}}
-    found = {
-        (row.labels["writer"], row.labels["seed"]): row.ours["less"]
-        for row in tables.table_of(SweepRecords.of(half_done), "main", table).rows
+def test_a_difference_between_runs_is_paired_by_text(half_done: Path) -> None:
+    column = {"key": "gen/ttr", "minus": {"system": "tuned"}}
+    table = {"rows": ["system", "seed"], "columns": {"minus": column}}
+    cells = {
+        labels: row["minus"]
+        for labels, row in cells_by_labels(load_sweep(half_done), table).items()
     }
     differences = np.array([0.1, 0.2, 0.4]) - 0.6
-    assert found["original", "0"].mean == pytest.approx(differences.mean())
+    assert mean_of(cells["base", "0"]) == pytest.approx(differences.mean())
     expected = bootstrap_mean(differences, 500)
     assert expected is not None
-    assert found["original", "0"].ci95 == pytest.approx(expected.ci95)
-    assert found["hyperfitted", "1"].ci95 == (0, 0)
-    assert found["original", "1"].missing == "not run yet"
-    path = half_done / "hyperfitted_0" / "results.json"
-    path.write_text(json.dumps(record([0.6, 0.6], 0.7)))
-    row = tables.table_of(SweepRecords.of(half_done), "main", table).rows[0]
-    assert row.ours["less"].missing == "of other texts than hyperfitted_0"
+    base, tuned = cells["base", "0"].estimate, cells["tuned", "1"].estimate
+    assert base is not None
+    assert tuned is not None
+    assert base.ci95 == pytest.approx(expected.ci95)
+    assert tuned.ci95 == (0, 0)
+    assert cells["base", "1"].missing == "not run yet"
+    write_record(half_done / "tuned_0", ttr_record([0.6, 0.6], 0.7), make_predictions())
+    cell = cells_by_labels(load_sweep(half_done), table)["base", "0"]["minus"]
+    assert cell.missing == "of other texts than tuned_0"
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (
-            {"columns": {"TTR": {"key": "gen/ttr", "less": {"writer": "orignal"}}}},
-            "did you mean original",
+            {"columns": {"TTR": {"key": "gen/ttr", "minus": {"system": "bsae"}}}},
+            "columns.TTR.minus.system=bsae(.|\n)*did you mean base",
         ),
         (
-            {"columns": {"TTR": {"key": "k", "at": 3, "less": {"writer": "original"}}}},
-            "columns.TTR=at: there is no such name",
+            {"columns": {"TTR": {"key": "k", "length": 3, "minus": {"system": "base"}}}},
+            "columns.TTR.minus=(.|\n)*length cannot be set",
         ),
         (
-            {"published": [{"model": "ours", "writer": "orignal", "TTR": 1}]},
-            "did you mean original",
+            {"published": [{"model": "ours", "system": "bsae", "TTR": 1}]},
+            "tables.main.published.system=bsae(.|\n)*did you mean base",
         ),
-        ({"published": [{"model": "ours", "writer": "original", "TRR": 1}]}, "did you mean TTR"),
-        ({"rows": ["model", "writers"]}, "did you mean writer"),
-        ({"columns": {"TTR": {"keys": "gen/ttr"}}}, "did you mean key"),
+        ({"published": [{"model": "ours", "system": "base", "TRR": 1}]}, "did you mean TTR"),
+        ({"rows": ["model", "systems"]}, "tables.main.rows=systems(.|\n)*did you mean system"),
+        (
+            {"columns": {"TTR": {"keys": "gen/ttr"}}},
+            "hydra.sweeper.report.tables.main.columns.TTR=keys(.|\n)*did you mean key",
+        ),
+        ({"columns": {"TTR": {"key": "k", "side": "basis"}}}, "columns.TTR.side=basis"),
+        ({"columns": {"TTR": {"key": "k", "format": "{.__class__}"}}}, "TTR.format=.*no format"),
+        ({"column": {}}, "tables.main=column(.|\n)*did you mean columns"),
+        ({"columns": ["TTR"]}, "tables.main.columns=.*is not a mapping"),
     ],
 )
-def test_a_description_that_makes_no_sense_is_said(
-    tmp_path: Path, change: dict[str, Any], says: str
+def test_an_invalid_table_is_an_error_that_names_the_field(
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    folder = a_sweep(tmp_path / "x", TABLE | change)
-    with pytest.raises(UserError, match=says):
-        report.write(folder)
+    folder = write_sweep(tmp_path / "x", {"tables": {"main": TABLE | change}}, {})
+    with pytest.raises(UserError, match=message):
+        write_report(folder)
 
 
-def test_a_record_of_another_version_and_no_sweep_are_said(half_done: Path, tmp_path: Path) -> None:
-    path = half_done / "original_0" / "results.json"
-    path.write_text(json.dumps({"schema_version": 1}))
-    with pytest.raises(UserError, match="another version of this software") as told:
-        report.write(half_done)
-    assert "valid: schema_version 2" in str(told.value)
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [
+        ({"kind": "curve", "series": []}, "figures.f.kind=curve(.|\n)*did you mean curves"),
+        ({"kind": "curves", "serie": []}, "figures.f=serie(.|\n)*did you mean series"),
+        ({"kind": "bars", "rows": "system", "y": {"a": {"kye": "k"}}}, "figures.f.y.a=kye"),
+    ],
+)
+def test_an_invalid_figure_is_an_error_that_names_the_field(
+    figure: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_report({"figures": {"f": figure}})
+
+
+@pytest.mark.parametrize("form", ["{:.3f}", "{:+.2f}", "{:.1e}", "{:.0%}"])
+def test_a_format_is_a_precision_and_a_presentation(form: str) -> None:
+    columns = {"TTR": {"key": "gen/ttr", "format": form}}
+    spec = table_spec({"rows": ["seed"], "columns": columns}).columns["TTR"]
+    assert float(spec.number_format.format(0.5).rstrip("%")) in (0.5, 50)
+
+
+@pytest.mark.parametrize("form", ["", "x", "{}", "{:f}", "{0.real}", "{:.3f} ", "{:>99.3f}", 3])
+def test_other_formats_are_refused(form: Any) -> None:
+    with pytest.raises(UserError, match=r"columns\.TTR\.format="):
+        table_spec({"rows": ["seed"], "columns": {"TTR": {"key": "gen/ttr", "format": form}}})
+
+
+def test_a_record_of_another_version_and_a_folder_without_a_sweep_are_errors(
+    half_done: Path, tmp_path: Path
+) -> None:
+    (half_done / "base_0" / RECORD_FILE).write_text(json.dumps({"schema_version": 1}))
+    with pytest.raises(UserError, match="another version of this software") as caught:
+        write_report(half_done)
+    assert "valid: schema_version 3" in str(caught.value)
     with pytest.raises(UserError, match="is no sweep"):
-        report.write(tmp_path)
+        write_report(tmp_path)
+
+
+FIGURES: dict[str, dict[str, Any]] = {
+    "curves": {"kind": "curves", "series": ["train/loss", "gen/ttr"], "lines": "system"},
+    "line_plot": {
+        "kind": "line_plot", "x": "seed", "lines": "system", "log_x": False,
+        "y": {"TTR": {"key": "gen/ttr"}},
+    },
+    "bars": {"kind": "bars", "rows": "system", "y": {"TTR": {"key": "gen/ttr"}}},
+    "histogram": {"kind": "histogram", "lines": "system"},
+    "per_position": {"kind": "per_position", "series": ["gen/entropy"], "lines": "system"},
+    "agreement": {"kind": "agreement", "axis": "seed"},
+    "ranks": {"kind": "ranks", "lines": "system"},
+    "next_tokens": {"kind": "next_tokens", "dataset": "news", "count": 2},
+    "text": {"kind": "text", "rows": "system", "width": 20},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_a_figure_of_each_kind_is_drawn_and_the_same_again(kind: str, tmp_path: Path) -> None:
+    next_tokens = {"news": make_next_tokens()}
+    records = {
+        f"{system}_{seed}": ttr_record([0.1, 0.2, 0.4], 0.5, next_tokens=next_tokens)
+        for system, seed in (("base", 0), ("tuned", 0), ("tuned", 1))
+    }
+    folder = write_sweep(tmp_path / "x", {}, records)
+    spec = parse_report({"figures": {"f": FIGURES[kind]}}).figures["f"]
+    first, second = (figures.render(load_sweep(folder), "f", spec, tmp_path) for _ in range(2))
+    assert first.svg.startswith(b"<?xml")
+    assert first.svg == second.svg
+    assert (tmp_path / "f.png").stat().st_size > 1000
+
+
+def test_agreement_is_the_share_of_equal_top1_tokens(tmp_path: Path) -> None:
+    record = ttr_record([0.1, 0.2, 0.4], 0.5)
+    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record, "tuned_1": record})
+    predictions = dict(make_predictions())
+    write_record(folder / "tuned_0", record, predictions)
+    other = predictions["tuned/top1"].copy()
+    other[0] += 1  # of three texts one differs
+    write_record(folder / "tuned_1", record, predictions | {"tuned/top1": other})
+    spec = parse_report({"figures": {"f": FIGURES["agreement"]}}).figures["f"]
+    figure = figures.draw(load_sweep(folder), spec)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["100.0", "66.7", "66.7", "100.0"]
+
+
+def test_a_figure_without_data_has_a_reason(tmp_path: Path) -> None:
+    report = {"figures": {name: spec for name, spec in FIGURES.items() if name != "text"}}
+    empty = write_sweep(tmp_path / "empty", report, {})
+    assert "(bars: no run has finished)" in (write_report(empty) / "README.md").read_text()
+    record = ttr_record([0.1, 0.2, 0.4], 0.5)
+    folder = write_sweep(tmp_path / "x", report, {"tuned_0": record})
+    readme = (write_report(folder) / "README.md").read_text()
+    assert "(agreement: fewer than two runs have predictions.npz" in readme
+    assert "(next_tokens: no run has evaluation.top_tokens of the dataset news)" in readme
+
+
+def test_a_figure_of_an_unknown_axis_is_an_error(half_done: Path) -> None:
+    spec = parse_report({"figures": {"f": FIGURES["bars"] | {"rows": "systems"}}}).figures["f"]
+    with pytest.raises(UserError, match=r"no such axis(.|\n)*did you mean system"):
+        figures.draw(load_sweep(half_done), spec)
+
+
+def test_positions_with_a_new_token_come_first_and_stay_in_order() -> None:
+    next_tokens = make_next_tokens()
+    (changed,) = changed_positions(next_tokens, 1)
+    assert changed.context == "It is"
+    assert [token.text for token in changed.tuned] == [" $b", " a"]
+    assert [position.context for position in changed_positions(next_tokens, 9)] == ["It", "It is"]
+    assert changed_positions(NextTokens(token_texts=["It"], positions=[]), 3) == []

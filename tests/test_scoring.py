@@ -1,43 +1,61 @@
-"""From outputs to scores, by set and length, also where texts have no value."""
+"""Scores from model outputs, by dataset and length, also where texts have no value."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hyperfitting import scoring
-from hyperfitting.config import EvaluationConfig
+from hyperfitting.evaluation.config import EvaluationConfig
+from hyperfitting.evaluation.record_builder import RunResult, build_record, git_state, predictions
+from hyperfitting.evaluation.scoring import (
+    Comparison,
+    GeneratedText,
+    ModelOutput,
+    NgramCorpus,
+    notes,
+    per_text,
+    score,
+    slices,
+)
 from hyperfitting.metrics.bleu import dataset_bleu, self_bleu
+from hyperfitting.metrics.overlap import histogram
+from hyperfitting.metrics.registry import METRICS, metric
 from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
-from hyperfitting.scoring import Compared, CountedCorpus, Output
+from hyperfitting.record import read_predictions, read_record, write_record
+from hyperfitting.store import Store
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 5, (6, 20))
-EVALUATION = EvaluationConfig(context_len=4, new_tokens=[6, 12], bootstrap=200, bleu_n=3)
+EVALUATION = EvaluationConfig(context_len=4, max_new_tokens=[6, 12], bootstrap=200, bleu_n=3)
 
 
-def output(texts: list[list[int]], sets: list[str], seed: int) -> Output:
+def model_output(texts: list[list[int]], datasets: list[str], seed: int) -> ModelOutput:
     rng = np.random.default_rng(seed)
     n = len(texts)
-    past = np.arange(12) >= np.array([len(text) for text in texts])[:, None]
-    steps = {name: np.where(past, np.nan, rng.random((n, 12))) for name in ("entropy", "top1_mass")}
-    ranks = np.where(past, np.nan, rng.integers(1, 300, (n, 12)))
+    past_end = np.arange(12) >= np.array([len(text) for text in texts])[:, None]
+    step_stats = {
+        name: np.where(past_end, np.nan, rng.random((n, 12))) for name in ("entropy", "top1_mass")
+    }
+    ranks = np.where(past_end, np.nan, rng.integers(1, 300, (n, 12)))
     names = ("loss", "entropy", "top1_mass", "top3_mass", "top5_mass")
-    likelihood = {name: rng.random((n, 15)) for name in names}
-    return Output(
-        sets,
-        likelihood | {"top1": rng.integers(0, 2, (n, 15))},
-        steps,
-        {"loss": np.where(past, np.nan, rng.random((n, 12))), "rank": ranks},
-        [{"tokens": text, "pieces": [f" w{t}" for t in text]} for text in texts],
+    token_stats = {name: rng.random((n, 15)) for name in names}
+    return ModelOutput(
+        datasets,
+        token_stats | {"top1": rng.integers(0, 2, (n, 15))},
+        step_stats,
+        {"loss": np.where(past_end, np.nan, rng.random((n, 12))), "rank": ranks},
+        [GeneratedText("context", "reference", text, [f" w{t}" for t in text]) for text in texts],
     )
 
 
-def compared(
-    after: list[list[int]], before: list[list[int]], sets: list[str], corpus: CountedCorpus
-) -> Compared:
-    outputs = [output(texts, sets, seed) for seed, texts in enumerate((after, before, before))]
-    return scoring.compare(*outputs, corpus, EVALUATION)
+def compare(
+    tuned: list[list[int]], base: list[list[int]], datasets: list[str], corpus: NgramCorpus
+) -> Comparison:
+    outputs = [
+        model_output(texts, datasets, seed) for seed, texts in enumerate((tuned, base, base))
+    ]
+    return score(*outputs, corpus, EVALUATION)
 
 
 def random_texts(n: int, length: int = 12) -> list[list[int]]:
@@ -45,82 +63,94 @@ def random_texts(n: int, length: int = 12) -> list[list[int]]:
 
 
 def test_slices_are_the_metrics_of_their_texts_cut_to_their_length() -> None:
-    corpus = CountedCorpus(TRAIN, None)
-    sets = ["news"] * 4 + ["fiction"] * 3
-    after, before = random_texts(7), random_texts(7)
-    both = compared(after, before, sets, corpus)
-    found = scoring.slices(both, EVALUATION)
-    assert [(one.texts, one.new_tokens) for one in found] == [
+    datasets = ["news"] * 4 + ["fiction"] * 3
+    tuned, base = random_texts(7), random_texts(7)
+    parts = slices(compare(tuned, base, datasets, NgramCorpus(TRAIN, None)), EVALUATION)
+    assert [(part.dataset, part.max_new_tokens) for part in parts] == [
         (name, length) for length in (12, 6) for name in (None, "news", "fiction")
     ]
-    for one in found:
-        chosen = [i for i, name in enumerate(sets) if one.texts in (None, name)]
-        cut = [after[i][: one.new_tokens] for i in chosen]
-        was = [before[i][: one.new_tokens] for i in chosen]
+    for part in parts:
+        rows = [i for i, name in enumerate(datasets) if part.dataset in (None, name)]
+        by_tuned = [tuned[i][: part.max_new_tokens] for i in rows]
+        by_base = [base[i][: part.max_new_tokens] for i in rows]
         for key, function in (
             ("gen/self_bleu", lambda texts: self_bleu(texts, 3)),
             ("gen/dataset_bleu", lambda texts: dataset_bleu(texts, list(TRAIN), 3)),
             ("gen/ttr", lambda texts: [len(set(text)) / len(text) for text in texts]),
         ):
-            assert one.metrics[key] == bootstrap_mean(function(cut), 200)
-            assert one.baseline[key] == bootstrap_mean(function(was), 200)
-            assert one.difference[key] == paired_difference(function(cut), function(was), 200)
-        assert ("val/loss" in one.metrics) == (one.new_tokens == 12)
-        assert not any(key.startswith("val/") for key in one.reference)
-        loss, perplexity = one.metrics["gen/original_loss"], one.metrics["gen/original_perplexity"]
+            assert part.tuned[key] == bootstrap_mean(function(by_tuned), 200)
+            assert part.base[key] == bootstrap_mean(function(by_base), 200)
+            assert part.difference[key] == paired_difference(
+                function(by_tuned), function(by_base), 200
+            )
+        assert ("val/loss" in part.tuned) == (part.max_new_tokens == 12)
+        assert not any(key.startswith("val/") for key in part.reference)
+        loss, perplexity = part.tuned["gen/base_loss"], part.tuned["gen/base_perplexity"]
         assert perplexity.mean == pytest.approx(math.exp(loss.mean))
-        assert one.difference["gen/original_perplexity"].p == one.difference["gen/original_loss"].p
+        assert part.difference["gen/base_perplexity"].p == part.difference["gen/base_loss"].p
 
 
 def test_ranks_are_shares_of_tokens() -> None:
-    corpus = CountedCorpus(TRAIN, None)
-    both = compared(random_texts(3), random_texts(3), ["a"] * 3, corpus)
-    ranks = both.final.output.reading["rank"]
-    for rank in (1, 10, 100):
+    comparison = compare(random_texts(3), random_texts(3), ["a"] * 3, NgramCorpus(TRAIN, None))
+    ranks = comparison.tuned.output.base_loglikelihoods["rank"]
+    for k in (1, 10, 100):
         np.testing.assert_allclose(
-            both.final.values[f"gen/original_rank_over_{rank}"], (ranks > rank).mean(axis=1)
+            comparison.tuned.values[f"gen/base_rank_over_{k}"], (ranks > k).mean(axis=1)
         )
 
 
-def test_an_empty_continuation_has_no_values_and_that_is_said() -> None:
-    corpus = CountedCorpus(TRAIN, None)
-    after = [[], *random_texts(2), [1, 2, 3]]
-    both = compared(after, random_texts(4), ["a", "a", "a", "b"], corpus)
-    found = scoring.slices(both, EVALUATION)[0]
-    for key in found.metrics:
+def test_validation_metrics_are_means_over_the_reference_texts() -> None:
+    comparison = compare(random_texts(3), random_texts(3), ["a"] * 3, NgramCorpus(TRAIN, None))
+    values, stats = comparison.tuned.values, comparison.tuned.output.token_stats
+    for name in ("loss", "entropy", "top1_mass", "top3_mass", "top5_mass"):
+        np.testing.assert_allclose(values[f"val/{name}"], stats[name].mean(axis=1))
+    # the first token of a context is not predicted: 3 of 4 context tokens are
+    np.testing.assert_allclose(values["val/context_loss"], stats["loss"][:, :3].mean(axis=1))
+    base = comparison.base.output.token_stats["top1"]
+    np.testing.assert_allclose(values["val/top1_agreement"], (stats["top1"] == base).mean(axis=1))
+    assert comparison.base.values["val/top1_agreement"].tolist() == [1, 1, 1]
+
+
+def test_an_empty_continuation_has_no_values_and_a_note_says_so() -> None:
+    tuned = [[], *random_texts(2), [1, 2, 3]]
+    comparison = compare(tuned, random_texts(4), ["a", "a", "a", "b"], NgramCorpus(TRAIN, None))
+    overall = slices(comparison, EVALUATION)[0]
+    for key in overall.tuned:
         if key.startswith("gen/") and not key.endswith("_4"):  # three tokens have no 4-gram
-            assert found.metrics[key].n == 3, key
-            assert found.difference[key].n == 3, key
-    assert found.metrics["val/loss"].n == 4
-    everything = scoring.per_text(both.final, 3)
-    assert everything["gen/ttr"][0] is None
-    assert everything["gen/rep_4"][3] is None
-    said = scoring.notes(both)
-    assert "1 of 4 continuations of the tuned model are empty" in said[0]
-    assert "b has one text" in said[1]
-    alone = next(one for one in scoring.slices(both, EVALUATION) if one.texts == "b")
-    assert "gen/self_bleu" not in alone.metrics  # nothing to compare with
-    assert alone.metrics["gen/ttr"].ci95 is None
-    assert alone.difference["gen/ttr"].p is None
+            assert overall.tuned[key].n == 3, key
+            assert overall.difference[key].n == 3, key
+    assert overall.tuned["val/loss"].n == 4
+    values = per_text(comparison.tuned)
+    assert values["gen/ttr"][0] is None
+    assert values["gen/rep_4"][3] is None
+    first, second = notes(comparison)
+    assert "1 of 4 continuations of the tuned model are empty" in first
+    assert "b has one text" in second
+    single = next(part for part in slices(comparison, EVALUATION) if part.dataset == "b")
+    assert "gen/self_bleu" not in single.tuned  # no other text to compare with
+    assert single.tuned["gen/ttr"].ci95 is None
+    assert single.difference["gen/ttr"].p is None
 
 
-def test_shorter_originals_are_said() -> None:
-    corpus = CountedCorpus(TRAIN, None)
+def test_shorter_references_are_noted() -> None:
+    corpus = NgramCorpus(TRAIN, None)
     texts = random_texts(3)
-    outputs = [output(one, ["a"] * 3, 0) for one in (texts, texts, [text[:8] for text in texts])]
-    both = scoring.compare(*outputs, corpus, EVALUATION)
-    assert any("go on for 8 tokens only" in note for note in scoring.notes(both))
-    assert scoring.notes(compared(texts, texts, ["a"] * 3, corpus)) == []
+    outputs = [
+        model_output(side, ["a"] * 3, 0) for side in (texts, texts, [text[:8] for text in texts])
+    ]
+    comparison = score(*outputs, corpus, EVALUATION)
+    assert any("have 8 tokens only" in note for note in notes(comparison))
+    assert notes(compare(texts, texts, ["a"] * 3, corpus)) == []
 
 
-def test_words_are_counted_if_asked() -> None:
-    words = CountedCorpus(TRAIN, lambda tokens: " ".join(f"w{t}" for t in tokens))
-    tokens = CountedCorpus(TRAIN, None)
+def test_words_are_counted_if_the_unit_is_words() -> None:
+    words = NgramCorpus(TRAIN, lambda tokens: " ".join(f"w{t}" for t in tokens))
+    tokens = NgramCorpus(TRAIN, None)
     texts = random_texts(4)
-    # one word a token here: both units give the same
+    # every token is one word here: both units give the same
     for a, b in zip(
-        scoring.slices(compared(texts, texts, ["a"] * 4, words), EVALUATION),
-        scoring.slices(compared(texts, texts, ["a"] * 4, tokens), EVALUATION),
+        slices(compare(texts, texts, ["a"] * 4, words), EVALUATION),
+        slices(compare(texts, texts, ["a"] * 4, tokens), EVALUATION),
         strict=True,
     ):
         assert a == b
@@ -130,11 +160,79 @@ def test_words_are_counted_if_asked() -> None:
     assert len(words.units(["The", " cat", "'s", " hat", "."], [])) == 4
 
 
-def test_overlaps_are_counted_and_found() -> None:
-    corpus = CountedCorpus(TRAIN, None)
-    quoted = [TRAIN[2][3:15].tolist(), random_texts(1)[0]]
-    both = compared(quoted, random_texts(2), ["a", "a"], corpus)
-    overlap = both.final.overlap
+def test_overlaps_are_located_and_counted() -> None:
+    copied = [TRAIN[2][3:15].tolist(), random_texts(1)[0]]
+    comparison = compare(copied, random_texts(2), ["a", "a"], NgramCorpus(TRAIN, None))
+    overlap = comparison.tuned.overlap
     assert (overlap.length[0], overlap.sequence[0], overlap.offset[0]) == (12, 2, 3)
-    assert both.final.overlap_histogram()[12] == 1
-    assert both.final.values["gen/dataset_overlap_over_10"].tolist() == [1, 0]
+    assert histogram(overlap.length)[12] == 1
+    assert comparison.tuned.values["gen/dataset_overlap_over_10"].tolist() == [1, 0]
+
+
+def test_every_metric_is_scored_described_and_formatted() -> None:
+    measured_elsewhere = {"train/loss", "gen/mauve"}  # by the trainer; by 100 texts or more
+    comparison = compare(random_texts(3), random_texts(3), ["a"] * 3, NgramCorpus(TRAIN, None))
+    overall = slices(comparison, EVALUATION)[0]
+    assert set(overall.tuned) == set(METRICS) - measured_elsewhere
+    assert list(overall.tuned) == [key for key in METRICS if key in overall.tuned]
+    assert set(per_text(comparison.tuned)) == set(overall.tuned)
+    for key, entry in METRICS.items():
+        assert entry.key == key
+        assert entry.label
+        assert entry.description
+        assert float(entry.format.format(0.5)) == pytest.approx(0.5, abs=0.05)
+        sources = (entry.per_text, entry.per_set, entry.exp_of or None)
+        assert sum(source is not None for source in sources) == (key != "train/loss")
+
+
+def test_a_key_of_another_tool_is_labelled_by_itself() -> None:
+    assert metric("val/loss").axis_label == "validation loss, nats"
+    assert metric("custom/score").axis_label == "custom/score"
+
+
+def test_a_record_holds_the_comparison_and_is_read_back_as_written(
+    store: Store, tmp_path: Path
+) -> None:
+    tuned = [[], *random_texts(2)]
+    datasets = ["a", "a", "b"]
+    comparison = compare(tuned, random_texts(3), datasets, NgramCorpus(TRAIN, None))
+    documents = store.artifact("documents", version=1, config={}, inputs={})
+    unbuilt = store.artifact("tuned", version=1, config={}, inputs={})
+    with documents.building():
+        pass
+    result = RunResult(
+        config={"dataset": {"name": "news"}, "tuning": {"method": "full"}},
+        comparison=comparison,
+        history=[{"epoch": 1, "step": 3, "train/loss": 0.5}],
+        next_tokens={},
+        artifacts={"documents": documents, "tuned": unbuilt},
+        notes=["of the data"],
+        seconds=1.234,
+        device="cpu",
+    )
+    record = build_record(result, EVALUATION)
+    assert record.dataset.fingerprint == documents.id
+    assert (record.timings.run_seconds, set(record.timings.build_seconds)) == (1.23, {"documents"})
+    assert record.notes == ["of the data", *notes(comparison)]
+    assert record.slices == slices(comparison, EVALUATION)
+    assert record.per_text.tuned == per_text(comparison.tuned)
+    entropy = np.nanmean(comparison.tuned.output.step_stats["entropy"], axis=0)
+    assert record.per_step.tuned["gen/entropy"] == pytest.approx(entropy)
+    assert [sample.dataset for sample in record.samples] == datasets
+    for sample, tokens in zip(record.samples, tuned, strict=True):
+        assert sample.tuned.tokens == tokens
+        assert sample.tuned.text == "".join(f" w{token}" for token in tokens)
+    assert record.overlap_histogram.tuned == histogram(comparison.tuned.overlap.length)
+
+    write_record(tmp_path, record, predictions(comparison))
+    assert read_record(tmp_path / "results.json") == record
+    arrays = read_predictions(tmp_path)
+    assert arrays is not None
+    for side, scores in (("tuned", comparison.tuned), ("base", comparison.base)):
+        for name, values in scores.output.token_stats.items():
+            np.testing.assert_array_equal(arrays[f"{side}/{name}"], values)
+
+
+def test_the_checkout_is_identified_by_its_commit() -> None:
+    git = git_state()
+    assert git is None or len(git.commit) == 40

@@ -1,4 +1,4 @@
-"""Artefacts are made once, whole or not at all, verified when read, and survive SIGKILL."""
+"""Artifacts are built once, whole or not at all, verified when read, and survive SIGKILL."""
 
 import json
 import multiprocessing
@@ -15,15 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperfitting.errors import UserError
-from hyperfitting.store import (
-    Artefact,
-    Store,
-    digest,
-    fingerprint,
-    look_anew,
-    replacing,
-    write_json,
-)
+from hyperfitting.runtime.files import refresh_directory, replacing, write_json
+from hyperfitting.store import DamagedArtifactError, Step, Store, digest, fingerprint
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(-1e9, 1e9),
@@ -32,18 +25,16 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-def artefact(
-    store: Store, content: str = "x", log: Path | None = None, **config: object
-) -> Artefact:
-    def make(work: Path) -> None:
+def step(store: Store, content: str = "x", log: Path | None = None, **config: object) -> Step:
+    def build(work: Path) -> None:
         if log:
             with log.open("a") as file:
-                file.write("made\n")
+                file.write("built\n")
         (work / "a.txt").write_text(content)
         (work / "sub").mkdir(exist_ok=True)
         (work / "sub" / "b.txt").write_text(content * 2)
 
-    return store.artefact("thing", version=1, config=config, inputs={}, make=make)
+    return Step(store.artifact("thing", version=1, config=config, inputs={}), build)
 
 
 @given(st.dictionaries(st.text(), json_values, max_size=5))
@@ -58,29 +49,37 @@ def test_different_values_have_different_ids(a: object, b: object) -> None:
     )
 
 
-def test_an_artefact_is_made_once(store: Store, tmp_path: Path) -> None:
+def test_an_artifact_is_built_once(store: Store, tmp_path: Path) -> None:
     log = tmp_path / "log"
     for _ in range(3):
-        assert artefact(store, log=log, k=1).file("a.txt").read_text() == "x"
-    assert artefact(store, log=log, k=2).id != artefact(store, log=log, k=1).id
-    assert log.read_text() == "made\n"
+        assert step(store, log=log, k=1).ensure().file("a.txt").read_text() == "x"
+    assert step(store, k=2).artifact.id != step(store, k=1).artifact.id
+    assert log.read_text() == "built\n"
 
 
-def test_what_determines_an_artefact_is_in_its_id(store: Store) -> None:
-    def of(kind: str = "k", version: int = 1, config: int = 1, inputs: str = "i") -> str:
-        return store.artefact(
-            kind, version=version, config={"c": config}, inputs={"i": inputs}, make=lambda p: None
-        ).id
+def test_reading_builds_nothing(store: Store, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    artifact = step(store, log=log).artifact
+    with pytest.raises(DamagedArtifactError, match="not built"):
+        artifact.file("a.txt")
+    with pytest.raises(DamagedArtifactError, match="not built"):
+        artifact.path()
+    assert not log.exists()
 
-    assert len({of(), of(kind="l"), of(version=2), of(config=2), of(inputs="j")}) == 5
+
+def test_what_determines_an_artifact_is_in_its_id(store: Store) -> None:
+    def id_of(kind: str = "k", version: int = 1, config: int = 1, inputs: str = "i") -> str:
+        return store.artifact(kind, version=version, config={"c": config}, inputs={"i": inputs}).id
+
+    assert len({id_of(), id_of("l"), id_of(version=2), id_of(config=2), id_of(inputs="j")}) == 5
 
 
 @pytest.mark.parametrize("damage", ["change", "delete", "truncate", "manifest", "no manifest"])
-def test_a_damaged_artefact_is_named_set_aside_and_made_again(
+def test_a_damaged_artifact_is_named_set_aside_and_built_again(
     store: Store, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = artefact(store).path()
-    victim = made / "sub" / "b.txt"
+    folder = step(store).ensure().path()
+    victim = folder / "sub" / "b.txt"
     if damage == "change":
         victim.write_text("xy")
     elif damage == "delete":
@@ -88,40 +87,60 @@ def test_a_damaged_artefact_is_named_set_aside_and_made_again(
     elif damage == "truncate":
         victim.write_text("")
     elif damage == "manifest":
-        (made / "manifest.json").write_text("{")
+        (folder / "manifest.json").write_text("{")
     else:
-        (made / "manifest.json").unlink()
-    again = artefact(store)
-    assert (again.path() / "sub" / "b.txt").read_text() == "xx"
-    assert str(made) in caplog.text
+        (folder / "manifest.json").unlink()
+    again = step(store)
+    with pytest.raises(DamagedArtifactError):
+        again.artifact.path()
+    assert (again.ensure().path() / "sub" / "b.txt").read_text() == "xx"
+    assert str(folder) in caplog.text
     assert "corrupted" in caplog.text
-    assert len(list(made.parent.glob("*.corrupt-*"))) == 1
+    assert len(list(folder.parent.glob("*.corrupt-*"))) == 1
 
 
 def test_only_the_file_that_is_read_is_verified(store: Store) -> None:
-    made = artefact(store).path()
-    (made / "sub" / "b.txt").write_text("damaged")
-    assert artefact(store).file("a.txt").read_text() == "x"
+    folder = step(store).ensure().path()
+    (folder / "sub" / "b.txt").write_text("damaged")
+    assert step(store).artifact.file("a.txt").read_text() == "x"
 
 
-def test_an_artefact_of_an_unknown_version_is_refused_and_left_alone(store: Store) -> None:
-    made = artefact(store).path()
-    manifest = json.loads((made / "manifest.json").read_text())
-    write_json(made / "manifest.json", manifest | {"manifest_version": 99})
-    with pytest.raises(UserError, match=r"(?s)99.*format 1.*store="):
-        artefact(store).path()
-    assert (made / "a.txt").exists()
+def test_an_artifact_of_an_unknown_version_is_refused_and_left_alone(store: Store) -> None:
+    folder = step(store).ensure().path()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", manifest | {"manifest_version": 99})
+    with pytest.raises(UserError, match=r"(?s)99.*format 2.*store="):
+        step(store).ensure()
+    assert (folder / "a.txt").exists()
 
 
-def test_a_failing_maker_leaves_no_artefact(store: Store) -> None:
-    def make(work: Path) -> None:
+def test_a_failing_build_leaves_no_artifact(store: Store) -> None:
+    def build(work: Path) -> None:
         (work / "half.txt").write_text("half")
         raise RuntimeError("no")
 
-    failing = store.artefact("thing", version=1, config={}, inputs={}, make=make)
+    failing = Step(store.artifact("thing", version=1, config={}, inputs={}), build)
     with pytest.raises(RuntimeError, match="no"):
         failing.ensure()
-    assert not failing.exists
+    assert not failing.artifact.exists
+
+
+def test_the_next_attempt_resumes_from_the_partial_folder(store: Store) -> None:
+    artifact = store.artifact("thing", version=1, config={}, inputs={})
+    with pytest.raises(KeyError), artifact.building() as work:
+        assert work is not None
+        (work / "first.txt").write_text("1")
+        raise KeyError
+    with artifact.building(lambda: 7.0) as work:
+        assert work is not None
+        assert (work / "first.txt").read_text() == "1"
+    with artifact.building() as work:
+        assert work is None
+    assert artifact.manifest()["flops"] is None  # the seconds before the crash are not counted
+    other = Step(
+        store.artifact("thing", version=2, config={}, inputs={}), lambda _: None, lambda: 7.0
+    )
+    assert other.ensure().manifest()["flops"] == 7.0
 
 
 def test_a_file_replaces_another_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -129,8 +148,8 @@ def test_a_file_replaces_another_whole_or_not_at_all(tmp_path: Path) -> None:
     write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"a": float("nan")})
-    with pytest.raises(KeyError), replacing(path) as beside:
-        beside.write_text("half")
+    with pytest.raises(KeyError), replacing(path) as temporary:
+        temporary.write_text("half")
         raise KeyError
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
@@ -147,22 +166,22 @@ def test_a_fingerprint_follows_content_not_time(tmp_path: Path) -> None:
     assert fingerprint({"f": one}) != fingerprint({"g": one})
 
 
-def _make_slowly(folder: Path, log: Path) -> None:
-    def make(work: Path) -> None:
+def _build_slowly(folder: Path, log: Path) -> None:
+    def build(work: Path) -> None:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         (work / "a.txt").write_text("half")
         time.sleep(0.5)
         (work / "a.txt").write_text("whole")
 
-    found = Store(folder).artefact("slow", version=1, config={}, inputs={}, make=make)
-    assert found.file("a.txt").read_text() == "whole"
+    slow = Step(Store(folder).artifact("slow", version=1, config={}, inputs={}), build)
+    assert slow.ensure().file("a.txt").read_text() == "whole"
 
 
-def test_processes_that_want_the_same_make_it_once(tmp_path: Path) -> None:
+def test_concurrent_processes_build_an_artifact_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    workers = [context.Process(target=_make_slowly, args=(tmp_path / "s", log)) for _ in range(3)]
+    workers = [context.Process(target=_build_slowly, args=(tmp_path / "s", log)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -171,10 +190,10 @@ def test_processes_that_want_the_same_make_it_once(tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) == 1
 
 
-def test_a_killed_maker_leaves_no_artefact_and_the_next_one_makes_it(tmp_path: Path) -> None:
+def test_after_sigkill_no_artifact_exists_and_the_next_process_builds_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     worker = multiprocessing.get_context("spawn").Process(
-        target=_make_slowly, args=(tmp_path / "s", log)
+        target=_build_slowly, args=(tmp_path / "s", log)
     )
     worker.start()
     while not log.exists():
@@ -183,99 +202,91 @@ def test_a_killed_maker_leaves_no_artefact_and_the_next_one_makes_it(tmp_path: P
     os.kill(worker.pid, signal.SIGKILL)
     worker.join(60)
     assert [p.suffix for p in (tmp_path / "s" / "slow").iterdir() if p.is_dir()] == [".partial"]
-    _make_slowly(tmp_path / "s", log)
+    _build_slowly(tmp_path / "s", log)
 
 
-def test_what_another_store_has_is_copied_not_made(
+def test_an_artifact_of_a_remote_store_is_copied_not_built(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = tmp_path / "log"
-    other = Store(tmp_path / "other")
-    there = artefact(other, log=log)
-    there.ensure()
-    (store.folder / "thing" / f"{there.id}.copy").mkdir(parents=True)  # of one who was killed
-    near = Store(store.folder, [str(tmp_path / "empty"), str(other.folder)])
-    assert (artefact(near, log=log).path() / "sub" / "b.txt").read_text() == "xx"
-    assert log.read_text() == "made\n"
+    remote = Store(tmp_path / "remote")
+    artifact = step(remote, log=log).ensure()
+    (store.folder / "thing" / f"{artifact.id}.copy").mkdir(parents=True)  # of a killed process
+    local = Store(store.folder, [str(tmp_path / "empty"), str(remote.folder)])
+    assert (step(local, log=log).ensure().path() / "sub" / "b.txt").read_text() == "xx"
+    assert log.read_text() == "built\n"
     assert not list(store.folder.rglob("*.copy"))
 
-    artefact(other, log=log, c=2).ensure()
-    (artefact(other, c=2).folder / "a.txt").write_text("damaged there")
-    assert artefact(near, log=log, c=2).file("a.txt").read_text() == "x"
-    assert log.read_text() == "made\n" * 3
+    damaged = step(remote, log=log, c=2).ensure()
+    (damaged.folder / "a.txt").write_text("damaged there")
+    assert step(local, log=log, c=2).ensure().file("a.txt").read_text() == "x"
+    assert log.read_text() == "built\n" * 3
     assert "is damaged (a.txt)" in caplog.text
 
 
-TAKES = 1.0
-"""Seconds."""
+BUILD_SECONDS = 1.0
 
 
-def _want_all(folder: Path, log: Path, number: int) -> None:
-    """Want the same three artefacts in an order of one's own; log each making, and each wait."""
+def _ensure_all(folder: Path, log: Path, seed: int) -> None:
+    """Ensure the same three artifacts in an order of its own; log each build and each wait."""
 
-    def make(name: str) -> Callable[[Path], None]:
-        def made(work: Path) -> None:
-            said("begun", name)
-            time.sleep(TAKES)
-            (work / "a.txt").write_text(name)
-            said("made", name)
-
-        return made
-
-    def said(what: str, name: str, seconds: float = 0.0) -> None:
+    def event(what: str, name: str, seconds: float = 0.0) -> None:
         with log.open("a") as file:
             file.write(json.dumps([what, name, os.getpid(), seconds]) + "\n")
 
-    for name in np.random.default_rng(number).permutation(["x", "y", "z"]).tolist():
-        found = Store(folder).artefact(
-            "slow", version=1, config={"name": name}, inputs={}, make=make(name)
-        )
+    def builder(name: str) -> Callable[[Path], None]:
+        def build(work: Path) -> None:
+            event("started", name)
+            time.sleep(BUILD_SECONDS)
+            (work / "a.txt").write_text(name)
+            event("built", name)
+
+        return build
+
+    for name in np.random.default_rng(seed).permutation(["x", "y", "z"]).tolist():
+        artifact = Store(folder).artifact("slow", version=1, config={"name": name}, inputs={})
         start = time.monotonic()
-        assert found.file("a.txt").read_text() == name
-        said("had", name, time.monotonic() - start)
+        assert Step(artifact, builder(name)).ensure().file("a.txt").read_text() == name
+        event("read", name, time.monotonic() - start)
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_eight_processes_that_want_the_same_three_artefacts(tmp_path: Path, killed: bool) -> None:
-    """Each is made once, and nobody waits for longer than making takes, be its maker killed."""
+def test_eight_processes_share_the_build_of_three_artifacts(tmp_path: Path, killed: bool) -> None:
+    """Each is built once, and none waits longer than a build takes, even if its builder dies."""
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    wanting = [
-        context.Process(target=_want_all, args=(tmp_path / "s", log, number)) for number in range(8)
+    processes = [
+        context.Process(target=_ensure_all, args=(tmp_path / "s", log, seed)) for seed in range(8)
     ]
-    for process in wanting:
+    for process in processes:
         process.start()
 
-    def told() -> list[list[Any]]:
+    def events() -> list[list[Any]]:
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
-    victim = 0
     if killed:
-        while not told():
+        while not events():
             time.sleep(0.01)
-        victim = told()[0][2]
-        os.kill(victim, signal.SIGKILL)
-    for process in wanting:
+        os.kill(events()[0][2], signal.SIGKILL)
+    for process in processes:
         process.join(120)
-    assert sorted(p.exitcode or 0 for p in wanting) == [-signal.SIGKILL] * killed + [0] * (
+    assert sorted(p.exitcode or 0 for p in processes) == [-signal.SIGKILL] * killed + [0] * (
         8 - killed
     )
-    events = told()
-    made = [name for what, name, _, _ in events if what == "made"]
-    assert sorted(made) == ["x", "y", "z"]
-    begun = [(name, pid) for what, name, pid, _ in events if what == "begun"]
-    assert len(begun) == 3 + killed
-    # a killed maker's work is begun again by one who waits: twice what making takes, at most
-    slack = 1.5  # the system's scheduling, with eight processes on a shared machine
-    waits = [seconds for what, _, _, seconds in events if what == "had"]
-    assert max(waits) < TAKES * (1 + killed) + slack
+    built = [name for what, name, _, _ in events() if what == "built"]
+    assert sorted(built) == ["x", "y", "z"]
+    assert len([what for what, _, _, _ in events() if what == "started"]) == 3 + killed
+    # a killed builder's work is started again by a waiting process: at most twice a build
+    slack = 1.5  # scheduling of eight processes on a shared machine
+    waits = [seconds for what, _, _, seconds in events() if what == "read"]
+    assert max(waits) < BUILD_SECONDS * (1 + killed) + slack
 
 
-def test_looking_anew_leaves_nothing_and_needs_nothing(tmp_path: Path) -> None:
-    """What it is for takes an NFS: `tests/nfs/run.sh`."""
+def test_refreshing_a_directory_leaves_nothing_and_needs_nothing(tmp_path: Path) -> None:
+    """Its purpose needs an NFS mount: `tests/nfs/run.sh`."""
     before = tmp_path.stat().st_mtime_ns
-    look_anew(tmp_path)
+    refresh_directory(tmp_path)
     assert tmp_path.stat().st_mtime_ns > before
     assert list(tmp_path.iterdir()) == []
-    look_anew(tmp_path / "not there")
+    refresh_directory(tmp_path / "missing")
     assert list(tmp_path.iterdir()) == []

@@ -1,84 +1,98 @@
-"""What a person sees, also when a text is hostile or the output is a file."""
+"""The terminal's output, also when a text is hostile or the output is a file."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from hyperfitting.terminal import Terminal, outcome
+from hyperfitting.metrics.estimate import Difference, Estimate
+from hyperfitting.record import Record, write_record
+from hyperfitting.reporting.terminal import Terminal, outcome, write_svg
+from tests.records import (
+    make_config,
+    make_continuation,
+    make_predictions,
+    make_record,
+    make_sample,
+    make_slice,
+)
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold red]not markup[/] <script>alert(1)</script> \x9b1m"
+SCORES: dict[str, Any] = {
+    "tuned": {"gen/ttr": Estimate(0.5, (0.4, 0.6), 1)},
+    "base": {"gen/ttr": Estimate(0.5, None, 1)},
+    "difference": {"gen/ttr": Difference(0.5, (0.4, 0.6), 1, 0.0004)},
+}
 
 
-def record(text: str) -> dict[str, Any]:
-    estimate = {"mean": 0.5, "ci95": [0.4, 0.6], "n": 1}
-    continuation = {
-        "text": text * 2,
-        "pieces": [text, " b", " c", text, " b", " c"],
-        "tokens": [1, 2, 3] * 2,
-    }
-    return {
-        "config": {
-            "tuning": {"method": "full"}, "model": {"name": "m"}, "dataset": {"name": "d"},
-            "decode": {"name": "greedy"},
-        },
-        "metrics": {"gen/ttr": estimate},
-        "baseline": {"gen/ttr": estimate | {"ci95": None}},
-        "difference": {"gen/ttr": estimate | {"p": 0.0004}},
-        "slices": [{"set": None, "new_tokens": 6}],
-        "notes": [f"mind {text}"],
-        "history": [{"epoch": 1, "train/loss": 3.0, "val/loss": 3.0}],
-        "samples": [
-            {
-                "set": text, "context": text, "continuation": continuation,
-                "original_continuation": continuation,
-            }
-        ],
-    }  # fmt: skip
+def hostile_record(text: str, more_slices: tuple[dict[str, Any], ...] = ()) -> Record:
+    """Return a record in which a text stands wherever data or a model can put one."""
+    repeated = make_continuation("").model_copy(
+        update={
+            "text": text * 2,
+            "token_texts": [text, " b", " c", text, " b", " c"],
+            "tokens": [1, 2, 3] * 2,
+        }
+    )
+    slices = [make_slice(**SCORES, **fields) for fields in ({"max_new_tokens": 6}, *more_slices)]
+    return make_record(
+        slices,
+        [make_sample(repeated, repeated, dataset=text, context=text)],
+        history=[{"epoch": 1, "step": 1, "train/loss": 3.0, "val/loss": 3.0}],
+        notes=[f"mind {text}"],
+        config=make_config(),
+    )
 
 
-def shown(text: str, colour: bool) -> str:
+def printed(record: Record, color: bool) -> str:
     file = io.StringIO()
-    Console(file=file, width=120, force_terminal=colour).print(outcome(record(text), colour))
+    Console(file=file, width=120, force_terminal=color).print(outcome(record, color))
     return file.getvalue()
 
 
-def test_a_hostile_text_is_shown_not_obeyed() -> None:
-    for colour in (False, True):
-        text = shown(HOSTILE, colour)
+def test_a_hostile_text_is_shown_literally() -> None:
+    record = hostile_record(HOSTILE, ({"max_new_tokens": 6, "dataset": HOSTILE},))
+    for color in (False, True):
+        text = printed(record, color)
         for code in ("\x1b[2J", "\x1b]0", "\x07", "\x9b"):
             assert code not in text
-    assert "[bold red]not markup[/]" in shown(HOSTILE, False)
+    assert "[bold red]not markup[/]" in printed(record, False)
 
 
-def test_repeated_stretches_are_marked_with_and_without_colour() -> None:
-    assert "word b c«word b c»" in shown("word", False)
-    assert "\x1b[31mword b c\x1b[0m" in shown("word", True)
+def test_repeated_spans_are_marked_with_and_without_color() -> None:
+    record = hostile_record("word")
+    assert "word b c«word b c»" in printed(record, False)
+    assert "\x1b[31mword b c\x1b[0m" in printed(record, True)
 
 
 def test_the_table_shows_means_with_intervals() -> None:
-    text = shown("x", False)
+    text = printed(hostile_record("x"), False)
     assert "0.500 [0.400, 0.600]" in text
     assert "+0.500 [+0.400, +0.600]" in text
     assert "<0.001" in text
     assert "1 held-out texts" in text
     assert "note: mind x" in text
+    assert "m on d: full tuning, greedy decoding" in text
 
 
-def test_sets_and_lengths_have_rows_of_their_own() -> None:
-    found = record("x")
-    part = {key: found[key] for key in ("metrics", "baseline", "difference")}
-    found["slices"] += [
-        part | {"set": "news", "new_tokens": 6},
-        part | {"set": None, "new_tokens": 3},
-    ]
-    file = io.StringIO()
-    Console(file=file, width=120).print(outcome(found, False))
-    assert "TTR, news " in file.getvalue()
-    assert "TTR at 3 tokens" in file.getvalue()
+def test_datasets_and_lengths_have_rows_of_their_own() -> None:
+    slices = ({"max_new_tokens": 6, "dataset": "news"}, {"max_new_tokens": 3})
+    text = printed(hostile_record("x", slices), False)
+    assert "TTR, news " in text
+    assert "TTR at 3 tokens" in text
 
 
-def test_progress_is_quiet_when_nobody_looks() -> None:
+def test_a_picture_of_a_record_loads_nothing(tmp_path: Path) -> None:
+    write_record(tmp_path, hostile_record("word"), make_predictions())
+    write_svg(tmp_path / "results.json", tmp_path / "out.svg")
+    svg = (tmp_path / "out.svg").read_text()
+    assert svg.startswith("<svg")
+    assert "@font-face" not in svg
+    assert "type-token" in svg
+
+
+def test_progress_is_silent_without_a_terminal() -> None:
     file = io.StringIO()
     with (
         Terminal(Console(file=file, force_terminal=False)) as terminal,

@@ -1,5 +1,6 @@
-"""W&B with the real SDK: what is logged, and that nothing that goes wrong costs a result."""
+"""W&B with the real SDK, offline: what is logged, and that no failure can stop a run."""
 
+import io
 import json
 import logging
 import socket
@@ -12,36 +13,55 @@ from typing import Any
 
 import pytest
 import wandb
+from rich.console import Console
 
-from hyperfitting.config import TrackingConfig
-from hyperfitting.tracking import MOST_POINTS, Identity, tracked
+from hyperfitting.metrics.estimate import Difference, Estimate
+from hyperfitting.record import Record, Timings
+from hyperfitting.reporting.report import write_report
+from hyperfitting.runtime.config import TrackingConfig
+from hyperfitting.tracking.report_sweep import report_sweep
+from hyperfitting.tracking.run_info import MAX_POINTS, RunInfo
+from hyperfitting.tracking.wandb_run import track
 from tests.conftest import Compose
-from tests.records import continuation
+from tests.records import (
+    make_continuation,
+    make_next_tokens,
+    make_record,
+    make_sample,
+    make_slice,
+    ttr_record,
+    write_sweep,
+)
 
 KEY = "0123456789abcdef" * 2 + "01234567"
-RECORD: dict[str, Any] = {
-    "config": {"dataset": {"n_train": 2, "seq_len": 8, "name": "d"},
-               "model": {"name": "m"}, "decode": {"name": "greedy"}},
-    "timings": {"making_seconds": {"tuned": 4.0}},
-    "history": [{"epoch": 1, "step": 2, "train/loss": 2.5}],
-    "artefacts": {},
-    "metrics": {"gen/ttr": {"mean": 0.6, "ci95": [0.5, 0.7], "n": 1}},
-    "baseline": {"gen/ttr": {"mean": 0.3, "ci95": None, "n": 1}},
-    "difference": {"gen/ttr": {"mean": 0.3, "ci95": [0.2, 0.4], "n": 1, "p": 0.01}},
-    "slices": [
-        {"set": None, "new_tokens": 96},
-        {"set": "news", "new_tokens": 96, "metrics": {"gen/ttr": {"mean": 0.7}}},
-        {"set": None, "new_tokens": 32, "metrics": {"gen/ttr": {"mean": 0.8}}},
-    ],
-    "overlap_histogram": {"metrics": [0, 0, 1], "baseline": [1]},
-    "per_text": {"metrics": {"gen/ttr": [0.6]}, "baseline": {"gen/ttr": [0.3]}},
-    "samples": [
-        {
-            "set": "news", "context": "<script>", "reference": "r",
-            "continuation": continuation("c"), "original_continuation": continuation("o"),
-        }
-    ],
-}  # fmt: skip
+TTR = Estimate(0.6, (0.5, 0.7), 1)
+
+
+def make_run_record(**fields: Any) -> Record:
+    """Return the record of a run on one text."""
+    slices = [
+        make_slice(
+            {"gen/ttr": TTR},
+            {"gen/ttr": Estimate(0.3, None, 1)},
+            {"gen/ttr": Difference(0.3, (0.2, 0.4), 1, 0.01)},
+            max_new_tokens=96,
+        ),
+        make_slice({"gen/ttr": Estimate(0.7, None, 1)}, dataset="news", max_new_tokens=96),
+        make_slice({"gen/ttr": Estimate(0.8, None, 1)}, max_new_tokens=32),
+    ]
+    tuned, base = make_continuation("c"), make_continuation("b")
+    return make_record(
+        slices,
+        [make_sample(tuned, base, context="<script>")],
+        per_text={"tuned": {"gen/ttr": [0.6]}, "base": {"gen/ttr": [0.3]}},
+        history=[{"epoch": 1, "step": 2, "train/loss": 2.5}],
+        timings=Timings(run_seconds=5.0, build_seconds={"tuned": 4.0}),
+        next_tokens={"news": make_next_tokens()},
+        **fields,
+    )
+
+
+RECORD = make_run_record()
 ROWS: list[dict[str, float]] = [
     {"step": 1, "train/loss": 3.0},
     {"step": 2, "train/loss": 2.0},
@@ -50,18 +70,18 @@ ROWS: list[dict[str, float]] = [
 
 
 @pytest.fixture
-def who(compose: Compose, tmp_path: Path) -> Identity:
-    (tmp_path / "member").mkdir()
+def run_info(compose: Compose, tmp_path: Path) -> RunInfo:
+    (tmp_path / "tuned").mkdir()
     config = compose("preset=debug", "tracking=offline")
-    return Identity("member", tmp_path / "member", config, {"model": "m", "hydra/x": "y"})
+    return RunInfo("tuned", tmp_path / "tuned", config, {"model": "m", "hydra/x": "y"})
 
 
-def track(who: Identity, **fields: Any) -> Path | None:
-    """Track a whole run, with some fields of the tracking changed."""
-    config = replace(who.config, tracking=TrackingConfig(**fields))
-    with tracked(replace(who, config=config)) as tracker:
+def log_run(run_info: RunInfo, **fields: Any) -> Path | None:
+    """Track a whole run, with changed tracking settings."""
+    config = replace(run_info.config, tracking=TrackingConfig(**fields))
+    with track(replace(run_info, config=config)) as tracker:
         for row in ROWS:
-            tracker.row(row)
+            tracker.log_metrics(row)
         tracker.finish(RECORD)
         return tracker.folder
 
@@ -117,8 +137,8 @@ def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wandb.teardown()  # it has read the environment of the test before
 
 
-def test_an_offline_run_holds_curves_summary_and_continuations(who: Identity) -> None:
-    run = track(who)
+def test_an_offline_run_holds_curves_summary_and_continuations(run_info: RunInfo) -> None:
+    run = log_run(run_info)
     assert run is not None
     history, summary = logged(run)
     assert [row["train/loss"] for row in history if "train/loss" in row] == [3.0, 2.0]
@@ -127,8 +147,13 @@ def test_an_offline_run_holds_curves_summary_and_continuations(who: Identity) ->
         "epoch": 1, "step": 2, "epoch/train/loss": 2.5, "epoch/val/loss": 3.1,
         "epoch/val/entropy": 3.0, "epoch/gen/ttr": 0.4,
     }  # fmt: skip
-    assert {"texts/path", "texts_coloured/path", "overlap/original/values"} <= set(history[-1])
-    assert (summary["gen/ttr"], summary["gen/ttr_low"], summary["baseline/gen/ttr"]) == (
+    assert {
+        "texts/path",
+        "texts_highlighted/path",
+        "overlap/base/values",
+        "next_tokens/news_1_table/path",
+    } <= set(history[-1])
+    assert (summary["gen/ttr"], summary["gen/ttr_low"], summary["base/gen/ttr"]) == (
         0.6,
         0.5,
         0.3,
@@ -138,49 +163,54 @@ def test_an_offline_run_holds_curves_summary_and_continuations(who: Identity) ->
     assert summary["speed/training_tokens_per_second"] == 16 / 4
 
 
-def test_each_run_is_its_own_and_a_member_begun_again_is_the_same(who: Identity) -> None:
-    assert len({track(who), track(who)}) == 2
-    member = replace(who, sweep="s", job_type="member", folder=who.folder / "m")
-    member.folder.mkdir()
-    first = track(member)
-    second = track(member)
+def test_a_run_alone_has_a_new_id_and_a_run_of_a_sweep_keeps_its_id(run_info: RunInfo) -> None:
+    assert len({log_run(run_info), log_run(run_info)}) == 2
+    swept = replace(run_info, sweep="s", job_type="sweep-run", folder=run_info.folder / "m")
+    swept.folder.mkdir()
+    first = log_run(swept)
+    second = log_run(swept)
     assert first is not None
     assert second is not None
-    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2] == member.id
-    assert list(member.folder.glob("wandb/offline-run-*")) == [second]  # it tells all of the first
-    (told,) = [record.run for record in records(second) if record.HasField("run")]
-    assert (told.run_id, told.run_group, told.job_type) == (member.id, "s", "member")
-    assert list(told.tags) == ["s"]
-    member.config.optimizer["lr"] = 0.5
-    assert track(member) != second
+    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2] == swept.id
+    assert list(swept.folder.glob("wandb/offline-run-*")) == [
+        second
+    ]  # it repeats all rows of the first
+    (started,) = [record.run for record in records(second) if record.HasField("run")]
+    assert (started.run_id, started.run_group, started.job_type) == (swept.id, "s", "sweep-run")
+    assert list(started.tags) == ["s"]
+    swept.config.optimizer["lr"] = 0.5
+    assert log_run(swept) != second
 
 
-def test_the_number_of_a_row_is_its_step(who: Identity) -> None:
-    history, _ = logged(track(who) or Path())
+def test_a_rows_number_is_its_step(run_info: RunInfo) -> None:
+    history, _ = logged(log_run(run_info) or Path())
     assert [row["_step"] for row in history if "step" in row] == [0, 1, 2]
 
 
-def test_a_long_training_sends_no_more_points_than_it_may(who: Identity) -> None:
-    who.config.trainer.epochs, who.config.trainer.batch_size = 5000, who.config.dataset.n_train
-    with tracked(who) as tracker:
+def test_a_long_training_logs_at_most_the_maximum_of_points(run_info: RunInfo) -> None:
+    run_info.config.trainer.epochs, run_info.config.trainer.batch_size = (
+        5000,
+        run_info.config.dataset.n_train,
+    )
+    with track(run_info) as tracker:
         for step in range(1, 5001):
-            tracker.row({"step": step, "train/loss": 1.0})
-            tracker.row({"epoch": step, "step": step, "train/loss": 1.0})
+            tracker.log_metrics({"step": step, "train/loss": 1.0})
+            tracker.log_metrics({"epoch": step, "step": step, "train/loss": 1.0})
         run = tracker.folder
     history, _ = logged(run or Path())
-    assert 990 < sum("train/loss" in row for row in history) <= MOST_POINTS + 1
-    assert 990 < sum("epoch/train/loss" in row for row in history) <= MOST_POINTS
+    assert 990 < sum("train/loss" in row for row in history) <= MAX_POINTS + 1
+    assert 990 < sum("epoch/train/loss" in row for row in history) <= MAX_POINTS
 
 
-def test_disabled_writes_nothing(who: Identity) -> None:
-    assert track(who, mode="disabled") is None
-    assert not list(who.folder.iterdir())
+def test_disabled_writes_nothing(run_info: RunInfo) -> None:
+    assert log_run(run_info, mode="disabled") is None
+    assert not list(run_info.folder.iterdir())
 
 
-def test_online_without_a_login_goes_on_offline(
-    who: Identity, caplog: pytest.LogCaptureFixture
+def test_online_without_a_login_falls_back_to_offline(
+    run_info: RunInfo, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = track(who, mode="online")
+    run = log_run(run_info, mode="online")
     assert run is not None
     assert run.name.startswith("offline-run")
     assert "wandb login" in caplog.text
@@ -188,8 +218,8 @@ def test_online_without_a_login_goes_on_offline(
     assert logged(run)[0]
 
 
-def test_online_with_a_dead_server_goes_on_offline_soon_and_keeps_the_key_secret(
-    who: Identity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_online_with_a_dead_server_soon_falls_back_to_offline_and_keeps_the_key_secret(
+    run_info: RunInfo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as taken:  # a port where nothing answers
         taken.bind(("127.0.0.1", 0))
@@ -197,31 +227,67 @@ def test_online_with_a_dead_server_goes_on_offline_soon_and_keeps_the_key_secret
         monkeypatch.setenv("WANDB_BASE_URL", url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         start = time.monotonic()
-        run = track(who, mode="online", timeout=3)
+        run = log_run(run_info, mode="online", timeout=3)
         waited = time.monotonic() - start
     assert run is not None
     assert url in caplog.text
     assert "offline" in caplog.text
     assert logged(run)[0]
     assert waited < 60  # not a benchmark: the SDK's own default would wait 90 s for the start alone
-    for path in who.folder.rglob("*"):
+    for path in run_info.folder.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
     assert KEY not in caplog.text
 
 
-def test_a_failure_in_the_middle_is_said_once_and_costs_nothing(
-    who: Identity, caplog: pytest.LogCaptureFixture
+def test_a_failure_midway_is_one_warning_and_stops_nothing(
+    run_info: RunInfo, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with tracked(who) as tracker:
+    with track(run_info) as tracker:
         tracker._run.finish()  # as if the service had died
         for row in ROWS:
-            tracker.row(row)
+            tracker.log_metrics(row)
         tracker.finish(RECORD)
     assert caplog.text.count("no longer tracked") == 1
 
 
-def test_what_is_shown_beside_a_run_is_worth_grouping_by(who: Identity) -> None:
-    shown = replace(who, labels={"writer": "greedy"}).shown
-    assert shown["choice"] == {"model": "m"}
-    assert shown["label"] == {"writer": "greedy"}
-    assert shown["dataset"]["n_train"] == who.config.dataset.n_train
+def test_the_config_on_wandb_has_choices_and_labels_to_group_by(run_info: RunInfo) -> None:
+    config = replace(run_info, labels={"system": "greedy"}).wandb_config
+    assert config["choice"] == {"model": "m"}
+    assert config["label"] == {"system": "greedy"}
+    assert config["dataset"]["n_train"] == run_info.config.dataset.n_train
+
+
+def test_settings_that_change_no_result_do_not_change_the_id(run_info: RunInfo) -> None:
+    swept = replace(run_info, sweep="s")
+    elsewhere = replace(swept.config, store="elsewhere", tracking=TrackingConfig(mode="disabled"))
+    assert replace(swept, config=elsewhere).id == swept.id
+    assert replace(swept, config=replace(swept.config, seed=1)).id != swept.id
+    assert replace(swept, folder=run_info.folder / "other").id != swept.id
+
+
+def test_the_end_of_a_sweep_is_a_report_and_a_run_of_its_own(
+    run_info: RunInfo, tmp_path: Path
+) -> None:
+    table = {"rows": ["seed"], "columns": {"TTR": {"key": "gen/ttr"}}}
+    figure = {"kind": "bars", "rows": "seed", "y": {"TTR": {"key": "gen/ttr"}}}
+    folder = write_sweep(
+        tmp_path / "sweeps" / "x",
+        {"tables": {"main": table}, "figures": {"f": figure}},
+        {"tuned_0": ttr_record([0.1, 0.2, 0.4], 0.5)},
+    )
+    output = io.StringIO()
+    console = Console(file=output, width=110)
+    report = report_sweep(folder, run_info.config, console, log_to_wandb=False)
+    assert report == write_report(folder)
+    assert str(report) in output.getvalue()
+    assert not list(folder.glob("wandb"))
+    report_sweep(folder, run_info.config, console, log_to_wandb=True)
+    (run,) = folder.glob("wandb/offline-run-*")
+    (row,) = [row for row in logged(run)[0] if "contexts/path" in row]
+    assert "figures/f/path" in row
+    (started,) = [record.run for record in records(run) if record.HasField("run")]
+    assert (started.display_name, started.job_type) == ("x report", "report")
+    table_file = next(run.glob("files/media/table/contexts*"))
+    assert json.loads(table_file.read_text())["columns"] == [
+        "context", "base, greedy", "tuned_0", "reference"
+    ]  # fmt: skip

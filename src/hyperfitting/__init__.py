@@ -1,3 +1,3 @@
-"""Hyperfitting: train a language model far past its validation loss, and measure what it gains."""
+"""Hyperfitting: fine-tune on a tiny dataset to near-zero loss, and study the generation."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend: shown as a message, without a traceback."""
+"""``UserError``: the errors that only the user can fix, shown as a message without a traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,21 +6,16 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something in the config, the data or the machine that only the user can change.
+    """A mistake in the config, the data or the machine's setup.
 
-    ``str(error)`` names the field and its value, says what would be valid, and what to try.
+    ``str(error)`` names the field and its value, what would be valid, and what to try.
     """
 
     def __init__(
         self, problem: str, *, field: str = "", value: Any = None, valid: str = "", hint: str = ""
     ) -> None:
-        self.problem, self.field, self.value, self.valid, self.hint = (
-            problem,
-            field,
-            value,
-            valid,
-            hint,
-        )
+        self.problem, self.field, self.value = problem, field, value
+        self.valid, self.hint = valid, hint
         lines = [f"{field}={value}: {problem}" if field else problem]
         if valid:
             lines.append(f"  valid: {valid}")
@@ -28,25 +23,25 @@ class UserError(Exception):
             lines.append(f"  try:   {hint}")
         super().__init__("\n".join(lines))
 
-    def of(self, whom: str) -> "UserError":
-        """Return the same error, said of one of several."""
-        return UserError(
-            f"{self.problem} ({whom})",
-            field=self.field,
-            value=self.value,
-            valid=self.valid,
-            hint=self.hint,
-        )
+    def for_run(self, name: str) -> "UserError":
+        """Return the error with the name of the run it occurred in."""
+        return self._with(problem=f"{self.problem} (run {name})")
 
-    def moved(self, old: str, new: str) -> "UserError":
-        """Return the same error about fields that stand elsewhere in the config."""
-        return UserError(
-            self.problem,
+    def renamed(self, old: str, new: str) -> "UserError":
+        """Return the error with the config path ``old`` replaced by ``new``.
+
+        For a dataclass that is used at several places of the config: ``dataset.`` becomes
+        ``evaluation.datasets.NAME.``.
+        """
+        return self._with(
             field=self.field.replace(old, new),
-            value=self.value,
             valid=self.valid.replace(old, new),
             hint=self.hint.replace(old, new),
         )
+
+    def _with(self, **changes: str) -> "UserError":
+        kept = {"field": self.field, "value": self.value, "valid": self.valid, "hint": self.hint}
+        return UserError(**{"problem": self.problem, **kept, **changes})
 
 
 def near_matches(word: str, options: Iterable[str]) -> str:

@@ -1,80 +1,355 @@
-"""All artefacts of a member, each a handle: their ids are known, and nothing is made yet.
+"""Every artifact of a run as one list of steps, and the phases that walk it.
 
-texts -> corpus -> tuned -> likelihoods, continuations -> readings
-      -> evaluation_texts ->
+    documents -> sequences -> tuned, validation -> continuations -> base_loglikelihoods -> scores
+              -> evaluation_texts -------------> token_stats ---------------------------->
+
+`run.py` calls the phases in order: prepare, train, generate, score. The plan and the sweep walk
+`Pipeline.steps`. All ids are known before anything is built.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from hyperfitting import models
 from hyperfitting.config import RunConfig
-from hyperfitting.data import corpus, sources
-from hyperfitting.evaluation import Evaluator
-from hyperfitting.models import BaseModel
-from hyperfitting.progress import Progress, Row, silent
-from hyperfitting.store import Artefact, Store
-from hyperfitting.training.tuned import tune
+from hyperfitting.data.config import TextsConfig
+from hyperfitting.data.sequences import (
+    evaluation_texts_step,
+    load_evaluation_texts,
+    load_sequences,
+    sequences_step,
+)
+from hyperfitting.data.sources import documents_step
+from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
+from hyperfitting.evaluation.next_tokens import load_next_tokens
+from hyperfitting.evaluation.outputs import model_output, reference_output
+from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
+from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.metrics import mauve
+from hyperfitting.models.base import BaseModel, base_model
+from hyperfitting.models.config import ModelConfig
+from hyperfitting.models.loading import ModelState
+from hyperfitting.models.size import model_size
+from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
+from hyperfitting.record import NextTokens
+from hyperfitting.store import Artifact, DamagedArtifactError, Step, Store
+from hyperfitting.training.artifact import TrainingJob, training_job
+
+_MAX_REBUILDS = 3
+"""Times that one damaged artifact is built again; a disk that damages it more often is broken."""
+
+Result = TypeVar("Result")
 
 
-def _untold(row: Row) -> None:
-    pass
+class _TrainingStep(Step):
+    """A step whose build takes the locks of its artifacts itself."""
+
+    def ensure(self) -> Artifact:
+        """Train unless that is done, and return the artifact."""
+        self.build(self.artifact.folder)
+        return self.artifact
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run, loaded when first used."""
+
+    base: LazyModel
+    tuned: LazyModel | None
+    """None: the base model takes the tuned one's place (`tuning=none`)."""
+    features: LazyModel | None
+    """Gives MAUVE's features; none: MAUVE is not measured."""
+
+    def release(self) -> None:
+        """Free the memory of all of them."""
+        for model in (self.base, self.tuned, self.features):
+            if model is not None:
+                model.release()
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A member's way from its config to what its models do."""
+    """A run's way from its config to its scores."""
 
+    cfg: RunConfig
     base: BaseModel
-    texts: Artefact
-    corpus: Artefact
-    sets: dict[str, Artefact]
-    tuned: Artefact | None
-    """None: the original model is evaluated by itself."""
-    evaluator: Evaluator
+    documents: Step
+    sequences: Step
+    evaluation_documents: dict[str, Step]
+    evaluation_texts: dict[str, Step]
+    """By evaluation dataset."""
+    training: TrainingJob | None
+    """None: the base model is evaluated by itself."""
+    models: Models
+    base_artifacts: ModelArtifacts
+    tuned_artifacts: ModelArtifacts
+    """The base model's if nothing is trained."""
+    progress: ProgressReporter
 
-    @classmethod
-    def of(
-        cls,
-        cfg: RunConfig,
-        device: torch.device,
-        show: Progress = silent,
-        on_row: Callable[[Row], None] = _untold,
-    ) -> "Pipeline":
-        """Return the pipeline of a member.
+    def named_steps(self) -> Iterator[tuple[str, Step]]:
+        """Yield every step with the name that the record gives its artifact, inputs first."""
+        if self.base.step is not None:
+            yield "model", self.base.step
+        yield "documents", self.documents
+        for name, step in self.evaluation_documents.items():
+            yield f"evaluation_documents/{name}", step
+        for name, step in self.evaluation_texts.items():
+            yield f"evaluation_texts/{name}", step
+        yield "sequences", self.sequences
+        if self.training is not None:
+            for artifact in (self.training.tuned, self.training.validation):
+                yield artifact.kind, self._training_step(self.training, artifact)
+            for name, step in self.tuned_artifacts.named():
+                yield f"tuned/{name}", step
+        for name, step in self.base_artifacts.named():
+            yield f"base/{name}", step
 
-        Args:
-            cfg: the member.
-            device: where its models will be.
-            show: shows how far what is made is.
-            on_row: told of the training history as it comes.
+    @property
+    def steps(self) -> list[Step]:
+        """Every step, inputs first, each artifact once."""
+        return list({step.artifact.id: step for _, step in self.named_steps()}.values())
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """Every artifact, by the name that the record gives it."""
+        return {name: step.artifact for name, step in self.named_steps()}
+
+    def prepare(self) -> None:
+        """Get the base model and build everything that comes before training.
 
         Raises:
-            UserError: a model or dataset does not exist, or cannot be reached.
+            UserError: the model or a dataset is unavailable, or what the config asks for is too
+                long for the model; nothing has been trained then.
         """
-        store = Store(cfg.store, cfg.fetch_from)
-        base = models.base_model(cfg.model, store, show)
-        texts = sources.texts(cfg.dataset, store, show)
-        sequences = corpus.corpus(cfg.dataset, cfg.evaluation.share, texts, base, store)
-        sets = corpus.evaluation_sets(cfg.dataset, cfg.evaluation, base, store, show)
-        tuned = None
-        if cfg.tuning.method != "none":
-            tuned = tune(cfg, sequences, base, store, show, on_row)
-        evaluator = Evaluator(cfg, sets, sequences, store, device, show)
-        return cls(base, texts, sequences, sets, tuned, evaluator)
+        self.base.ensure()
+        self._retrying(self.base.folder)  # verifies every file of a converted model
+        self.base.check_length(
+            "evaluation.context_len + evaluation.max_new_tokens", self.cfg.evaluation.total_len
+        )
+        for step in (*self.evaluation_documents.values(), *self.evaluation_texts.values()):
+            self._ensure(step)
+        for step in (self.documents, self.sequences):
+            self._ensure(step)
 
-    def prepared(self) -> dict[str, Artefact]:
-        """Return, by the name that a record gives it, what is there before models do anything."""
-        made = {"texts": self.texts, "corpus": self.corpus}
-        made |= {f"evaluation_texts/{name}": artefact for name, artefact in self.sets.items()}
-        return made | ({"tuned": self.tuned} if self.tuned else {})
+    def train(self) -> Iterator[MetricsRow]:
+        """Train, or read the history of a training that is done; yield its metrics row by row."""
+        if self.training is None:
+            return
+        rebuilds: Counter[str] = Counter()
+        while True:
+            try:
+                yield from self.training.run(self.progress)
+                return
+            except DamagedArtifactError as error:  # found before the first row
+                self._rebuild(error, rebuilds)
 
-    def all(self) -> Iterator[Artefact]:
-        """Yield all artefacts, each after those that it is made from."""
-        yield from self.prepared().values()
-        after, before = self.evaluator.handles(self.base, self.tuned)
-        yield from before.all()
-        if after is not before:
-            yield from after.all()
+    def generate(self) -> None:
+        """Build what each model predicts and generates, with one model in memory at a time."""
+        tuned, base = self.tuned_artifacts, self.base_artifacts
+        if tuned is not base:
+            self._build(tuned.token_stats, tuned.continuations, tuned.next_tokens)
+            self.models.release()
+        self._build(base.token_stats, base.continuations, base.next_tokens)
+        self._build(tuned.base_loglikelihoods)
+        self.models.release()
+        self._build(tuned.mauve_features, base.mauve_features)
+        self.models.release()
+
+    def score(self) -> Comparison:
+        """Return the scores of the tuned model, the base model and the references."""
+        return self._retrying(self._score)
+
+    def next_tokens(self) -> dict[str, NextTokens]:
+        """Return the most likely next tokens along each dataset's first text, if asked for."""
+        return self._retrying(
+            lambda: {
+                name: load_next_tokens(
+                    step.artifact,
+                    self.base_artifacts.next_tokens[name].artifact,
+                    load_sequences(self.sequences.artifact).train,
+                )
+                for name, step in self.tuned_artifacts.next_tokens.items()
+            }
+        )
+
+    def history(self) -> list[MetricsRow]:
+        """Return the rows of all epochs of the training."""
+        if self.training is None:
+            return []
+        return [row for row in self._retrying(self.training.history) if "epoch" in row]
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the record must know about the run itself."""
+        if self.training is None and self.cfg.decode.citation_blocker.enabled:
+            return ["the base model has no training data to quote: the blocker forbids nothing"]
+        return []
+
+    def _score(self) -> Comparison:
+        base = model_output(self.base_artifacts)
+        references = [
+            load_evaluation_texts(step.artifact) for step in self.evaluation_texts.values()
+        ]
+        in_words = self.cfg.evaluation.unit == "word"
+        corpus = NgramCorpus(
+            load_sequences(self.sequences.artifact).train,
+            self.base.tokenizer().decode if in_words else None,
+        )
+        return score(
+            model_output(self.tuned_artifacts),
+            base,
+            reference_output(base, references, self.cfg.evaluation),
+            corpus,
+            self.cfg.evaluation,
+        )
+
+    def _build(self, *groups: dict[str, Step]) -> None:
+        for steps in groups:
+            for step in steps.values():
+                self._ensure(step)
+
+    def _ensure(self, step: Step) -> None:
+        """Build a step, and first again whatever input of it turns out to be damaged."""
+        self._retrying(step.ensure)
+
+    def _retrying(self, action: Callable[[], Result]) -> Result:
+        """Return the result of an action; damaged artifacts that it reads are built again."""
+        rebuilds: Counter[str] = Counter()
+        while True:
+            try:
+                return action()
+            except DamagedArtifactError as error:
+                self._rebuild(error, rebuilds)
+
+    def _training_step(self, job: TrainingJob, artifact: Artifact) -> Step:
+        """Return the step of an artifact of the training job, which trains once for both."""
+
+        def build(_: Path) -> None:
+            for _row in job.run(self.progress):
+                pass
+
+        def flops() -> float:
+            if artifact is not job.tuned and not job.tuned.exists:
+                return 0.0  # measured by the same training
+            return job.flops(model_size(self.base, Store(self.cfg.store)))
+
+        return _TrainingStep(artifact, build, flops)
+
+    def _rebuild(self, error: DamagedArtifactError, rebuilds: Counter[str]) -> None:
+        """Build a damaged artifact again; one that is no step is built by the code that reads it.
+
+        (The model's size and the activation cache: they are inputs of plans and of the training.)
+
+        Raises:
+            DamagedArtifactError: it has been built again too often.
+        """
+        rebuilds[error.artifact.id] += 1
+        if rebuilds[error.artifact.id] > _MAX_REBUILDS:
+            raise error
+        for step in self.steps:
+            if step.artifact.id == error.artifact.id:
+                self._ensure(step)
+
+
+def build_pipeline(
+    cfg: RunConfig, device: torch.device, progress: ProgressReporter = no_op
+) -> Pipeline:
+    """Return the pipeline of a run; nothing is built yet.
+
+    Args:
+        cfg: the run's config.
+        device: where its models are evaluated.
+        progress: displays what is being built.
+
+    Raises:
+        UserError: a model or dataset does not exist, or cannot be reached.
+    """
+    store = Store(cfg.store, cfg.remote_stores)
+    base = base_model(cfg.model, store, progress)
+    documents = documents_step(cfg.dataset, store, progress)
+    sequences = sequences_step(cfg.dataset, documents.artifact, base, store)
+    evaluation_documents = {
+        name: documents_step(texts, store, progress, at=_at(cfg, name))
+        for name, texts in cfg.evaluation_datasets.items()
+    }
+    evaluation_texts = {
+        name: _evaluation_texts(cfg, name, texts, evaluation_documents[name], base, store)
+        for name, texts in cfg.evaluation_datasets.items()
+    }
+    training = None
+    if cfg.tuning.method != "none":
+        training = training_job(cfg.training, sequences.artifact, base, store)
+    models = _models(cfg, base, training, device, store)
+    setting = Setting(
+        cfg.evaluation,
+        cfg.decode,
+        cfg.hardware,
+        {name: step.artifact for name, step in evaluation_texts.items()},
+        sequences.artifact,
+        store,
+        progress,
+    )
+    base_artifacts = model_artifacts(setting, models.base, models.base, models.features)
+    tuned_artifacts = base_artifacts
+    if models.tuned is not None:
+        tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
+    return Pipeline(
+        cfg,
+        base,
+        documents,
+        sequences,
+        evaluation_documents,
+        evaluation_texts,
+        training,
+        models,
+        base_artifacts,
+        tuned_artifacts,
+        progress,
+    )
+
+
+def _at(cfg: RunConfig, name: str) -> str:
+    """Return where in the config an evaluation dataset is described."""
+    return f"evaluation.datasets.{name}" if cfg.evaluation.datasets else "dataset"
+
+
+def _evaluation_texts(
+    cfg: RunConfig, name: str, texts: TextsConfig, documents: Step, base: BaseModel, store: Store
+) -> Step:
+    return evaluation_texts_step(
+        texts,
+        documents.artifact,
+        base,
+        store,
+        n_texts=cfg.evaluation.n_texts,
+        length=cfg.evaluation.reference_len,
+        at=_at(cfg, name),
+    )
+
+
+def _models(
+    cfg: RunConfig,
+    base: BaseModel,
+    training: TrainingJob | None,
+    device: torch.device,
+    store: Store,
+) -> Models:
+    def lazy(state: ModelState) -> LazyModel:
+        return LazyModel(state, device, cfg.hardware.device_map)
+
+    base_lazy, tuned = lazy(ModelState(base)), None
+    if training is not None:
+        weights = {"last": training.tuned, "best_val": training.validation}
+        checkpoint = cfg.evaluation.checkpoint
+        tuned = lazy(ModelState(base, cfg.tuning, weights[checkpoint], f"{checkpoint}.safetensors"))
+    features = None
+    if cfg.evaluation.mauve is not None:
+        mauve.check_installed()
+        features = base_lazy
+        if cfg.evaluation.mauve != "base":
+            chosen = ModelConfig(name="mauve", source="local", path=cfg.evaluation.mauve)
+            features = lazy(ModelState(base_model(chosen, store)))
+    return Models(base_lazy, tuned, features)

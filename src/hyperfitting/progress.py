@@ -1,33 +1,33 @@
-"""How a step tells that it gets on, without knowing who looks."""
+"""How a step reports its progress, without knowing where it is shown."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Row = dict[str, float]
-"""Numbers of one update, or of one epoch, of a training; see `history.json`."""
+MetricsRow = dict[str, float]
+"""Metrics of one optimizer step (`step`, `train/loss`), or of one epoch (with `epoch`)."""
 
 
 class Advance(Protocol):
-    """What a task is told as it gets on."""
+    """Reports progress within a task."""
 
     def __call__(self, n: int, **shown: float) -> None:
-        """Say that ``n`` more units are done; ``shown`` are numbers worth a look, as the loss."""
+        """Report ``n`` more units done; ``shown`` are values to display, such as the loss."""
 
 
-class Progress(Protocol):
-    """Where tasks are shown."""
+class ProgressReporter(Protocol):
+    """Displays tasks: progress bars on a terminal, status files in a sweep."""
 
     def __call__(self, task: str, total: int, unit: str) -> AbstractContextManager[Advance]:
-        """Begin a task of ``total`` units, such as "tokens"; 0: nobody knows how many."""
+        """Begin a task of ``total`` units, such as "tokens"; 0: the total is unknown."""
         ...
 
 
-def _nothing(n: int, **shown: float) -> None:
+def _ignore(n: int, **shown: float) -> None:
     pass
 
 
 @contextmanager
-def silent(task: str, total: int, unit: str) -> Iterator[Advance]:
-    """Show nothing."""
-    yield _nothing
+def no_op(task: str, total: int, unit: str) -> Iterator[Advance]:
+    """Report nothing."""
+    yield _ignore

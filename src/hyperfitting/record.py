@@ -1,118 +1,273 @@
-"""The record of a run, as it is built. What a field means is in the README ("results.json")."""
+"""results.json: the record of a run, as typed, versioned classes; its only reader and writer.
 
-import platform
-import subprocess
-from dataclasses import asdict, dataclass
+The record is the interface for tables, figures, pages and other readers. Beside it lies
+`predictions.npz`, with what both models predicted at every position of the reference texts. Raise
+`SCHEMA_VERSION` when a field changes; docs/results-format.md and its JSON Schema are generated from
+these classes (`make docs`).
+"""
+
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from hyperfitting.config import RunConfig
-from hyperfitting.metrics.overlap import Overlap
-from hyperfitting.metrics.uncertainty import Estimate
-from hyperfitting.progress import Row
-from hyperfitting.results import SCHEMA_VERSION
-from hyperfitting.scoring import Compared, Slice, notes, per_text, slices
-from hyperfitting.store import Artefact, package_versions
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hyperfitting.errors import UserError
+from hyperfitting.metrics.estimate import Difference, Estimate
+from hyperfitting.progress import MetricsRow
+from hyperfitting.runtime.files import replacing, write_text
 
-@dataclass(frozen=True)
-class Found:
-    """What a run found out."""
-
-    history: list[Row]
-    compared: Compared
-    notes: list[str]
-
-
-def build(
-    cfg: RunConfig, artefacts: dict[str, Artefact], found: Found, seconds: float, device: str
-) -> dict[str, Any]:
-    """Return the record of a finished run. Only `timings` and `git` may differ between repeats."""
-    final, original = found.compared.final, found.compared.original
-    sides = {"metrics": final, "baseline": original, "reference": found.compared.reference}
-    cut = [_slice(one) for one in slices(found.compared, cfg.evaluation)]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "config": asdict(cfg),
-        "versions": {"python": platform.python_version(), **package_versions()},
-        "git": git_state(),
-        "device": device,
-        "data": {"name": cfg.dataset.name, "fingerprint": artefacts["texts"].id},
-        "artefacts": {name: str(artefact.folder) for name, artefact in artefacts.items()},
-        "timings": {
-            "this_run_seconds": round(seconds, 2),
-            "making_seconds": {
-                name: artefact.seconds() for name, artefact in artefacts.items() if artefact.exists
-            },
-        },
-        "notes": found.notes + notes(found.compared),
-        **{key: cut[0][key] for key in ("metrics", "baseline", "reference", "difference")},
-        "slices": cut,
-        "history": [row for row in found.history if "epoch" in row],
-        "steps": {side: scores.steps() for side, scores in sides.items()},
-        "overlap_histogram": {side: scores.overlap_histogram() for side, scores in sides.items()},
-        "per_text": {
-            side: per_text(scores, cfg.evaluation.bleu_n) for side, scores in sides.items()
-        },
-        "samples": [
-            {
-                "set": texts,
-                "context": after["context"],
-                "reference": after["reference"],
-                "continuation": _continuation(after, final.overlap, row),
-                "original_continuation": _continuation(before, original.overlap, row),
-            }
-            for row, (texts, after, before) in enumerate(
-                zip(final.output.sets, final.output.samples, original.output.samples, strict=True)
-            )
-        ],
-    }
+SCHEMA_VERSION = 3
+RECORD_FILE, PREDICTIONS_FILE, TEXTS_PAGE = (
+    "results.json",
+    "predictions.npz",
+    "continuations.html",
+)
+Side = Literal["tuned", "base", "reference"]
+SIDES: tuple[Side, ...] = ("tuned", "base", "reference")
+"""The tuned model; the base model; the reference texts, scored as if the base had written them."""
 
 
-def _slice(one: Slice) -> dict[str, Any]:
-    return {
-        "set": one.texts,
-        "new_tokens": one.new_tokens,
-        "metrics": {key: _estimate(value) for key, value in one.metrics.items()},
-        "baseline": {key: _estimate(value) for key, value in one.baseline.items()},
-        "reference": {key: _estimate(value) for key, value in one.reference.items()},
-        "difference": {
-            key: _estimate(value) | {"p": value.p} for key, value in one.difference.items()
-        },
-    }
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _estimate(value: Estimate) -> dict[str, Any]:
-    return {"mean": value.mean, "ci95": list(value.ci95) if value.ci95 else None, "n": value.n}
+class Git(_Model):
+    """The checkout that the code ran from."""
+
+    commit: str = Field(description="hash of the commit")
+    dirty: bool = Field(description="whether there were uncommitted changes")
 
 
-def _continuation(sample: dict[str, Any], overlap: Overlap, row: int) -> dict[str, Any]:
-    return {
-        "text": "".join(sample["pieces"]),
-        "pieces": sample["pieces"],
-        "tokens": sample["tokens"],
-        "overlap": {name: int(values[row]) for name, values in vars(overlap).items()},
-    }
+class DatasetInfo(_Model):
+    """The documents that were trained on."""
+
+    name: str = Field(description="`dataset.name`")
+    fingerprint: str = Field(description="id of the documents' artifact")
 
 
-def git_state() -> dict[str, Any] | None:
-    """Return the commit of the checkout that this code runs from; none if it is installed."""
-    here = Path(__file__).resolve().parent
+class Timings(_Model):
+    """Wall-clock times, in seconds."""
 
-    def git(*words: str) -> str:
-        done = subprocess.run(  # noqa: S603  (our own words, no shell)
-            ["git", *words],  # noqa: S607  (git is wherever the user has it)
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        return done.stdout.strip()
+    run_seconds: float = Field(description="this run, without what existed already")
+    build_seconds: dict[str, float] = Field(
+        description="by artifact, how long building it took when it was built"
+    )
 
+
+class OverlapSpan(_Model):
+    """The longest token run that a continuation shares with a training sequence."""
+
+    length: int = Field(description="tokens; 0: none")
+    start: int = Field(description="its position in the continuation; -1: none")
+    sequence: int = Field(description="index of the training sequence; -1: none")
+    offset: int = Field(description="its position in that sequence; -1: none")
+
+
+class Continuation(_Model):
+    """A continuation of one context."""
+
+    text: str = Field(description="the text")
+    tokens: list[int] = Field(description="token ids")
+    token_texts: list[str] = Field(description="text of each token; they join to `text`")
+    overlap: OverlapSpan = Field(description="longest run shared with the training data")
+
+
+class Sample(_Model):
+    """One evaluation text."""
+
+    dataset: str = Field(description="name of its evaluation dataset")
+    context: str = Field(description="the text that both models were given")
+    reference: str = Field(description="how the original document continues")
+    tuned: Continuation = Field(description="the tuned model's continuation")
+    base: Continuation = Field(description="the base model's continuation")
+
+
+class Slice(_Model):
+    """Scores over one evaluation dataset (or all), at one length of the continuations."""
+
+    dataset: str | None = Field(description="evaluation dataset; null: all texts")
+    max_new_tokens: int = Field(description="length of the continuations, in tokens")
+    tuned: dict[str, Estimate] = Field(description="by metric, of the tuned model")
+    base: dict[str, Estimate] = Field(
+        description="the same of the base model, on the same texts with the same decoding"
+    )
+    reference: dict[str, Estimate] = Field(
+        description="`gen/` metrics of the references, as if the base model had written them"
+    )
+    difference: dict[str, Difference] = Field(
+        description="tuned minus base, paired by text, with the p-value of a permutation test"
+    )
+
+    def estimates(self, side: Side) -> dict[str, Estimate]:
+        """Return one side's estimates by metric."""
+        estimates: dict[str, Estimate] = getattr(self, side)
+        return estimates
+
+
+class NextToken(_Model):
+    """A candidate for the next token."""
+
+    text: str = Field(description="its text")
+    id: int = Field(description="token id")
+    probability: float = Field(description="its probability")
+    in_training_data: bool = Field(description="whether a training sequence contains it")
+
+
+class Position(_Model):
+    """The most likely next tokens at one position of a text."""
+
+    tuned: list[NextToken] = Field(description="by the tuned model, most likely first")
+    base: list[NextToken] = Field(description="by the base model, most likely first")
+
+
+class NextTokens(_Model):
+    """The most likely next tokens along a dataset's first text (`evaluation.top_tokens`)."""
+
+    token_texts: list[str] = Field(description="text of each token of the text (T)")
+    positions: list[Position] = Field(description="after each token but the last (T - 1)")
+
+
+class PerSide(_Model):
+    """Per-step means over texts and per-text values: tuned, base and reference."""
+
+    tuned: dict[str, list[float | None]] = Field(description="of the tuned model")
+    base: dict[str, list[float | None]] = Field(description="of the base model")
+    reference: dict[str, list[float | None]] = Field(description="of the references")
+
+    def values(self, side: Side) -> dict[str, list[float | None]]:
+        """Return one side's values by metric."""
+        values: dict[str, list[float | None]] = getattr(self, side)
+        return values
+
+
+class Histograms(_Model):
+    """Counts of texts by the length of their longest overlap: 0, 1, 2, … tokens."""
+
+    tuned: list[int] = Field(description="of the tuned model")
+    base: list[int] = Field(description="of the base model")
+    reference: list[int] = Field(description="of the references")
+
+
+class Record(_Model):
+    """The record of a finished run. Only `timings` and `git` may differ between repetitions."""
+
+    schema_version: int = Field(description=f"version of this format: {SCHEMA_VERSION}")
+    config: dict[str, Any] = Field(description="the resolved config")
+    versions: dict[str, str] = Field(description="Python and package versions")
+    git: Git | None = Field(description="the checkout; null: an installed package")
+    device: str = Field(description="torch device")
+    dataset: DatasetInfo = Field(description="the documents that were trained on")
+    artifacts: dict[str, str] = Field(description="folder of each artifact of this run")
+    timings: Timings = Field(description="wall-clock times")
+    notes: list[str] = Field(
+        description="what a reader must know: empty continuations, datasets with one text, …"
+    )
+    slices: list[Slice] = Field(
+        description="scores by dataset and length; the first is overall: all texts, full length"
+    )
+    history: list[MetricsRow] = Field(
+        description="one row per epoch: `epoch`, `step`, `train/loss`, and where it was validated "
+        "`val/loss`, `val/entropy`, `gen/ttr`, `gen/rep_2` on the validation sequences"
+    )
+    per_step: PerSide = Field(
+        description="mean `gen/entropy` and `gen/top1_mass` at each step of the continuations"
+    )
+    per_text: PerSide = Field(description="by metric one value per text (null: it has none)")
+    overlap_histogram: Histograms = Field(description="longest overlaps with the training data")
+    next_tokens: dict[str, NextTokens] = Field(
+        description="by evaluation dataset, the most likely next tokens along its first text"
+    )
+    samples: list[Sample] = Field(description="one per evaluation text")
+
+    @property
+    def overall(self) -> Slice:
+        """The scores over all texts, at full length."""
+        return self.slices[0]
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether a model was trained; else `tuned` is the base model."""
+        return bool(self.config["tuning"]["method"] != "none")
+
+    def name(self, group: str) -> str:
+        """Return the name of what was chosen of a config group, such as `model`."""
+        return str(self.config[group]["name"])
+
+    def slice_at(self, length: int | None = None, dataset: str | None = None) -> Slice | None:
+        """Return the scores of a dataset (none: all) at a length (none: the full one), if any.
+
+        A record of one dataset has no slices by dataset: the overall one is that dataset's.
+        """
+        length = length or self.overall.max_new_tokens
+        if {sample.dataset for sample in self.samples} == {dataset}:
+            dataset = None
+        for part in self.slices:
+            if part.max_new_tokens == length and part.dataset == dataset:
+                return part
+        return None
+
+
+Predictions = Mapping[str, NDArray[Any]]
+"""`tuned/NAME` and `base/NAME` for each token statistic (`metrics.distribution.TokenStats`) on the
+reference texts: (N, text_len - 1) arrays in the order of the samples."""
+
+
+def write_record(folder: Path, record: Record, predictions: Predictions) -> None:
+    """Write a record and its predictions into a folder; results.json appears last, atomically.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
+    """
+    with replacing(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
+        arrays: Any = {name.replace("/", "."): values for name, values in predictions.items()}
+        np.savez_compressed(file, **arrays)
+    text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / RECORD_FILE, text + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Return the record in a results.json.
+
+    Raises:
+        UserError: the file is no record, is invalid, or is of another version.
+    """
+    hint = "the command that wrote it writes it again, without training again"
     try:
-        if git("ls-files", "--error-unmatch", __file__):
-            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return None
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot be read: {error}", field="record", value=path, hint=hint
+        ) from error
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"a record of another version of this software (schema_version {version})",
+            field="record",
+            value=path,
+            valid=f"schema_version {SCHEMA_VERSION}",
+            hint=hint,
+        )
+    try:
+        return Record.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"is not a valid record: {where}: {first['msg']}",
+            field="record",
+            value=path,
+            hint=hint,
+        ) from error
+
+
+def read_predictions(folder: Path) -> dict[str, NDArray[Any]] | None:
+    """Return the predictions beside a record, by `tuned/NAME` and `base/NAME`; None: none there."""
+    path = folder / PREDICTIONS_FILE
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name.replace(".", "/", 1): arrays[name] for name in arrays.files}

@@ -1,191 +1,203 @@
-"""The single entry point: `hyperfit`. Compose a config, train, evaluate, record.
+"""The entry point `hyperfit`: prepare, train, generate, score, record.
 
-    config -> texts -> corpus -> tuned model -> continuations, likelihoods -> scores -> record
-
-Every arrow is one plain function, and what it makes is kept in the store: the same command again
-makes nothing twice. Heavy imports wait until a run begins, so that `--help` answers at once.
+`run` is the whole of a run, in order. What surrounds it: Hydra composes the config, `run_single`
+shows one run on the terminal, `run_in_sweep` runs one of a sweep and reports its status in files.
+Heavy imports wait until a run begins, so that `--help` answers at once.
 """
 
 import atexit
-import json
 import logging
 import os
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from hyperfitting import failures, preemption
+from hyperfitting import failures
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
-from hyperfitting.results import FILE_NAME, PAGE
-from hyperfitting.sweep.members import choose_scale
+from hyperfitting.runtime import preemption
+from hyperfitting.sweep.runs import choose_scale
 
 if TYPE_CHECKING:
-    from hyperfitting.progress import Progress, Row
-    from hyperfitting.tracking import Tracker
+    from hyperfitting.progress import MetricsRow, ProgressReporter
+    from hyperfitting.record import Record
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: RunConfig, folder: Path, tracker: "Tracker", show: "Progress") -> dict[str, Any]:
-    """Take one member all the way from its config to its record.
+class Tracker(Protocol):
+    """Receives a run's metrics and its record."""
+
+    def log_metrics(self, row: "MetricsRow") -> None:
+        """Log a row of the training history; rows of before a resume come again, in order."""
+
+    def finish(self, record: "Record") -> None:
+        """Log the final scores, texts and files."""
+
+
+def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressReporter") -> "Record":
+    """Take one run from its config to its record.
 
     Args:
-        cfg: the member.
-        folder: where `results.json` and `continuations.html` go.
-        tracker: told of the training history and of the outcome.
-        show: shows how far it is.
+        cfg: the run's config.
+        out_dir: receives `results.json`, `predictions.npz` and `continuations.html`.
+        tracker: logs the training history and the record.
+        progress: displays what is being built.
 
     Returns:
         The record, as in `results.json`.
 
     Raises:
-        UserError: something only the user can mend; all that was made before is kept.
+        UserError: a mistake that only the user can fix; everything built so far is kept.
+        Preempted: a signal asked the process to end; a checkpoint was written.
     """
-    from hyperfitting import models, record, scoring
-    from hyperfitting.data.corpus import ensure_sets
-    from hyperfitting.pipeline import Pipeline
-    from hyperfitting.reporting import colouring
-    from hyperfitting.store import write_json, write_text
+    from hyperfitting.evaluation.record_builder import RunResult, build_record, predictions
+    from hyperfitting.pipeline import build_pipeline
+    from hyperfitting.record import TEXTS_PAGE, write_record
+    from hyperfitting.reporting.repetition_highlight import texts_page
+    from hyperfitting.runtime.device import setup_torch
+    from hyperfitting.runtime.files import write_text
 
     start = time.perf_counter()
-    device = models.prepare(cfg.hardware)
-    told: list[Row] = []
+    device = setup_torch(cfg.hardware)
+    pipeline = build_pipeline(cfg, device, progress)
 
-    def tell(row: "Row") -> None:
-        told.append(row)
-        tracker.row(row)
+    pipeline.prepare()
+    for row in pipeline.train():
+        tracker.log_metrics(row)
+    preemption.raise_if_requested()
+    pipeline.generate()
+    comparison = pipeline.score()
 
-    line = Pipeline.of(cfg, device, show, tell)
-    ensure_sets(line.sets, cfg.evaluation)
-    history: list[Row] = []
-    notes: list[str] = []
-    if line.tuned is not None:
-        if not line.tuned.exists:
-            line.evaluator.check(line.base)
-        history = json.loads(line.tuned.file("history.json").read_text("utf-8"))
-        preemption.end_if_asked()  # as the training ended
-        for row in history[len(told) :]:  # what was trained before, or by another process
-            tracker.row(row)
-    elif cfg.decode.citation_blocker.enabled:
-        notes.append("the original model has no training data to cite: the blocker forbids nothing")
-
-    final, original, reference, artefacts = line.evaluator.compare(line.base, line.tuned)
-    counted = line.evaluator.counted(line.base)
-    compared = scoring.compare(final, original, reference, counted, cfg.evaluation)
-    outcome = record.Found(history, compared, notes)
-    seconds = time.perf_counter() - start
-    found = record.build(cfg, line.prepared() | artefacts, outcome, seconds, str(device))
-    write_text(folder / PAGE, colouring.page(found))
-    write_json(folder / FILE_NAME, found)
-    tracker.finish(found)
-    return found
+    result = RunResult(
+        config=asdict(cfg),
+        comparison=comparison,
+        history=pipeline.history(),
+        next_tokens=pipeline.next_tokens(),
+        artifacts=pipeline.artifacts,
+        notes=pipeline.notes(),
+        seconds=time.perf_counter() - start,
+        device=str(device),
+    )
+    record = build_record(result, cfg.evaluation)
+    write_text(out_dir / TEXTS_PAGE, texts_page(record))
+    write_record(out_dir, record, predictions(comparison))
+    tracker.finish(record)
+    return record
 
 
 def task(cfg: DictConfig) -> None:
-    """Do what a composed config asks for: run it, or its part of a sweep, or plan it."""
+    """Run, plan, or run as part of a sweep what Hydra has composed."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        swept(cfg)
-    else:
-        with failures.reported():
-            config = from_hydra(cfg)
-            choose_scale({}, config.scale)  # only experiments have scales
-            if config.plan:
-                planned(config)
-            else:
-                alone(config)
+        run_in_sweep(cfg)
+        return
+    with failures.report_failures():
+        config = from_hydra(cfg)
+        choose_scale({}, config.scale)  # only experiments have scales
+        if config.plan:
+            show_plan(config)
+        else:
+            run_single(config)
 
 
-def planned(config: RunConfig) -> None:
-    """Print what one run would do."""
+def show_plan(config: RunConfig) -> None:
+    """Print what one run would build, with time and memory."""
     from rich.console import Console
 
-    from hyperfitting.sweep.plan import Plan, show
+    from hyperfitting.sweep.plan import make_plan, show
 
-    show(Plan.of({"this run": config}), Console())
+    show(make_plan({"this run": config}), Console())
 
 
-def alone(config: RunConfig) -> None:
+def run_single(config: RunConfig) -> None:
     """Run one config, with its progress and outcome on the terminal."""
     from rich.console import Console
 
-    from hyperfitting.terminal import Terminal, outcome
-    from hyperfitting.tracking import Identity, tracked
+    from hyperfitting.record import RECORD_FILE, TEXTS_PAGE
+    from hyperfitting.reporting.terminal import Terminal, outcome
+    from hyperfitting.tracking.wandb_run import RunInfo, track
 
     console = Console() if sys.stdout.isatty() else Console(width=110)
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    kind = f"{config.model.name} {config.dataset.name} {config.tuning.method}"
-    name = hydra_config.job.override_dirname or f"{kind} seed={config.seed}"
+    out_dir = Path(hydra_config.runtime.output_dir)
+    groups = f"{config.model.name} {config.dataset.name} {config.tuning.method}"
+    name = hydra_config.job.override_dirname or f"{groups} seed={config.seed}"
     log.info("config: %s", asdict(config))
     with (
         Terminal(console) as terminal,
-        tracked(Identity(name, folder, config, hydra_config.runtime.choices)) as tracker,
+        track(RunInfo(name, out_dir, config, hydra_config.runtime.choices)) as tracker,
     ):
-        found = run(config, folder, tracker, terminal.progress)
-        tracked_in = tracker.folder
-    console.print(outcome(found, colour=console.is_terminal and not console.no_color))
-    console.print(f"record     {folder / FILE_NAME}", highlight=False, soft_wrap=True)
-    console.print(f"texts      {folder / PAGE}", highlight=False, soft_wrap=True)
-    if "tuned" in found["artefacts"]:
-        console.print(f"model      {found['artefacts']['tuned']}", highlight=False, soft_wrap=True)
-    if tracked_in is not None:
+        record = run(config, out_dir, tracker, terminal.progress)
+        wandb_dir = tracker.folder
+    console.print(outcome(record, color=console.is_terminal and not console.no_color))
+    paths = {"record": out_dir / RECORD_FILE, "texts": out_dir / TEXTS_PAGE}
+    if record.is_tuned:
+        paths["model"] = Path(record.artifacts["tuned"])
+    for label, path in paths.items():
+        console.print(f"{label:<10} {path}", highlight=False, soft_wrap=True)
+    if wandb_dir is not None:
         sync = "" if config.tracking.mode == "online" else "   (hyperfit-dashboard sync)"
-        console.print(f"W&B        {tracked_in}{sync}", highlight=False, soft_wrap=True)
+        console.print(f"W&B        {wandb_dir}{sync}", highlight=False, soft_wrap=True)
 
 
-def swept(cfg: DictConfig) -> None:
-    """Run one member of a sweep, unless it has finished, or another process runs it now.
+def run_in_sweep(cfg: DictConfig) -> None:
+    """Run one run of a sweep, unless it has finished or another process is running it.
 
-    Nobody looks: how far it is, and how it ended, is said in its folder.
+    Nothing is printed: its progress, and how it ended, are in its folder.
     """
-    from hyperfitting.sweep.state import Folder, Reporter
+    from hyperfitting.sweep.state import RunFolder, StatusReporter
 
-    hydra_config = HydraConfig.get()
-    folder = Folder(Path(hydra_config.runtime.output_dir))
-    with folder.claimed() as mine:
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    with folder.lock() as locked:
         config = from_hydra(cfg)
-        if not mine or folder.is_finished(config):
+        if not locked or folder.is_finished(config):
             return
-        reporter = Reporter(folder)
-        with failures.noted(reporter.failed):
-            if folder.record.exists():
+        reporter = StatusReporter(folder)
+        with failures.log_failures(reporter.failed):
+            if folder.record_path.exists():
                 folder.set_aside()
-            _run_swept(config, folder.path, reporter.progress)
+            _run_tracked(config, folder.path, reporter.progress)
             reporter.finished()
 
 
-def _run_swept(config: RunConfig, folder: Path, show: "Progress") -> None:
+def _run_tracked(config: RunConfig, out_dir: Path, progress: "ProgressReporter") -> None:
     from hyperfitting.sweep.state import labels_of
-    from hyperfitting.tracking import Identity, tracked
+    from hyperfitting.tracking.wandb_run import RunInfo, track
 
     log.info("config: %s", asdict(config))
     choices = HydraConfig.get().runtime.choices
-    sweep, labels = folder.parent.name, labels_of(folder)
-    who = Identity(folder.name, folder, config, choices, sweep, labels, "member")
-    with tracked(who) as tracker:
-        run(config, folder, tracker, show)
+    run_info = RunInfo(
+        out_dir.name,
+        out_dir,
+        config,
+        choices,
+        sweep=out_dir.parent.name,
+        labels=labels_of(out_dir),
+        job_type="sweep-run",
+    )
+    with track(run_info) as tracker:
+        run(config, out_dir, tracker, progress)
 
 
 def main() -> None:
-    """Run the command line: one member, or with `-m` a sweep of them.
+    """Run the command line: one run, or with `-m` a sweep.
 
-    Of the processes that torchrun starts, the first does; the others help it to train.
+    Under torchrun rank 0 does this; the other ranks join it for the training only.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        from hyperfitting import distributed
-        from hyperfitting.training import helper
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from hyperfitting.runtime import distributed
+        from hyperfitting.training.worker import run_worker_rank
 
-        if distributed.helps():
-            return helper.main()
-        atexit.register(distributed.dismiss)
-    preemption.listen()
+        if distributed.is_worker_rank():
+            return run_worker_rank()
+        atexit.register(distributed.finish)
+    preemption.install_handlers()
     register()
     hydra_task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
         task

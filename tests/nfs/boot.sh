@@ -1,4 +1,4 @@
-# What a virtual machine of run.sh does, as its first process: 1 serves a folder, 2 and 3 use it.
+# The first process of a virtual machine of run.sh: machine 1 is the NFS server, 2 and 3 are clients.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1
 here=$(cd "$(dirname "$0")" && pwd)
 me=$(tr ' ' '\n' </proc/cmdline | sed -n 's/^machine=//p')
@@ -15,7 +15,7 @@ serve() {
     touch /var/lib/nfs/{etab,rmtab,xtab,state}
     modprobe nfsd
     mount -t nfsd nfsd /proc/fs/nfsd
-    echo 15 >/proc/fs/nfsd/nfsv4gracetime # seconds after which a lost machine's locks are free
+    echo 15 >/proc/fs/nfsd/nfsv4gracetime # seconds after which a lost machine's locks are freed
     echo 15 >/proc/fs/nfsd/nfsv4leasetime
     exportfs -o rw,fsid=0,no_root_squash,no_subtree_check,insecure '10.0.0.0/24:/srv/share'
     rpc.mountd -N 3
@@ -25,26 +25,30 @@ serve() {
     (cd /srv/share && grep -H . ./*.log) >/dev/ttyS1
 }
 
-meet() { # at a name: go on when both are there
+barrier() { # NAME: wait until both clients are here
     touch "$1.$me"
     until [ -e "$1.2" ] && [ -e "$1.3" ]; do
         sleep 1
-        touch ".look.$me" && rm ".look.$me" # so that NFS looks anew
+        touch ".refresh.$me" && rm ".refresh.$me" # invalidates the client's cached directory
     done
 }
 
-phase() { # its name, and how long making takes
-    for number in 1 2 3 4; do "$here/../../.venv/bin/python" "$here/want.py" want "$1" "$me$number" "$2" & done
+phase() { # NAME SECONDS: four processes on each client build; SECONDS for an artifact
+    for number in 1 2 3 4; do
+        "$here/../../.venv/bin/python" "$here/contend.py" build "$1" "$me$number" "$2" &
+    done
     until [ "$(ls "$1".ready."$me"* 2>/dev/null | wc -l)" = 4 ]; do sleep 1; done
-    meet "$1.all"
-    if [ "$1" != plain ] && [ "$me" = 2 ]; then meet "$1.begun"; fi # machine 3 begins
+    barrier "$1.all"
+    if [ "$1" != undisturbed ] && [ "$me" = 2 ]; then barrier "$1.started"; fi # machine 3 is first
     touch "$1.go.$me"
-    if [ "$1" != plain ] && [ "$me" = 3 ]; then
-        until maker=$(grep -l begun "$1".machine3.*.log 2>/dev/null | head -1) && [ "$maker" ]; do sleep 0.1; done
-        meet "$1.begun"
-        sleep 1.5 # they wait on machine 2
-        if [ "$1" = lost ]; then echo b >/proc/sysrq-trigger; fi
-        kill -9 "$(echo "$maker" | cut -d. -f4)"
+    if [ "$1" != undisturbed ] && [ "$me" = 3 ]; then
+        until builder=$(grep -l started "$1".machine3.*.log 2>/dev/null | head -1) && [ "$builder" ]; do
+            sleep 0.1
+        done
+        barrier "$1.started"
+        sleep 1.5 # until machine 2 waits for the lock
+        if [ "$1" = lost ]; then echo b >/proc/sysrq-trigger; fi # reboot: the machine is gone
+        kill -9 "$(echo "$builder" | cut -d. -f4)"
     fi
     wait
 }
@@ -55,11 +59,11 @@ else
     modprobe nfsv4
     until mount.nfs4 10.0.0.1:/ /mnt -o vers=4.2,hard; do sleep 1; done
     cd /mnt
-    meet mounted
-    phase plain 3
-    meet plain.over
+    barrier mounted
+    phase undisturbed 3
+    barrier undisturbed.over
     phase killed 6
-    meet killed.over
+    barrier killed.over
     phase lost 12
     touch over
 fi

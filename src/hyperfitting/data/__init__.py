@@ -1,1 +1,1 @@
-"""Texts and how they become sequences of tokens."""
+"""Documents, and the token sequences that are trained, validated and evaluated on."""

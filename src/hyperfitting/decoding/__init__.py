@@ -1,1 +1,1 @@
-"""How continuations are made."""
+"""Generating continuations: a function per decoding strategy, over interchangeable backends."""

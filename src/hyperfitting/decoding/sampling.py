@@ -1,36 +1,49 @@
-"""Drawing the next token: which tokens may be drawn, and the draw itself.
+"""Sampling the next token: filters (top-k, top-p, min-p, typical-p) and the draw.
 
-Each filter takes logits (B, K) and returns them with -inf where a token is cut off. They mean what
-they mean in transformers, and so in the papers.
+Each filter takes logits (B, K) and sets the excluded tokens to -inf. They keep the tokens that
+transformers' logits warpers keep (tests/test_decoding.py), which cost more: CPU time relative to a
+step of SmolLM2-135M, batch 32, vocabulary 49,152, ours and theirs:
+
+    top-k      1.2%   3.1%
+    top-p       12%    66%   (76% if the 1,024 most likely tokens do not reach the mass)
+    min-p      2.1%   4.2%
+    typical-p   16%    70%   (79% likewise)
 """
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from hyperfitting.config import DecodeConfig
+from hyperfitting.decoding.config import DecodeConfig
 
-# The likeliest tokens nearly always reach a mass that is asked for; sorting all takes ten times as
-# long (batch 32, vocabulary 49,152).
-_FEW = 1024
+_PARTIAL_SORT = 1024
+"""Tokens that are sorted first; all of them only if these do not reach the mass."""
 
 
-def streams(seed: int, contexts: NDArray[np.int32], draws: int) -> NDArray[np.float64]:
-    """Return uniform draws in [0, 1) for each context: (B, draws).
+def uniform_draws(seed: int, contexts: ArrayLike, n_draws: int) -> NDArray[np.float64]:
+    """Return uniform draws in [0, 1) for each context: (B, n_draws).
 
-    A context's stream depends on the seed and its own tokens, not on the batch it is in.
+    The stream of a context depends on the seed and its own tokens, not on its batch.
+
+    Args:
+        seed: `decode.seed`.
+        contexts: (B, T) token ids.
+        n_draws: draws per context, one per new token.
     """
     return np.stack(
-        [np.random.default_rng([seed, *map(int, context)]).random(draws) for context in contexts]
+        [
+            np.random.default_rng([seed, *map(int, context)]).random(n_draws)
+            for context in np.asarray(contexts)
+        ]
     )
 
 
-def sample(logits: Tensor, decode: DecodeConfig, u: Tensor) -> Tensor:
-    """Draw a token for each row.
+def sample_tokens(logits: Tensor, decode: DecodeConfig, u: Tensor) -> Tensor:
+    """Sample a token for each row.
 
     Args:
-        logits: (B, V), -inf for what is forbidden.
+        logits: (B, V), -inf for forbidden tokens.
         decode: temperature, top-k, top-p, min-p and typical-p, applied in this order.
         u: (B,) uniform draws in [0, 1), float64.
 
@@ -42,60 +55,60 @@ def sample(logits: Tensor, decode: DecodeConfig, u: Tensor) -> Tensor:
     if decode.top_k is not None and decode.top_k < logits.shape[-1]:
         logits, ids = logits.topk(decode.top_k, dim=-1)  # (B, K)
     if decode.top_p < 1:
-        logits = keep_top_p(logits, decode.top_p)
+        logits = filter_top_p(logits, decode.top_p)
     if decode.min_p > 0:
-        logits = keep_min_p(logits, decode.min_p)
+        logits = filter_min_p(logits, decode.min_p)
     if decode.typical_p < 1:
-        logits = keep_typical(logits, decode.typical_p)
-    drawn = inverse_cdf(torch.softmax(logits, dim=-1), u)
-    return drawn if ids is None else ids.gather(-1, drawn.unsqueeze(1)).squeeze(1)
+        logits = filter_typical(logits, decode.typical_p)
+    index = inverse_cdf(torch.softmax(logits, dim=-1), u)
+    return index if ids is None else ids.gather(-1, index.unsqueeze(1)).squeeze(1)
 
 
-def keep_top_p(logits: Tensor, mass: float) -> Tensor:
-    """Keep the fewest most likely tokens that together reach a mass (Holtzman et al., 2020)."""
-    surprise = -torch.log_softmax(logits, dim=-1)
-    return _keep_lowest(logits, surprise, mass)
+def filter_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of most likely tokens with this mass (Holtzman et al., 2020)."""
+    surprisal = -torch.log_softmax(logits, dim=-1)
+    return _keep_lowest(logits, surprisal, top_p)
 
 
-def keep_typical(logits: Tensor, mass: float) -> Tensor:
-    """Keep the tokens closest in surprise to the entropy that together reach a mass."""
+def filter_typical(logits: Tensor, typical_p: float) -> Tensor:
+    """Keep the tokens of surprisal closest to the entropy, up to a mass (Meister et al., 2023)."""
     log_p = torch.log_softmax(logits, dim=-1)
     entropy = torch.special.entr(log_p.exp()).sum(-1, keepdim=True)
-    return _keep_lowest(logits, (-log_p - entropy).abs(), mass)
+    return _keep_lowest(logits, (-log_p - entropy).abs(), typical_p)
 
 
-def keep_min_p(logits: Tensor, share: float) -> Tensor:
-    """Keep the tokens at least ``share`` times as likely as the likeliest."""
-    least = logits.amax(-1, keepdim=True) + float(np.log(share))
-    return logits.masked_fill(logits < least, -torch.inf)
+def filter_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Keep tokens with at least this fraction of the top probability (Nguyen et al., 2024)."""
+    threshold = logits.amax(-1, keepdim=True) + float(np.log(min_p))
+    return logits.masked_fill(logits < threshold, -torch.inf)
 
 
 def _keep_lowest(logits: Tensor, keys: Tensor, mass: float) -> Tensor:
-    """Keep the tokens of lowest key, as few as reach the mass. Equal keys stay together."""
+    """Keep the fewest tokens of lowest key (B, K) that reach the mass; ties are kept together."""
     p = torch.softmax(logits, dim=-1)
-    few = min(_FEW, p.shape[-1])
-    lowest, ids = keys.topk(few, dim=-1, largest=False)  # (B, few), rising
-    reached = p.gather(-1, ids).cumsum(-1)
-    if few < p.shape[-1] and bool((reached[:, -1] < mass).any()):
+    n_sorted = min(_PARTIAL_SORT, p.shape[-1])
+    lowest, ids = keys.topk(n_sorted, dim=-1, largest=False)  # (B, n_sorted), ascending
+    cumulative = p.gather(-1, ids).cumsum(-1)
+    if n_sorted < p.shape[-1] and bool((cumulative[:, -1] < mass).any()):
         lowest, ids = keys.sort(dim=-1)
-        reached = p.gather(-1, ids).cumsum(-1)
-    needed = (reached < mass).sum(-1, keepdim=True).clamp(max=lowest.shape[-1] - 1)
-    return logits.masked_fill(keys > lowest.gather(-1, needed), -torch.inf)
+        cumulative = p.gather(-1, ids).cumsum(-1)
+    last = (cumulative < mass).sum(-1, keepdim=True).clamp(max=lowest.shape[-1] - 1)
+    return logits.masked_fill(keys > lowest.gather(-1, last), -torch.inf)
 
 
 def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
-    """Draw an index a row by inverting the cumulative distribution.
+    """Sample an index per row by inverting the cumulative distribution.
 
     Args:
-        p: (B, K) probabilities, not necessarily normalised.
+        p: (B, K) probabilities, not necessarily normalized.
         u: (B,) uniform draws in [0, 1].
 
     Returns:
-        (B,) indices, never one whose probability is 0.
+        (B,) indices, never of probability 0.
     """
     cdf = p.double().cumsum(-1)
     total = cdf[:, -1:]
-    # rounding must not reach the end of the line, where tokens of probability 0 may stand
-    aim = torch.minimum(u.double().unsqueeze(1) * total, torch.nextafter(total, 0 * total))
-    # where every token is forbidden p is NaN and so is the aim: any index will do
-    return torch.searchsorted(cdf, aim, right=True).squeeze(1).clamp(max=p.shape[-1] - 1)
+    # rounding must not reach the total: tokens of probability 0 may follow the last possible one
+    target = torch.minimum(u.double().unsqueeze(1) * total, torch.nextafter(total, 0 * total))
+    # if all tokens are forbidden, p and target are NaN; `Constraints.check_allowed` reports it
+    return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=p.shape[-1] - 1)

@@ -1,1 +1,1 @@
-"""Pure functions on arrays: no model, no config, no files."""
+"""Metrics as pure functions on arrays, and their registry: no model, no config, no files."""

@@ -1,7 +1,7 @@
 """BLEU of texts against each other (Self-BLEU) and against the training data (Dataset BLEU).
 
-The BLEU of Papineni et al. (2002), with uniform weights over 1- to n-grams, per text. Counts are
-exact: the same as nltk's `sentence_bleu` with smoothing method 1, from 0 to 1.
+The sentence BLEU of Papineni et al. (2002) with uniform weights over 1- to n-grams, from 0 to 1;
+equal to nltk's `sentence_bleu` with smoothing method 1.
 """
 
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ from itertools import islice
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hyperfitting.metrics.ngrams import Ints, Joined, ngrams, shared_ngrams
+from hyperfitting.metrics.ngrams import Ints, all_ngrams, join, shared_ngrams
 
 Floats = NDArray[np.float64]
 EPSILON = 0.1
-"""What an order without any match counts as, in matches (nltk's method 1, as in Texygen)."""
+"""Count of an order without any match (nltk's method 1, as in Texygen)."""
 
 
 def self_bleu(texts: Sequence[ArrayLike], n: int = 4, epsilon: float = EPSILON) -> Floats:
-    """Return the BLEU of each text with all others as its references (Zhu et al., 2018).
+    """Return the BLEU of each text with all others as references (Zhu et al., 2018).
 
-    Low is varied: the texts share little. Carlsson et al., Table 2.
+    Low means diverse: the texts share few n-grams. Carlsson et al., Table 2.
 
     Args:
         texts: N sequences of token ids, of any lengths.
         n: longest n-grams.
-        epsilon: matches that an order without any counts as; 0: one such order makes BLEU 0.
+        epsilon: count of an order without any match; 0: one such order makes BLEU 0.
 
     Returns:
-        (N,) from 0 to 1. 0 for an empty text. NaN if there is only one text: nothing to compare.
+        (N,) from 0 to 1; 0 for an empty text; NaN for a single text, which has no references.
 
     Raises:
         ValueError: n is below 1.
@@ -36,30 +36,38 @@ def self_bleu(texts: Sequence[ArrayLike], n: int = 4, epsilon: float = EPSILON) 
     _check(n)
     if len(texts) < 2:
         return np.full(len(texts), np.nan)
-    joined = Joined.of(texts)
+    joined = join(texts)
     matches = np.zeros((n, len(texts)))
-    for order, (at, number) in enumerate(islice(ngrams(joined), n)):
-        matches[order] = _matches_with_others(number, joined.sequence[at], len(texts))
+    for order, ngrams in enumerate(islice(all_ngrams(joined), n)):
+        matches[order] = _matches_with_others(
+            ngrams.number, joined.sequence[ngrams.start], len(texts)
+        )
     closest = np.array(
-        [_closest(np.delete(joined.lengths, i), k) for i, k in enumerate(joined.lengths)]
+        [_closest(np.delete(joined.lengths, i), length) for i, length in enumerate(joined.lengths)]
     )
     return _bleu(matches, joined.lengths, closest, epsilon)
 
 
-def _matches_with_others(number: Ints, text: Ints, texts: int) -> Floats:
-    """Return (N,) n-grams of each text that others have, each as often as one of them at most."""
-    keys, count = np.unique(number * texts + text, return_counts=True)
-    gram, who = keys // texts, keys % texts
-    order = np.lexsort((-count, gram))
-    gram, who, count = gram[order], who[order], count[order]
-    first = np.searchsorted(gram, gram)  # where each n-gram's highest count stands
+def _matches_with_others(number: Ints, text: Ints, n_texts: int) -> Floats:
+    """Return (N,) matches of each text, every n-gram clipped to its highest count in another text.
+
+    Args:
+        number: (K,) numbers of all n-grams.
+        text: (K,) the text that each is in.
+        n_texts: N.
+    """
+    keys, count = np.unique(number * n_texts + text, return_counts=True)
+    ngram, owner = keys // n_texts, keys % n_texts
+    order = np.lexsort((-count, ngram))
+    ngram, owner, count = ngram[order], owner[order], count[order]
+    first = np.searchsorted(ngram, ngram)  # index of each n-gram's highest count
     second = first + 1
-    has_second = second < len(gram)
-    has_second[has_second] = gram[second[has_second]] == gram[has_second]
+    has_second = second < len(ngram)
+    has_second[has_second] = ngram[second[has_second]] == ngram[has_second]
     runner_up = np.where(has_second, count[np.minimum(second, len(count) - 1)], 0)
-    others = np.where(who == who[first], runner_up, count[first])
-    shared: Floats = np.bincount(who, np.minimum(count, others), texts).astype(np.float64)
-    return shared
+    others = np.where(owner == owner[first], runner_up, count[first])
+    matches: Floats = np.bincount(owner, np.minimum(count, others), n_texts).astype(np.float64)
+    return matches
 
 
 def dataset_bleu(
@@ -69,22 +77,22 @@ def dataset_bleu(
     epsilon: float = EPSILON,
     brevity_penalty: bool = False,
 ) -> Floats:
-    """Return the BLEU of each text with all training sequences as its references.
+    """Return the BLEU of each text with all training sequences as references.
 
-    High is quoted: the text is put together from what the training data has. Carlsson et al.,
-    Table 2. Without brevity penalty by default: training sequences are longer than continuations
-    by design, and the penalty (0.19 for 96 against 256 tokens) would say nothing about quoting;
-    the paper's highest value, 32.1 of 100, could not have been reached with it.
+    High means copied: the text consists of n-grams of the training data. Carlsson et al., Table 2.
+    Without brevity penalty by default: training sequences are longer than continuations by design,
+    and the penalty (a factor of 0.19 for 96 against 256 tokens) would measure nothing about
+    copying; the paper's highest value, 32.1 of 100, is out of reach with it.
 
     Args:
         texts: N sequences of token ids, of any lengths.
         corpus: M training sequences of token ids, at least one.
         n: longest n-grams.
-        epsilon: matches that an order without any counts as; 0: one such order makes BLEU 0.
-        brevity_penalty: punish texts shorter than the training sequence closest in length.
+        epsilon: count of an order without any match; 0: one such order makes BLEU 0.
+        brevity_penalty: penalize texts shorter than the training sequence closest in length.
 
     Returns:
-        (N,) from 0 to 1. 0 for an empty text.
+        (N,) from 0 to 1; 0 for an empty text.
 
     Raises:
         ValueError: n is below 1, or the corpus is empty.
@@ -92,22 +100,23 @@ def dataset_bleu(
     _check(n)
     if len(corpus) == 0:
         raise ValueError("no training sequence to compare with")
-    joined = Joined.of(texts)
+    joined = join(texts)
     matches = np.zeros((n, len(texts)))
     for order, shared in enumerate(islice(shared_ngrams(joined, corpus), n)):
-        most = np.zeros(shared.distinct, dtype=np.int64)  # in any one training sequence
+        ngrams = shared.texts
+        highest = np.zeros(len(ngrams.keys), dtype=np.int64)  # count in any one training sequence
         for block in shared.blocks:
             keys, count = np.unique(block.number * len(corpus) + block.sequence, return_counts=True)
-            np.maximum.at(most, keys // len(corpus), count)
+            np.maximum.at(highest, keys // len(corpus), count)
         keys, count = np.unique(
-            shared.number * len(texts) + joined.sequence[shared.at], return_counts=True
+            ngrams.number * len(texts) + joined.sequence[ngrams.start], return_counts=True
         )
-        clipped = np.minimum(count, most[keys // len(texts)])
+        clipped = np.minimum(count, highest[keys // len(texts)])
         matches[order] = np.bincount(keys % len(texts), clipped, len(texts))
     closest = joined.lengths
     if brevity_penalty:
         lengths = np.array([len(np.asarray(sequence)) for sequence in corpus])
-        closest = np.array([_closest(lengths, k) for k in joined.lengths])
+        closest = np.array([_closest(lengths, length) for length in joined.lengths])
     return _bleu(matches, joined.lengths, closest, epsilon)
 
 

@@ -1,104 +1,117 @@
-"""How sharp next-token distributions are, and how well they predict (Carlsson et al., Table 3).
+"""Next-token distributions: loss, entropy, top-k mass, rank (Carlsson et al., Table 3).
 
-Works on torch tensors on any device, in float32 at least, without keeping more than one copy of
-the logits.
+On torch tensors of any device, in float32 at least, with at most one copy of the logits. torch is
+imported where it is called, so that the registry of metrics loads without it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Sharpness:
-    """Per position, each shaped like the targets. Losses and entropies in nats."""
+class TokenStats:
+    """Statistics of the predicted distribution at each position; each shaped like the targets."""
 
     loss: Tensor
-    """Negative log-likelihood of the target."""
+    """Negative log-likelihood of the target, in nats."""
     entropy: Tensor
-    """Of the whole distribution."""
+    """Entropy of the whole distribution, in nats."""
     top1_mass: Tensor
     """Probability of the most likely token."""
     top3_mass: Tensor
-    """Of the three most likely tokens together."""
+    """Probability of the three most likely tokens together."""
     top5_mass: Tensor
-    """Of the five most likely tokens together."""
+    """Probability of the five most likely tokens together."""
     rank: Tensor
-    """Of the target: 1 plus the number of tokens more likely than it."""
+    """Rank of the target: 1 plus the number of tokens that are more likely."""
     top1: Tensor
     """Id of the most likely token."""
 
 
-def sharpness(logits: Tensor, targets: Tensor) -> Sharpness:
-    """Return loss, entropy, top-k mass and rank at every position.
+def token_stats(logits: Tensor, targets: Tensor) -> TokenStats:
+    """Return loss, entropy, top-k mass, rank and top token at every position.
 
     Args:
-        logits: (..., V) scores of the next token, any float type.
+        logits: (..., V) next-token logits, any float dtype.
         targets: (...) ids of the tokens that came next.
 
     Raises:
         FloatingPointError: a logit is NaN or infinite, so that no distribution is defined.
     """
-    log_p = torch.log_softmax(logits.float(), dim=-1)  # (..., V)
-    likeliest = log_p.topk(min(5, log_p.shape[-1]), dim=-1)  # (..., 5)
-    if bool(torch.isnan(likeliest.values[..., 0]).any()):  # topk puts NaN before all numbers
+    log_p = logits.float().log_softmax(dim=-1)  # (..., V)
+    top = log_p.topk(min(5, log_p.shape[-1]), dim=-1)  # (..., 5)
+    if bool(top.values[..., 0].isnan().any()):  # topk sorts NaN before all numbers
         raise FloatingPointError("the logits hold NaN or infinity: there is no distribution")
-    top = likeliest.values.exp().cumsum(-1)
-    target = log_p.gather(-1, targets.unsqueeze(-1))  # (..., 1)
-    rank, entropy = _rank(log_p, target), _entropy(log_p)
+    mass = top.values.exp().cumsum(-1)  # (..., 5)
+    log_p_target = log_p.gather(-1, targets.unsqueeze(-1))  # (..., 1)
 
-    def mass(k: int) -> Tensor:
-        return top[..., min(k, top.shape[-1]) - 1]
+    def top_mass(k: int) -> Tensor:
+        return mass[..., min(k, mass.shape[-1]) - 1]
 
-    return Sharpness(
-        -target.squeeze(-1), entropy, mass(1), mass(3), mass(5), rank, likeliest.indices[..., 0]
+    return TokenStats(
+        loss=-log_p_target.squeeze(-1),
+        entropy=_entropy(log_p),
+        top1_mass=top_mass(1),
+        top3_mass=top_mass(3),
+        top5_mass=top_mass(5),
+        rank=_rank(log_p, log_p_target),
+        top1=top.indices[..., 0],
     )
 
 
-CHOICE_MEASURES = ("loss", "entropy", "top1_mass", "rank")
-"""Of `Sharpness`, what is kept of a distribution that a token was chosen from."""
+STEP_STATS = ("loss", "entropy", "top1_mass", "rank")
+"""The fields of `TokenStats` that are kept of each decoding step."""
 
 
-def choice_measures(logits: Tensor, chosen: Tensor) -> Tensor:
-    """Return `CHOICE_MEASURES` at each position: the same as `sharpness`, in fewer passes.
+def step_stats(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Return `STEP_STATS` at each position: equal to `token_stats`, in fewer passes.
 
     Args:
-        logits: (R, V) scores of the next token, float32.
+        logits: (R, V) next-token logits, float32.
         chosen: (R,) ids of the tokens that were chosen.
 
     Returns:
         (4, R); the loss is NaN where a logit is NaN or infinite.
     """
-    log_p = torch.log_softmax(logits, dim=-1)  # (R, V)
-    target = log_p.gather(-1, chosen.unsqueeze(-1))  # (R, 1)
-    top1 = log_p.amax(-1).exp()
-    return torch.stack([-target.squeeze(-1), _entropy(log_p), top1, _rank(log_p, target)])
+    import torch
+
+    log_p = logits.log_softmax(dim=-1)  # (R, V)
+    log_p_chosen = log_p.gather(-1, chosen.unsqueeze(-1))  # (R, 1)
+    top1_mass = log_p.amax(-1).exp()
+    return torch.stack(
+        [-log_p_chosen.squeeze(-1), _entropy(log_p), top1_mass, _rank(log_p, log_p_chosen)]
+    )
 
 
 def _entropy(log_p: Tensor) -> Tensor:
-    # a forbidden token has p = 0 and log p = -inf; its share of the entropy is 0
+    # a masked token has p = 0 and log p = -inf; its term is 0
     return -(log_p.exp() * log_p).nansum(-1)
 
 
-def _rank(log_p: Tensor, target: Tensor) -> Tensor:
-    return 1 + torch.count_nonzero(log_p > target, dim=-1)
+def _rank(log_p: Tensor, log_p_target: Tensor) -> Tensor:
+    return 1 + (log_p > log_p_target).count_nonzero(dim=-1)
 
 
 def top1_agreement(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Return how often two models' most likely tokens are the same (Carlsson et al., Figure 5).
+    """Return how often the most likely tokens of two models are equal (Carlsson et al., Figure 5).
 
     Args:
         first: (N, T) ids of one model's most likely token at each position of N texts.
         second: (N, T) the same of another model, on the same texts.
 
     Returns:
-        (N,) shares from 0 to 1, one a text.
+        (N,) shares from 0 to 1, one per text.
 
     Raises:
-        ValueError: the shapes differ, so the models did not read the same texts.
+        ValueError: the shapes differ, so these are not predictions on the same texts.
     """
     a, b = np.asarray(first), np.asarray(second)
     if a.shape != b.shape:

@@ -1,15 +1,18 @@
-"""How varied a token sequence is, and how it repeats itself. Tokens are ids, shape (T,)."""
+"""Diversity and repetition within one token sequence. Tokens are ids, shape (T,)."""
 
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LOOP_TOKENS = 10
-"""A text ends in a loop if its last unit comes twice or more in a row, over this many tokens."""
+from hyperfitting.metrics.ngrams import all_ngrams, join
 
-_AT_ONCE = 2**20
-"""Comparisons of tokens that are held at once."""
+LOOP_TOKENS = 10
+"""A text ends in a loop if its last unit occurs twice or more in a row, over this many tokens."""
+
+_MAX_COMPARISONS = 2**20
+"""Token comparisons that are held in memory at once."""
 
 
 def ttr(tokens: ArrayLike) -> float:
@@ -19,7 +22,7 @@ def ttr(tokens: ArrayLike) -> float:
         tokens: (T,) token ids.
 
     Returns:
-        A share in (0, 1]; NaN for an empty sequence, which has no ratio.
+        A ratio in (0, 1]; NaN for an empty sequence.
     """
     return distinct_n(tokens, 1)
 
@@ -32,13 +35,15 @@ def distinct_n(tokens: ArrayLike, n: int) -> float:
         n: length of the n-grams, 1 or more.
 
     Returns:
-        A share in (0, 1]; NaN if the sequence is shorter than n.
+        A ratio in (0, 1]; NaN if the sequence is shorter than n.
 
     Raises:
         ValueError: n is below 1.
     """
-    grams = _ngrams(np.asarray(tokens), n)
-    return len(np.unique(grams, axis=0)) / len(grams) if len(grams) else float("nan")
+    if n < 1:
+        raise ValueError(f"n is {n}; an n-gram has 1 token or more")
+    ngrams = next(islice(all_ngrams(join([tokens])), n - 1, None), None)
+    return float("nan") if ngrams is None else len(ngrams.keys) / len(ngrams.start)
 
 
 def rep_n(tokens: ArrayLike, n: int) -> float:
@@ -50,40 +55,41 @@ def rep_n(tokens: ArrayLike, n: int) -> float:
 
 
 def longest_loop(tokens: ArrayLike) -> float:
-    """Return how many tokens the longest immediate loop takes.
+    """Return the length of the longest immediate loop.
 
-    A loop is a stretch in which one unit, of any length, comes twice or more in a row; a last,
-    incomplete repeat counts. "a b c a b c a" takes 7 tokens.
+    A loop is a span in which one unit, of any length, occurs twice or more in a row; a last,
+    incomplete repeat counts. "a b c a b c a" is a loop of 7 tokens.
 
     Args:
         tokens: (T,) token ids.
 
     Returns:
-        Tokens, 0 if nothing is repeated immediately; NaN for an empty sequence.
+        Tokens; 0 if nothing is repeated immediately; NaN for an empty sequence.
     """
     return _loop(np.asarray(tokens), lambda runs: int(runs.max()))
 
 
 def final_loop(tokens: ArrayLike) -> float:
-    """Return how many tokens the loop takes in which the sequence ends.
+    """Return the length of the loop that the sequence ends in.
 
-    Args and result are those of `longest_loop`, of loops that reach the last token.
+    Args and result are those of `longest_loop`, over loops that include the last token.
     """
     return _loop(np.asarray(tokens), lambda runs: int(runs[-1]))
 
 
-def _loop(tokens: NDArray[np.generic], chosen: Callable[[NDArray[np.int64]], int]) -> float:
-    """Return the tokens of the longest loop among those that ``chosen`` takes from each period.
+def _loop(tokens: NDArray[np.generic], select: Callable[[NDArray[np.int64]], int]) -> float:
+    """Return the length of the longest loop, over one run per period.
 
     Args:
         tokens: (T,) token ids.
-        chosen: from the lengths of the runs in which each token equals the one a period before.
+        select: returns one of the lengths of the runs in which each token equals the one a period
+            earlier.
     """
     if len(tokens) == 0:
         return float("nan")
     longest = 0
     for period in range(1, len(tokens) // 2 + 1):
-        run = chosen(_runs(tokens[period:] == tokens[:-period]))
+        run = select(_run_lengths(tokens[period:] == tokens[:-period]))
         if run >= period:
             longest = max(longest, run + period)
     return float(longest)
@@ -92,49 +98,40 @@ def _loop(tokens: NDArray[np.generic], chosen: Callable[[NDArray[np.int64]], int
 def ends_in_loop(tokens: ArrayLike) -> float:
     """Return 1 if the sequence ends in a loop of `LOOP_TOKENS` tokens or more, else 0.
 
-    NaN for an empty sequence. "that that" at the end of a text is not yet a loop; a sentence said
-    twice is.
+    NaN for an empty sequence. "that that" at the end of a text is no loop yet; a sentence that is
+    repeated is one.
     """
     length = final_loop(tokens)
     return length if np.isnan(length) else float(length >= LOOP_TOKENS)
 
 
 def repetition(tokens: ArrayLike) -> NDArray[np.int64]:
-    """Return how much of the sequence each token repeats (the colouring of Figure 1).
+    """Return for each token the length of the repeated span that it is in (Figure 1's colors).
 
     Args:
         tokens: (T,) token ids.
 
     Returns:
-        (T,): for each token, the length of the longest stretch around it that also stands earlier
-        in the sequence; 0 for a token that is new.
+        (T,): the length of the longest span around each token that also occurs earlier in the
+        sequence; 0 for a token that is new.
     """
     tokens = np.asarray(tokens)
-    found = np.zeros(len(tokens), dtype=np.int64)
-    step = max(1, _AT_ONCE // (len(tokens) + 1))
+    longest = np.zeros(len(tokens), dtype=np.int64)
+    step = max(1, _MAX_COMPARISONS // (len(tokens) + 1))
     for first in range(1, len(tokens), step):
         lags = np.arange(first, min(first + step, len(tokens)))
         earlier = np.arange(len(tokens)) - lags[:, None]  # (L, T)
         same = np.zeros((len(lags), len(tokens) + 1), dtype=np.bool_)  # false between two lags
         same[:, :-1] = (earlier >= 0) & (tokens == tokens[np.maximum(earlier, 0)])
-        runs = _runs(same.ravel()).reshape(same.shape)[:, :-1]
-        np.maximum(found, runs.max(axis=0), out=found)
-    return found
+        runs = _run_lengths(same.ravel()).reshape(same.shape)[:, :-1]
+        np.maximum(longest, runs.max(axis=0), out=longest)
+    return longest
 
 
-def _runs(marks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return for each position the length of the run of true values that it is in; 0 if false."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], marks, [False]])))
+def _run_lengths(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return at each position the length of the run of true values that it is in; 0 if false."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
     lengths = edges[1::2] - edges[::2]
-    runs = np.zeros(len(marks), dtype=np.int64)
-    runs[marks] = np.repeat(lengths, lengths)
+    runs = np.zeros(len(mask), dtype=np.int64)
+    runs[mask] = np.repeat(lengths, lengths)
     return runs
-
-
-def _ngrams(tokens: NDArray[np.generic], n: int) -> NDArray[np.generic]:
-    """Return all n-grams of a sequence: (T - n + 1, n), or (0, n) if it is too short."""
-    if n < 1:
-        raise ValueError(f"n is {n}; an n-gram has 1 token or more")
-    if len(tokens) < n:
-        return np.empty((0, n), dtype=tokens.dtype)
-    return np.lib.stride_tricks.sliding_window_view(tokens, n)

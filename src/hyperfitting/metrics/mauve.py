@@ -1,8 +1,8 @@
-"""MAUVE: how close the distribution of a model's texts is to that of real ones.
+"""MAUVE: how close the distribution of a model's texts is to that of reference texts.
 
-The measure of Pillutla et al. (2021), by its authors' package, from features that any model gives.
-It compares sets, so it has no value a text and no interval; with fewer than a few hundred texts it
-is biased and noisy, and only values from equally many texts compare.
+Pillutla et al. (2021), by the authors' package, from features of any model. It compares sets, so it
+has no value per text and no interval. With fewer than a few hundred texts it is biased and noisy;
+compare only values from equal numbers of texts.
 """
 
 import importlib.util
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from hyperfitting.errors import UserError
 
 SEEDS = 5
-"""Clusterings averaged: one alone moves the value by several hundredths."""
-LEAST = 100
-"""Texts below which the clusters hold too little to say anything (a tenth as many clusters)."""
+"""Clusterings averaged: a single one moves the value by several hundredths."""
+MIN_TEXTS = 100
+"""Fewer texts leave too few clusters (a tenth as many) for the value to mean anything."""
 
 
 def check_installed() -> None:
-    """Say what is missing, before anything is computed.
+    """Refuse a config that measures MAUVE without the package, before anything is computed.
 
     Raises:
         UserError: the authors' package is not installed.
@@ -38,37 +38,37 @@ def check_installed() -> None:
         )
 
 
-def mauve(texts: NDArray[np.float32], real: NDArray[np.float32]) -> float:
-    """Return the MAUVE of some texts against real ones, the mean over `SEEDS` clusterings.
+def mauve(texts: NDArray[np.float32], references: NDArray[np.float32]) -> float:
+    """Return the MAUVE of a model's texts, averaged over `SEEDS` clusterings.
 
     Args:
-        texts: (N, H) features of a model's texts.
-        real: (M, H) features of real texts.
+        texts: (N, H) features of the model's texts.
+        references: (M, H) features of the reference texts.
 
     Returns:
-        From 0 to 1 (the same distribution); NaN with fewer than `LEAST` texts on a side.
+        From 0 to 1 (the same distribution); NaN with fewer than `MIN_TEXTS` texts on a side.
     """
-    if min(len(texts), len(real)) < LEAST:
+    if min(len(texts), len(references)) < MIN_TEXTS:
         return float("nan")
     from mauve import compute_mauve
 
-    with _quiet():
-        found = [
-            compute_mauve(p_features=real, q_features=texts, seed=seed, verbose=False).mauve
+    with _silent_stderr():
+        values = [
+            compute_mauve(p_features=references, q_features=texts, seed=seed, verbose=False).mauve
             for seed in range(SEEDS)
         ]
-    return float(np.mean(found))
+    return float(np.mean(values))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Let nothing reach stderr: the C++ clustering warns at the package's own settings."""
+def _silent_stderr() -> Iterator[None]:
+    """Discard stderr, also of C++: the clustering warns about the package's own settings."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    saved = os.dup(2)
     try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with Path(os.devnull).open("w") as devnull:
+            os.dup2(devnull.fileno(), 2)
             yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -1,8 +1,9 @@
-"""N-grams of many sequences at once, and which of them two collections share.
+"""N-grams of many sequences at once, and the n-grams that two collections share.
 
-Sequences are (T,) integer arrays of any lengths; no n-gram spans two of them. An n-gram is one
-integer, made of the number of its first n - 1 tokens and its last token, so that all n-grams of one
-length are one sort.
+Sequences are (T,) integer arrays of any lengths; no n-gram spans two of them. Equal n-grams have
+equal numbers: an n-gram's key is the number of its first n - 1 tokens combined with its last token,
+and its number is the index of that key among the sorted distinct ones, so numbering all n-grams of
+one length is one sort, and finding given ones is one binary search per token (`lookup`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,136 +16,164 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Joined:
-    """Sequences end to end: P tokens in all."""
+class JoinedSequences:
+    """N sequences concatenated: P tokens in all."""
 
     tokens: Ints
     """(P,)"""
     sequence: Ints
-    """(P,): the number of the sequence that a token is in."""
+    """(P,): index of the sequence that a token is in."""
     offset: Ints
-    """(P,): the place of a token in its sequence."""
-    left: Ints
+    """(P,): position of a token in its sequence."""
+    remaining: Ints
     """(P,): tokens from this one to the end of its sequence, this one included."""
     lengths: Ints
     """(N,): tokens of each sequence."""
 
-    @classmethod
-    def of(cls, sequences: Sequence[ArrayLike]) -> "Joined":
-        """Join sequences; empty ones keep their number."""
-        arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-        lengths = np.array([len(array) for array in arrays], dtype=np.int64)
-        offset = np.concatenate([[0], *(np.arange(n) for n in lengths)])[1:].astype(np.int64)
-        sequence = np.repeat(np.arange(len(arrays)), lengths)
-        tokens = np.concatenate([np.zeros(0, np.int64), *arrays])
-        return cls(tokens, sequence, offset, lengths[sequence] - offset, lengths)
+
+def join(sequences: Sequence[ArrayLike]) -> JoinedSequences:
+    """Concatenate sequences; empty ones keep their index."""
+    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+    offset = np.concatenate([[0], *(np.arange(n) for n in lengths)])[1:].astype(np.int64)
+    sequence = np.repeat(np.arange(len(arrays)), lengths)
+    tokens = np.concatenate([np.zeros(0, np.int64), *arrays])
+    return JoinedSequences(tokens, sequence, offset, lengths[sequence] - offset, lengths)
 
 
-def ngrams(texts: Joined) -> Iterator[tuple[Ints, Ints]]:
-    """Yield all n-grams for n = 1, 2, …: where they begin, and their numbers.
+@dataclass(frozen=True)
+class NGrams:
+    """The n-grams of one length in joined sequences: K of them."""
 
-    Equal n-grams have equal numbers, from 0 to the number of distinct ones. Ends when no sequence
-    is long enough.
-    """
-    vocabulary, token = np.unique(texts.tokens, return_inverse=True)
-    at, number, n = np.arange(len(token)), token, 1
-    while len(at):
-        yield at, number
-        longer = texts.left[at] > n
-        at, keys = at[longer], number[longer] * len(vocabulary) + token[at[longer] + n]
-        _, number = np.unique(keys, return_inverse=True)
-        n += 1
+    n: int
+    start: Ints
+    """(K,): positions of their first tokens."""
+    number: Ints
+    """(K,): their numbers, from 0 to the number of distinct ones."""
+    keys: Ints
+    """Sorted keys of the distinct ones; a number is an index into this."""
+
+    def select(self, rows: NDArray[np.bool_]) -> "NGrams":
+        """Return some of them. ``rows``: (K,)."""
+        return NGrams(self.n, self.start[rows], self.number[rows], self.keys)
 
 
-class Block:
-    """Some sequences of a corpus, and where in them n-grams of the texts begin.
+class NGramNumbering:
+    """Numbers the n-grams of joined sequences, one length after the other."""
+
+    def __init__(self, joined: JoinedSequences) -> None:
+        self._joined = joined
+        self.vocabulary, self._token = np.unique(joined.tokens, return_inverse=True)
+
+    def unigrams(self) -> NGrams:
+        """Return the 1-grams: all tokens."""
+        return NGrams(1, np.arange(len(self._token)), self._token, self.vocabulary)
+
+    def extend(self, ngrams: NGrams) -> NGrams:
+        """Return the (n + 1)-grams that begin with given n-grams."""
+        longer = self._joined.remaining[ngrams.start] > ngrams.n
+        start = ngrams.start[longer]
+        following = self._token[start + ngrams.n]
+        keys = ngram_keys(ngrams.number[longer], following, len(self.vocabulary))
+        distinct, number = np.unique(keys, return_inverse=True)
+        return NGrams(ngrams.n + 1, start, number, distinct)
+
+
+def ngram_keys(prefix: Ints, last: Ints, vocabulary_size: int) -> Ints:
+    """Return the keys of n-grams, from the numbers of their prefixes and their last tokens."""
+    keys: Ints = prefix * vocabulary_size + last
+    return keys
+
+
+def all_ngrams(joined: JoinedSequences) -> Iterator[NGrams]:
+    """Yield all n-grams for n = 1, 2, … until no sequence is long enough."""
+    numbering = NGramNumbering(joined)
+    ngrams = numbering.unigrams()
+    while len(ngrams.start):
+        yield ngrams
+        ngrams = numbering.extend(ngrams)
+
+
+class CorpusBlock:
+    """Some sequences of a corpus, and the n-grams of the texts that occur in them.
 
     Args:
         sequences: arrays of token ids.
-        first: the number of the first of them in the corpus.
+        first: index of the first of them in the corpus.
         vocabulary: the sorted distinct tokens of the texts.
     """
 
     def __init__(self, sequences: Sequence[ArrayLike], first: int, vocabulary: Ints) -> None:
-        self._joined = Joined.of(sequences)
-        self._token = _find(vocabulary, self._joined.tokens)
+        self._joined = join(sequences)
+        self._token = lookup(vocabulary, self._joined.tokens)
         self._first = first
-        self.at = np.flatnonzero(self._token >= 0)
-        self.number = self._token[self.at]
-        """The number of the n-gram at each of these places; equal numbers are equal n-grams."""
+        self.start = np.flatnonzero(self._token >= 0)
+        """Positions of the first tokens of these n-grams."""
+        self.number = self._token[self.start]
+        """Their numbers, the same as in the texts."""
 
     @property
     def sequence(self) -> Ints:
-        """The sequence of the corpus that each n-gram is in."""
-        return self._joined.sequence[self.at] + self._first
+        """The corpus sequence that each n-gram is in."""
+        return self._joined.sequence[self.start] + self._first
 
     @property
     def offset(self) -> Ints:
-        """Where in its sequence each n-gram begins."""
-        return self._joined.offset[self.at]
+        """Position of each n-gram in its sequence."""
+        return self._joined.offset[self.start]
 
-    def extend(self, n: int, base: int, longer: Ints) -> None:
-        """Keep the n-grams that go on to one of the texts' (n + 1)-grams, whose keys are given."""
-        inside = self._joined.left[self.at] > n
-        at, number = self.at[inside], self.number[inside]
-        follows = self._token[at + n]
-        number = _find(longer, np.where(follows >= 0, number * base + follows, -1))
-        self.at, self.number = at[number >= 0], number[number >= 0]
+    def extend(self, n: int, vocabulary_size: int, keys: Ints) -> None:
+        """Move on from n-grams to (n + 1)-grams: to those whose keys are given."""
+        longer = self._joined.remaining[self.start] > n
+        start, prefix = self.start[longer], self.number[longer]
+        following = self._token[start + n]
+        candidates = ngram_keys(prefix, following, vocabulary_size)
+        number = lookup(keys, np.where(following >= 0, candidates, -1))
+        self.start, self.number = start[number >= 0], number[number >= 0]
 
 
 @dataclass(frozen=True)
-class Shared:
-    """The n-grams of one length that both texts and corpus have."""
+class SharedNGrams:
+    """The n-grams of one length that occur in both the texts and the corpus."""
 
-    n: int
-    at: Ints
-    """Where they begin in the joined texts."""
-    number: Ints
-    """The number of each of these, as in the blocks."""
-    distinct: int
-    """Numbers are below this."""
-    blocks: list[Block]
-    """The corpus, in order."""
+    texts: NGrams
+    """Where they occur in the joined texts."""
+    blocks: list[CorpusBlock]
+    """Where they occur in the corpus, in its order."""
 
 
-_BLOCK = 512  # sequences whose arrays still fit a processor's cache: the cost stays linear
+_BLOCK = 512  # sequences whose arrays fit a processor's cache, so that the cost stays linear
 
 
-def shared_ngrams(texts: Joined, corpus: Sequence[ArrayLike]) -> Iterator[Shared]:
+def shared_ngrams(texts: JoinedSequences, corpus: Sequence[ArrayLike]) -> Iterator[SharedNGrams]:
     """Yield the n-grams that occur in both, for n = 1, 2, … until there are none.
 
-    Only what is shared at one length is looked at for the next, so the cost grows with the corpus
-    for the first lengths and with what is shared after them. The blocks change from one yield to
-    the next.
+    Only n-grams that are shared are extended, so the cost grows with the corpus for the first
+    lengths and with what is shared after that. The blocks change from one yield to the next.
     """
-    vocabulary, number = np.unique(texts.tokens, return_inverse=True)
-    token, at, distinct = number, np.arange(len(number)), len(vocabulary)
+    numbering = NGramNumbering(texts)
+    ngrams = numbering.unigrams()
     blocks = [
-        Block(corpus[start : start + _BLOCK], start, vocabulary)
+        CorpusBlock(corpus[start : start + _BLOCK], start, numbering.vocabulary)
         for start in range(0, len(corpus), _BLOCK)
     ]
-    n = 1
     while True:
-        there = np.zeros(distinct, dtype=bool)
+        in_corpus = np.zeros(len(ngrams.keys), dtype=bool)
         for block in blocks:
-            there[block.number] = True
-        at, number = at[there[number]], number[there[number]]
-        if len(at) == 0:
+            in_corpus[block.number] = True
+        ngrams = ngrams.select(in_corpus[ngrams.number])
+        if len(ngrams.start) == 0:
             return
-        yield Shared(n, at, number, distinct, blocks)
-        longer = texts.left[at] > n
-        at, keys = at[longer], number[longer] * len(vocabulary) + token[at[longer] + n]
-        keys, number = np.unique(keys, return_inverse=True)
-        distinct = len(keys)
+        yield SharedNGrams(ngrams, blocks)
+        n, ngrams = ngrams.n, numbering.extend(ngrams)
         for block in blocks:
-            block.extend(n, len(vocabulary), keys)
-        n += 1
+            block.extend(n, len(numbering.vocabulary), ngrams.keys)
 
 
-def _find(distinct: Ints, values: Ints) -> Ints:
-    """Return where each value stands in a sorted array of distinct ones; -1 if it does not."""
+def lookup(distinct: Ints, values: Ints) -> Ints:
+    """Return the index of each value in a sorted array of distinct ones; -1 if it is absent."""
     if len(distinct) == 0:
         return np.full(len(values), -1)
-    place = np.searchsorted(distinct, values)
-    place[place == len(distinct)] = 0
-    return np.where(distinct[place] == values, place, -1)
+    index = np.searchsorted(distinct, values)
+    index[index == len(distinct)] = 0
+    return np.where(distinct[index] == values, index, -1)

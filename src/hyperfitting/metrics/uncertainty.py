@@ -1,31 +1,16 @@
-"""Means over texts with their 95% intervals, and differences of two models on the same texts."""
+"""Means over texts with 95% intervals, and paired differences of two models on the same texts."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hyperfitting.metrics.estimate import Difference, Estimate
+
 Floats = NDArray[np.float64]
 Transform = Callable[[Floats], Floats]
-_CHUNK = 1 << 22  # numbers resampled at once, so that memory stays small
-_EXACT = 12  # with so few texts all 2^n sign flips are tried
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over texts. ``ci95`` is none where one text, or no spread to see, leaves it open."""
-
-    mean: float
-    ci95: tuple[float, float] | None
-    n: int
-
-
-@dataclass(frozen=True)
-class Difference(Estimate):
-    """A mean difference over texts. ``p`` is two-sided; none where one text leaves it open."""
-
-    p: float | None
+_CHUNK = 1 << 22  # numbers resampled at once, to bound the memory
+_MAX_EXACT = 12  # with up to this many texts all 2^n sign flips are tried
 
 
 def bootstrap_mean(
@@ -40,104 +25,120 @@ def bootstrap_mean(
     and of ``n``.
 
     Args:
-        values: (N,) one value a text.
+        values: (N,) one value per text.
         resamples: bootstrap resamples.
-        seed: of the resampling; the same seed resamples the same texts for every metric, so the
-            intervals of two models on the same texts compare.
+        seed: of the resampling; the same seed draws the same texts for every metric, so the
+            intervals of two models on the same texts are comparable.
         transform: applied to the mean and to each resampled mean, such as ``np.exp`` to go from
             loss to perplexity.
 
     Returns:
-        None if there is no value at all. With one value the interval is None: a spread cannot be
-        estimated.
+        None if there is no value at all. The interval is None for a single value.
     """
     x: Floats = np.asarray(values, dtype=np.float64)
     x = x[~np.isnan(x)]
     if len(x) == 0:
         return None
-    apply = transform or _same
-    mean = float(apply(np.array(x.mean())))
+    apply = transform or _identity
+
+    def statistic(x: Floats, axis: int = -1) -> Floats:
+        return apply(x.mean(axis=axis))
+
+    mean = float(statistic(x))
     if len(x) == 1:
         return Estimate(mean, None, 1)
-    means = np.concatenate(
-        [x[chosen].mean(axis=1) for chosen in _resamples(len(x), resamples, seed)]
-    )
-    return Estimate(mean, _interval(apply(means)), len(x))
+    return Estimate(mean, _interval((x,), statistic, resamples, seed), len(x))
 
 
 def paired_difference(
     values: ArrayLike,
-    baseline: ArrayLike,
+    base_values: ArrayLike,
     resamples: int,
     seed: int = 0,
     transform: Transform | None = None,
 ) -> Difference | None:
-    """Return the mean of ``values`` less that of ``baseline`` on the same texts.
-
-    The interval is a percentile bootstrap over texts; p is the share of sign flips of the texts'
-    differences whose mean is at least as far from 0 (a paired permutation test: all flips for a
-    few texts, else ``resamples`` random ones and the observed one).
+    """Return the mean of ``values`` minus that of ``base_values``, on the same texts.
 
     Args:
-        values: (N,) one value a text.
-        baseline: (N,) the same of another model; texts with a NaN in either are left out.
+        values: (N,) one value per text.
+        base_values: (N,) the same of another model; texts with a NaN in either are left out.
         resamples: bootstrap resamples, and random sign flips.
         seed: of both.
-        transform: applied to both means, such as ``np.exp``. p is that of the values themselves.
+        transform: applied to both means, such as ``np.exp``. The p-value is that of the values
+            themselves.
 
     Returns:
-        None if no text has both values. With one such text interval and p are None. Where all
+        None if no text has both values. Interval and p-value are None for a single text. If all
         differences are 0, the interval is (0, 0) and p is 1.
 
     Raises:
-        ValueError: there are not as many values as baselines.
+        ValueError: the numbers of values differ.
     """
-    x, y = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    x, y = np.asarray(values, dtype=np.float64), np.asarray(base_values, dtype=np.float64)
     if x.shape != y.shape:
-        raise ValueError(f"{len(x)} values and {len(y)} baselines are not of the same texts")
-    both = ~(np.isnan(x) | np.isnan(y))
-    x, y = x[both], y[both]
+        raise ValueError(f"{len(x)} and {len(y)} values are not of the same texts")
+    paired = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[paired], y[paired]
     if len(x) == 0:
         return None
-    apply = transform or _same
-    mean = float(apply(np.array(x.mean())) - apply(np.array(y.mean())))
+    apply = transform or _identity
+
+    def statistic(x: Floats, y: Floats, axis: int = -1) -> Floats:
+        return apply(x.mean(axis=axis)) - apply(y.mean(axis=axis))
+
+    mean = float(statistic(x, y))
     if len(x) == 1:
         return Difference(mean, None, 1, None)
-    means = np.concatenate(
-        [
-            apply(x[chosen].mean(axis=1)) - apply(y[chosen].mean(axis=1))
-            for chosen in _resamples(len(x), resamples, seed)
-        ]
-    )
-    return Difference(mean, _interval(means), len(x), _flip_p(x - y, resamples, seed))
+    interval = _interval((x, y), statistic, resamples, seed)
+    return Difference(mean, interval, len(x), _sign_flip_p_value(x - y, resamples, seed))
 
 
-def _flip_p(differences: Floats, resamples: int, seed: int) -> float:
-    n = len(differences)
-    size = np.abs(differences).sum()
-    limit = np.abs(differences.sum()) - 1e-12 * size  # rounding must not hide a tie
-    if n <= _EXACT:
-        flips = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
-        return float((np.abs(flips @ differences) >= limit).mean())
-    rng = np.random.default_rng(seed)
-    further = 0
-    for start in range(0, resamples, step := max(1, _CHUNK // n)):
-        flips = 1 - 2 * rng.integers(0, 2, (min(step, resamples - start), n))
-        further += int((np.abs(flips @ differences) >= limit).sum())
-    return (further + 1) / (resamples + 1)
+def _interval(
+    samples: tuple[Floats, ...], statistic: Callable[..., Floats], resamples: int, seed: int
+) -> tuple[float, float]:
+    """Return the 95% percentile bootstrap interval over paired samples, each (N,)."""
+    from scipy import stats  # takes a second to import
 
-
-def _resamples(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Yield which of n texts are drawn, in blocks (k, n) that make ``resamples`` rows in all."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, step := max(1, _CHUNK // n)):
-        yield rng.integers(0, n, (min(step, resamples - start), n))
-
-
-def _interval(means: Floats) -> tuple[float, float]:
-    low, high = np.quantile(means, [0.025, 0.975])
+    distribution = stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=resamples,
+        batch=max(1, _CHUNK // len(samples[0])),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
+    low, high = np.quantile(distribution, [0.025, 0.975])
     return float(low), float(high)
 
 
-def _same(means: Floats) -> Floats:
+def _sign_flip_p_value(differences: Floats, resamples: int, seed: int) -> float:
+    """Return the p-value of a paired permutation test of a mean difference.
+
+    It is the share of sign flips of the differences whose mean is at least as far from 0: of all
+    flips for few texts, else of ``resamples`` random ones and the observed one. The test is
+    `scipy.stats.permutation_test(permutation_type="samples")`; one matrix product per batch of
+    flips makes it several times faster.
+
+    Args:
+        differences: (N,).
+        resamples: random sign flips.
+        seed: of the flips.
+    """
+    n = len(differences)
+    tolerance = 1e-12 * np.abs(differences).sum()  # rounding must not hide a tie
+    limit = np.abs(differences.sum()) - tolerance
+    if n <= _MAX_EXACT:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
+        return float((np.abs(signs @ differences) >= limit).mean())
+    rng = np.random.default_rng(seed)
+    extreme = 0
+    for start in range(0, resamples, step := max(1, _CHUNK // n)):
+        signs = 1 - 2 * rng.integers(0, 2, (min(step, resamples - start), n))
+        extreme += int((np.abs(signs @ differences) >= limit).sum())
+    return (extreme + 1) / (resamples + 1)
+
+
+def _identity(means: Floats) -> Floats:
     return means

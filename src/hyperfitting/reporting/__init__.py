@@ -1,1 +1,1 @@
-"""Records made readable: tables, colours."""
+"""Reports of records: tables, figures, the page of an experiment, and the terminal's output."""

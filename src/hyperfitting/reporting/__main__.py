@@ -1,11 +1,11 @@
-"""Draw a sweep's report again, of what is there: python -m hyperfitting.reporting SWEEP_DIR."""
+"""Draw a sweep's report from the records that exist: python -m hyperfitting.reporting SWEEP_DIR."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from hyperfitting.errors import UserError
-from hyperfitting.reporting import report
+from hyperfitting.reporting.report import write_report
 
 
 def main() -> None:
@@ -16,10 +16,10 @@ def main() -> None:
     parser.add_argument(
         "folder", type=Path, metavar="SWEEP_DIR", help="such as outputs/sweeps/NAME"
     )
-    parser.add_argument("--to", type=Path, help="where reports are kept (default: beside sweeps/)")
-    given = parser.parse_args()
+    parser.add_argument("--to", type=Path, help="folder of all reports (default: beside sweeps/)")
+    arguments = parser.parse_args()
     try:
-        print(f"report     {report.write(given.folder.absolute(), given.to)}")
+        print(f"report     {write_report(arguments.folder.absolute(), arguments.to)}")
     except UserError as error:
         sys.exit(f"error: {error}")
 

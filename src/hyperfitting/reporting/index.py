@@ -1,4 +1,4 @@
-"""The index of all reports: one page that links to each experiment's."""
+"""The index of all reports: one page that links to the report of each experiment."""
 
 import json
 from collections.abc import Iterator
@@ -7,34 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from hyperfitting.reporting.assets import environment
-from hyperfitting.reporting.sweeps import SweepRecords
-from hyperfitting.store import write_json, write_text
+from hyperfitting.reporting.sweep_records import SweepRecords
+from hyperfitting.runtime.files import write_json, write_text
 
 PAGE = "index.html"
-_NOTE = "report.json"
+_SUMMARY = "report.json"
 
 
-def note(report: Path, title: str, sweep: SweepRecords) -> None:
-    """Note beside a report what it is of, and write the index of all reports again."""
-    finished = sum(1 for _ in sweep.finished())
-    said = {
+def add_report(report: Path, title: str, sweep: SweepRecords) -> None:
+    """Write what the index shows of a report beside it, and the index of all reports again."""
+    summary = {
         "title": title,
-        "command": " ".join(sweep.spec["command"]),
-        "finished": finished,
-        "members": len(sweep.entries),
+        "command": " ".join(sweep.spec.command),
+        "finished": sum(1 for _ in sweep.finished()),
+        "runs": len(sweep.runs),
     }
-    write_json(report / _NOTE, said)
-    write(report.parent)
+    write_json(report / _SUMMARY, summary)
+    write_index(report.parent)
 
 
-def write(reports: Path) -> Path:
-    """Write the index of all reports in a folder, and return it."""
+def write_index(reports: Path) -> Path:
+    """Write the index of all reports in a folder, and return its path."""
     path = reports / PAGE
-    write_text(path, environment().get_template(PAGE).render(reports=list(_found(reports))))
+    write_text(path, environment().get_template(PAGE).render(reports=list(_summaries(reports))))
     return path
 
 
-def _found(reports: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(reports.glob(f"*/{_NOTE}")):
+def _summaries(reports: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(reports.glob(f"*/{_SUMMARY}")):
         with suppress(OSError, ValueError):
-            yield {"folder": path.parent.name, **json.loads(path.read_text("utf-8"))}
+            summary = json.loads(path.read_text("utf-8"))
+            if "runs" in summary:  # else of another version of this software
+                yield {"folder": path.parent.name, **summary}

@@ -1,4 +1,4 @@
-"""The report of an experiment: its tables and figures, drawn from whatever records are there.
+"""The report of an experiment: its tables and figures, drawn from the records that exist.
 
     outputs/reports/<experiment>/
       index.html          all of it in one page, with every text; opens offline
@@ -6,101 +6,78 @@
       <table>.md .tex .csv
       <figure>.svg .png
 
-What to draw stands in the experiment's file, under `hydra.sweeper.report`:
-
-    title, about          words
-    tables:  {<name>: {caption, rows: [axis, …], columns: {<heading>: {key, at, set, side, times,
-             format, highest, less}}, published: [{<axis>: <label>, …, <heading>: number}], source}}
-    figures: {<name>: {kind, caption, …}}; see `hyperfitting.reporting.figures`
-
-python -m hyperfitting.reporting SWEEP_DIR draws it again.
+Its content is described in the experiment's file, under `hydra.sweeper.report`; see
+`hyperfitting.reporting.spec`. `python -m hyperfitting.reporting SWEEP_DIR` draws it again.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hyperfitting.reporting import figures, index, page, tables
-from hyperfitting.reporting.sweeps import SweepRecords
-from hyperfitting.store import replacing, write_text
+from hyperfitting.reporting.spec import ColumnSpec, ReportSpec, TableSpec, parse_report
+from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
+from hyperfitting.runtime.files import write_text
+
+_DEFAULT_COLUMNS = {
+    "TTR": "gen/ttr",
+    "repeated 2-grams": "gen/rep_2",
+    "Self-BLEU": "gen/self_bleu",
+    "Dataset BLEU": "gen/dataset_bleu",
+    "perplexity": "val/perplexity",
+    "entropy, nats": "val/entropy",
+}
+"""Heading and metric of the columns of a sweep that describes no report."""
 
 
-def write(folder: Path, reports: Path | None = None) -> Path:
+def write_report(folder: Path, reports: Path | None = None) -> Path:
     """Draw the report of a sweep, and return its folder.
 
     Args:
         folder: the sweep's.
-        reports: where reports are kept; none: `reports/` beside `sweeps/`, or in the folder if
-            it is kept elsewhere.
+        reports: folder of all reports; none: `reports/` beside `sweeps/`, or in the sweep's folder
+            if it lies elsewhere.
 
     Raises:
-        UserError: the experiment's description of its report makes no sense, or a record is of
-            another version of this software.
+        UserError: the description of the report is invalid, or a record is of another version of
+            this software.
     """
-    sweep = SweepRecords.of(folder)
-    spec = sweep.spec["report"] or _usual(sweep)
+    sweep = load_sweep(folder)
+    spec = parse_report(sweep.spec.report) if sweep.spec.report else _default_report(sweep)
     if reports is None:
         beside = folder.parent.name == "sweeps"
         reports = folder.parent.parent / "reports" if beside else folder / "reports"
     out = reports / folder.name
+    built = [tables.build_table(sweep, name, table) for name, table in spec.tables.items()]
     out.mkdir(parents=True, exist_ok=True)
-    made = [
-        tables.table_of(sweep, name, described)
-        for name, described in (spec.get("tables") or {}).items()
-    ]
-    for table in made:
-        write_text(out / f"{table.name}.md", tables.markdown(table))
-        write_text(out / f"{table.name}.tex", tables.latex(table))
-        write_text(out / f"{table.name}.csv", tables.comma_separated(table))
-    drawn = [
-        _draw(sweep, out, name, described)
-        for name, described in (spec.get("figures") or {}).items()
-    ]
-    title = spec.get("title", sweep.spec["name"])
-    parts = [f"# {title}", spec.get("about", ""), *map(tables.markdown, made)]
-    parts += [
-        f"![{one.caption}]({one.name}.svg)\n\n{one.caption}"
-        if one.svg
-        else f"({one.name}: {one.missing})"
-        for one in drawn
-    ]
-    parts.append(_made_with(sweep))
+    for table in built:
+        write_text(out / f"{table.name}.md", tables.to_markdown(table))
+        write_text(out / f"{table.name}.tex", tables.to_latex(table))
+        write_text(out / f"{table.name}.csv", tables.to_csv(table))
+    rendered = [figures.render(sweep, name, figure, out) for name, figure in spec.figures.items()]
+    title = spec.title or sweep.spec.name
+    parts = [f"# {title}", spec.about, *map(tables.to_markdown, built)]
+    parts += map(_figure_markdown, rendered)
+    parts.append(_provenance_markdown(sweep))
     write_text(out / "README.md", "\n\n".join(filter(None, map(str.strip, parts))) + "\n")
-    write_text(out / index.PAGE, page.html(sweep, made, drawn))
-    index.note(out, title, sweep)
+    write_text(out / index.PAGE, page.render_page(sweep, title, spec.about, built, rendered))
+    index.add_report(out, title, sweep)
     return out
 
 
-def _draw(sweep: SweepRecords, out: Path, name: str, described: Mapping[str, Any]) -> figures.Drawn:
-    """Draw a figure as SVG and PNG, if there is something to draw."""
-    caption = described.get("caption", name)
-    try:
-        drawn = figures.draw(sweep, name, described)
-    except figures.Nothing as why:
-        return figures.Drawn(name, caption, missing=str(why))
-    for suffix in ("png", "svg"):
-        with replacing(out / f"{name}.{suffix}") as beside:
-            figures.save(drawn, beside, suffix)
-    return figures.Drawn(name, caption, (out / f"{name}.svg").read_bytes())
-
-
-def _usual(sweep: SweepRecords) -> dict[str, Any]:
-    """Return what is drawn of a sweep that says nothing of its report."""
-    columns = {
-        "TTR": {"key": "gen/ttr"},
-        "repeated 2-grams": {"key": "gen/rep_2"},
-        "Self-BLEU": {"key": "gen/self_bleu"},
-        "Dataset BLEU": {"key": "gen/dataset_bleu"},
-        "perplexity": {"key": "val/perplexity", "format": "{:.1f}"},
-        "entropy, nats": {"key": "val/entropy", "format": "{:.2f}"},
-    }
+def _default_report(sweep: SweepRecords) -> ReportSpec:
+    """Return the report of a sweep that describes none: a table of all runs."""
+    columns = {heading: ColumnSpec(key=key) for heading, key in _DEFAULT_COLUMNS.items()}
     axes = sweep.axes
-    return {"tables": {"members": {"rows": axes, "columns": columns}}} if axes else {}
+    return ReportSpec(tables={"runs": TableSpec(rows=axes, columns=columns)} if axes else {})
 
 
-def _made_with(sweep: SweepRecords) -> str:
-    """Return how this was made, as Markdown."""
-    lines = ["## Made with"]
-    lines += [f"**{what}**: {words}" for what, words in sweep.made_with().items()]
-    missing = [f"- {entry.name}: {entry.missing}" for entry in sweep.entries if not entry.record]
-    return "\n\n".join([*lines, *(["\n".join(missing)] if missing else [])])
+def _figure_markdown(figure: figures.RenderedFigure) -> str:
+    if not figure.svg:
+        return f"({figure.name}: {figure.missing})"
+    return f"![{figure.caption}]({figure.name}.svg)\n\n{figure.caption}"
+
+
+def _provenance_markdown(sweep: SweepRecords) -> str:
+    parts = ["## Made with"]
+    parts += [f"**{name}**: {value}" for name, value in sweep.provenance().items()]
+    missing = [f"- {run.name}: {run.missing}" for run in sweep.runs if run.record is None]
+    return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])])

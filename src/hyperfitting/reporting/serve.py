@@ -7,65 +7,65 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from hyperfitting.errors import UserError
+from hyperfitting.record import RECORD_FILE
 from hyperfitting.reporting import index, report
-from hyperfitting.results import FILE_NAME
-from hyperfitting.sweep.state import SPEC
+from hyperfitting.sweep.spec import SPEC_FILE
 
 HOST = "127.0.0.1"
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    """Serves a folder, and says nothing of each request."""
+class _Handler(SimpleHTTPRequestHandler):
+    """Serves a folder without logging each request."""
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def end_headers(self) -> None:
-        """Have the browser ask each time: a report may have been drawn again."""
+        """Disable the browser's cache: a report may have been drawn again."""
         self.send_header("Cache-Control", "no-cache")
         super().end_headers()
 
 
-def draw_anew(outputs: Path) -> Iterator[tuple[str, str]]:
-    """Draw the reports of sweeps that have gone on since theirs was drawn.
+def update_reports(outputs: Path) -> Iterator[tuple[str, str]]:
+    """Draw the reports that are older than a record of their sweep.
 
     Yields:
-        The name of a sweep whose report was drawn, and what was wrong with it ("": nothing).
+        The name of a sweep whose report was drawn, and the error ("": none).
     """
-    for spec in sorted((outputs / "sweeps").glob(f"*/{SPEC}")):
+    for spec in sorted((outputs / "sweeps").glob(f"*/{SPEC_FILE}")):
         folder = spec.parent
-        drawn = outputs / "reports" / folder.name / index.PAGE
-        newest = max(p.stat().st_mtime for p in (spec, *folder.glob(f"*/{FILE_NAME}")))
-        if drawn.is_file() and drawn.stat().st_mtime >= newest:
+        page = outputs / "reports" / folder.name / index.PAGE
+        newest = max(p.stat().st_mtime for p in (spec, *folder.glob(f"*/{RECORD_FILE}")))
+        if page.is_file() and page.stat().st_mtime >= newest:
             continue
         try:
-            report.write(folder)
+            report.write_report(folder)
             yield folder.name, ""
         except UserError as error:
             yield folder.name, str(error)
 
 
 @contextmanager
-def served(reports: Path, port: int) -> Iterator[ThreadingHTTPServer]:
+def serving(reports: Path, port: int) -> Iterator[ThreadingHTTPServer]:
     """Serve the reports in this context, with their index.
 
     Args:
         reports: the folder of all reports.
-        port: where; 0: any that is free.
+        port: where to listen; 0: any free one.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is in use.
     """
     reports.mkdir(parents=True, exist_ok=True)
-    index.write(reports)
+    index.write_index(reports)
     try:
-        server = ThreadingHTTPServer((HOST, port), partial(_Quiet, directory=str(reports)))
+        server = ThreadingHTTPServer((HOST, port), partial(_Handler, directory=str(reports)))
     except OSError as error:
         raise UserError(
             f"cannot be listened on: {error.strerror}",
             field="--port",
             value=port,
-            hint="another one, or --port 0 for any that is free",
+            hint="another one, or --port 0 for any free one",
         ) from error
     with server:
         yield server

@@ -1,29 +1,29 @@
-"""Tables of a sweep's records, with the published numbers beside ours, in several formats."""
+"""Tables of a sweep's records, with published numbers beside them, in several formats.
+
+Markdown and LaTeX are written here rather than by pandas: `to_markdown` does not escape `|`, and
+`Styler.to_latex` escapes neither the caption nor the source, so both would need the same code.
+"""
 
 import csv
 import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from hyperfitting.errors import UserError, near_matches
-from hyperfitting.reporting.sweeps import SweepRecords, Value, value
+from hyperfitting.reporting.cells import Cell, table_cell
+from hyperfitting.reporting.spec import SECTION, ColumnSpec, TableSpec, no_such
+from hyperfitting.reporting.sweep_records import SweepRecords
 
-_TABLE_FIELDS = {"caption", "rows", "columns", "published", "source"}
-_COLUMN_FIELDS = {"key", "at", "set", "side", "times", "format", "highest", "less"}
-_WHOLE_ONLY = {"at", "set", "highest"}
-"""Fields of a column that `less` does not read: it pairs all texts at their full length."""
-_THEIRS = "theirs"
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its labels by axis, and by heading our value and theirs."""
+    """One row: its labels by axis, and by heading our number and the published one."""
 
     labels: dict[str, str]
-    ours: dict[str, Value]
-    theirs: dict[str, str]
+    cells: dict[str, Cell]
+    published: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -31,199 +31,153 @@ class Table:
     """A table before it is written in any format."""
 
     name: str
-    caption: str
-    source: str
-    axes: list[str]
-    columns: Mapping[str, Mapping[str, Any]]
+    spec: TableSpec
     rows: list[Row]
+
+    @property
+    def title(self) -> str:
+        """Its caption, or else its name."""
+        return self.spec.caption or self.name
 
     @property
     def published(self) -> list[str]:
         """The headings for which there are published numbers."""
-        return [h for h in self.columns if any(h in row.theirs for row in self.rows)]
+        return [h for h in self.spec.columns if any(h in row.published for row in self.rows)]
 
 
-def table_of(sweep: SweepRecords, name: str, described: Mapping[str, Any]) -> Table:
+def build_table(sweep: SweepRecords, name: str, spec: TableSpec) -> Table:
     """Return a table of a sweep's records, with the published numbers beside them.
 
     Raises:
-        UserError: it names an axis, field or column that is not there, or a published number has
-            no row.
+        UserError: it names an axis, label or column that does not exist.
     """
-    at = f"hydra.sweeper.report.tables.{name}"
-    _check_names(at, described, _TABLE_FIELDS)
-    axes = [str(axis) for axis in described["rows"]]
-    known = {axis: _all_labels(sweep, axis) for axis in axes}
+    at = f"{SECTION}.tables.{name}"
+    known = {axis: sweep.labels_at_any_scale(axis) for axis in spec.rows}
     for axis, labels in known.items():
         if not labels:
-            raise _no_such(f"{at}.rows", axis, sweep.axes)
-    columns = described["columns"]
-    for heading, column in columns.items():
-        _check_column(sweep, f"{at}.columns.{heading}", column)
-    theirs = [_published(at, given, known, columns) for given in described.get("published") or ()]
-    here = [sweep.labels(axis) for axis in axes]
-    wanted = [dict(zip(axes, chosen, strict=True)) for chosen in itertools.product(*here)]
-    wanted += [labels for labels, _ in theirs if labels not in wanted]
+            raise no_such(f"{at}.rows", axis, sweep.axes)
+    for heading, column in spec.columns.items():
+        _check_minus(sweep, column, f"{at}.columns.{heading}")
+    published = [_published_row(at, row, known, spec.columns) for row in spec.published]
+    combinations = itertools.product(*(sweep.labels(axis) for axis in spec.rows))
+    row_labels = [dict(zip(spec.rows, labels, strict=True)) for labels in combinations]
+    row_labels += [labels for labels, _ in published if labels not in row_labels]
+    published_labels = [labels for labels, _ in published]
     rows = [
         Row(
             labels,
-            {heading: value(sweep, labels, column) for heading, column in columns.items()},
-            {h: n for where, numbers in theirs if where == labels for h, n in numbers.items()},
+            {h: table_cell(sweep, labels, column) for h, column in spec.columns.items()},
+            {h: n for row, numbers in published if row == labels for h, n in numbers.items()},
         )
-        for labels in wanted
-        if sweep.at(labels) or any(where == labels for where, _ in theirs)
+        for labels in row_labels
+        if sweep.labeled(labels) or labels in published_labels
     ]
-    return Table(
-        name, described.get("caption", ""), described.get("source", ""), axes, columns, rows
-    )
+    return Table(name, spec, rows)
 
 
-def _check_column(sweep: SweepRecords, at: str, column: Mapping[str, Any]) -> None:
-    _check_names(at, column, _COLUMN_FIELDS)
-    if "less" not in column:
-        return
-    _check_names(at, column, _COLUMN_FIELDS - _WHOLE_ONLY)
-    for axis, label in column["less"].items():
-        if label not in _all_labels(sweep, axis):
-            raise _no_such(f"{at}.less.{axis}", label, _all_labels(sweep, axis))
+def _check_minus(sweep: SweepRecords, column: ColumnSpec, at: str) -> None:
+    for axis, label in (column.minus or {}).items():
+        labels = sweep.labels_at_any_scale(axis)
+        if label not in labels:
+            raise no_such(f"{at}.minus.{axis}", label, labels)
 
 
-def _published(
+def _published_row(
     at: str,
-    given: Mapping[str, Any],
+    row: Mapping[str, str],
     known: Mapping[str, Sequence[str]],
-    columns: Mapping[str, Any],
+    columns: Mapping[str, ColumnSpec],
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the labels and numbers of one published row."""
-    labels = {}
-    for axis, options in known.items():
-        label = str(given.get(axis))
-        if label not in options:
-            raise _no_such(f"{at}.published.{axis}", label, options)
-        labels[axis] = label
-    numbers = {}
-    for heading, number in given.items():
-        if heading in known:
-            continue
+    for axis, labels in known.items():
+        if row.get(axis) not in labels:
+            raise no_such(f"{at}.published.{axis}", str(row.get(axis)), labels)
+    numbers = {heading: number for heading, number in row.items() if heading not in known}
+    for heading in numbers:
         if heading not in columns:
-            raise _no_such(f"{at}.published", heading, columns)
-        numbers[heading] = str(number)
-    return labels, numbers
+            raise no_such(f"{at}.published", heading, columns)
+    return {axis: row[axis] for axis in known}, numbers
 
 
-def _all_labels(sweep: SweepRecords, axis: str) -> list[str]:
-    """Return the labels of an axis at any scale, those of this one first."""
-    given = [
-        sweep.spec["axes"],
-        *((s or {}).get("axes") or {} for s in sweep.spec["scales"].values()),
-    ]
-    labels = sweep.labels(axis)
-    for axes in given:
-        labels += [str(label) for label in axes.get(axis, ())]
-    return list(dict.fromkeys(labels))
-
-
-def _check_names(at: str, given: Mapping[str, Any], known: set[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise _no_such(at, name, sorted(known))
-
-
-def _no_such(field: str, name: str, options: Any) -> UserError:
-    return UserError(
-        "there is no such name",
-        field=field,
-        value=name,
-        valid=", ".join(map(str, options)),
-        hint=near_matches(name, map(str, options)),
-    )
-
-
-def _format(column: Mapping[str, Any]) -> str:
-    return str(column.get("format", "{:.3f}"))
-
-
-def _written(found: Value, form: str) -> str:
-    if found.missing:
-        return f"({found.missing})"
-    text = form.format(found.mean)
-    if found.ci95:
-        text += f" [{', '.join(form.format(end) for end in found.ci95)}]"
-    return text if found.members == found.of else f"{text} ({found.members} of {found.of} members)"
-
-
-def _numbers(table: Table) -> Iterator[tuple[str, str]]:
-    """Yield the columns of numbers: heading, and "" for ours or `theirs`."""
-    for heading in table.columns:
-        yield heading, ""
+def _number_columns(table: Table) -> Iterator[tuple[str, bool]]:
+    """Yield the columns of numbers: heading, and whether it is the published one."""
+    for heading in table.spec.columns:
+        yield heading, False
         if heading in table.published:
-            yield heading, _THEIRS
+            yield heading, True
 
 
 def headings(table: Table) -> list[str]:
-    """Return the names of all columns: axes, then numbers, ours before theirs."""
-    numbers = [f"{name} ({whose})" if whose else name for name, whose in _numbers(table)]
-    return [*table.axes, *numbers]
+    """Return the headings of all columns: axes, then numbers, each before its published one."""
+    return [
+        *table.spec.rows,
+        *(f"{h} ({PUBLISHED})" if published else h for h, published in _number_columns(table)),
+    ]
 
 
-def cells(table: Table, row: Row) -> list[str]:
-    """Return what stands in a row, in the order of the headings."""
-    found = list(row.labels.values())
-    for heading, whose in _numbers(table):
-        if whose == _THEIRS:
-            found.append(row.theirs.get(heading, ""))
-        else:
-            found.append(_written(row.ours[heading], _format(table.columns[heading])))
-    return found
+def row_texts(table: Table, row: Row) -> list[str]:
+    """Return the texts of a row, in the order of the headings."""
+    numbers = (
+        row.published.get(heading, "")
+        if published
+        else row.cells[heading].text(table.spec.columns[heading].number_format)
+        for heading, published in _number_columns(table)
+    )
+    return [*row.labels.values(), *numbers]
 
 
-def markdown(table: Table) -> str:
+def to_markdown(table: Table) -> str:
     """Return a table as Markdown."""
     names = headings(table)
-    lines = [names, ["---"] * len(names)]
-    lines += [cells(table, row) for row in table.rows]
+    rows = [names, ["---"] * len(names), *(row_texts(table, row) for row in table.rows)]
     body = "\n".join(
-        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+        "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows
     )
-    source = f"\n\n*theirs*: {table.source}" if table.published else ""
-    return f"## {table.caption or table.name}\n\n{body}{source}\n"
+    source = f"\n\n*{PUBLISHED}*: {table.spec.source}" if table.published else ""
+    return f"## {table.title}\n\n{body}{source}\n"
 
 
-_TEX = str.maketrans(
+_LATEX_ESCAPES = str.maketrans(
     {c: "\\" + c for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
      "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 )  # fmt: skip
 
 
-def latex(table: Table) -> str:
+def to_latex(table: Table) -> str:
     """Return a table as LaTeX, for the package booktabs."""
-    names = headings(table)
+    n_axes, n_columns = len(table.spec.rows), len(headings(table))
+    rows = [
+        " & ".join(text.translate(_LATEX_ESCAPES) for text in texts) + r" \\"
+        for texts in (headings(table), *(row_texts(table, row) for row in table.rows))
+    ]
     lines = [
         r"\begin{table}",
-        rf"\caption{{{(table.caption or table.name).translate(_TEX)}}}",
-        rf"\begin{{tabular}}{{{'l' * len(table.axes)}{'r' * (len(names) - len(table.axes))}}}",
+        rf"\caption{{{table.title.translate(_LATEX_ESCAPES)}}}",
+        rf"\begin{{tabular}}{{{'l' * n_axes}{'r' * (n_columns - n_axes)}}}",
         r"\toprule",
-        " & ".join(text.translate(_TEX) for text in names) + r" \\",
+        rows[0],
         r"\midrule",
+        *rows[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
     ]
-    for row in table.rows:
-        lines.append(" & ".join(text.translate(_TEX) for text in cells(table, row)) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
     if table.published:
-        lines.append(rf"\par theirs: {table.source.translate(_TEX)}")
+        lines.append(rf"\par {PUBLISHED}: {table.spec.source.translate(_LATEX_ESCAPES)}")
     return "\n".join([*lines, r"\end{table}", ""])
 
 
-def comma_separated(table: Table) -> str:
-    """Return a table with one line a number, as CSV."""
+def to_csv(table: Table) -> str:
+    """Return a table as CSV, one line for each number."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*table.axes, "column", "mean", "low", "high", "n", "published", "missing"])
+    columns = ["column", "mean", "low", "high", "n", PUBLISHED, "missing"]
+    writer.writerow([*table.spec.rows, *columns])
     for row in table.rows:
-        for heading in table.columns:
-            one = row.ours[heading]
-            ends = one.ci95 or ("", "")
-            numbers = ["", "", "", ""] if one.missing else [one.mean, *ends, one.n]
-            theirs = row.theirs.get(heading, "")
-            writer.writerow([*row.labels.values(), heading, *numbers, theirs, one.missing])
+        for heading, cell in row.cells.items():
+            numbers: list[float | str] = [""] * 4
+            if cell.estimate is not None:
+                low, high = cell.estimate.ci95 or ("", "")
+                numbers = [cell.estimate.mean, low, high, cell.estimate.n]
+            published = row.published.get(heading, "")
+            writer.writerow([*row.labels.values(), heading, *numbers, published, cell.missing])
     return out.getvalue()

@@ -1,1 +1,1 @@
-"""Sweeps: which members there are, who runs them, how far they are, what is still to do."""
+"""Sweeps: expanding axes to runs, planning, launching, and watching them."""

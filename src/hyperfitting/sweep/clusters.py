@@ -1,7 +1,7 @@
-"""Members on a cluster: each a job of SLURM (by submitit) or a task of Ray.
+"""Runs on a cluster: each a SLURM job (through submitit) or a Ray task.
 
-The sweep's folder and the store lie on a disk that all machines see. Whether a member has finished,
-failed or died is read from its folder, never from the engine: an engine only gives it a machine.
+The sweep's folder and the store are on a file system that all nodes share. Whether a run has
+finished, failed or died is read from its folder, never from SLURM or Ray.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from typing import Any
 import cloudpickle
 from hydra.core.singleton import Singleton
 
-from hydra_plugins.hyperfitting_members import Hydra, RayConf, SlurmConf
-from hyperfitting import preemption
 from hyperfitting.errors import UserError
-from hyperfitting.sweep import workers
+from hyperfitting.formatting import first_line
+from hyperfitting.runtime import preemption
+from hyperfitting.runtime.processes import THREAD_VARIABLES
+from hyperfitting.sweep.config import HydraSetup, RayConfig, SlurmConfig
+from hyperfitting.sweep.jobs import execute_job
 
-LOGS = "slurm"
-"""Folder of submitit's scripts and logs, in the sweep's."""
+LOG_DIR = "slurm"
+"""Folder of submitit's scripts and logs, within the sweep's."""
 
-_EVERY = {"slurm": 5.0, "local": 0.5}
-"""Seconds between two looks at what has ended."""
+_POLL_SECONDS = {"slurm": 5.0, "local": 0.5}
 
 log = logging.getLogger(__name__)
 
 
-def _needs(package: str, launcher: str) -> None:
+def _require(package: str, launcher: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise UserError(
             f"needs the package {package}, which is not installed",
@@ -43,143 +44,155 @@ def _needs(package: str, launcher: str) -> None:
 
 
 class Job:
-    """One member, wherever it is run. (It holds functions, which only cloudpickle can send.)"""
+    """One run, as a function without arguments that other processes can unpickle."""
 
-    def __init__(self, hydra: Hydra, number: int, overrides: Sequence[str]) -> None:
-        self._sent = cloudpickle.dumps((hydra, Singleton.get_state(), number, list(overrides)))
+    def __init__(self, hydra: HydraSetup, number: int, overrides: Sequence[str]) -> None:
+        # Hydra's objects contain functions, which only cloudpickle can serialize
+        self._payload = cloudpickle.dumps((hydra, Singleton.get_state(), number, list(overrides)))
 
     def __call__(self) -> None:
-        """Run the member. If the machine is wanted back, a checkpoint is written first.
+        """Execute the run; when a signal preempts it, it writes a checkpoint first.
 
         Raises:
-            RuntimeError: it was.
+            RuntimeError: it was preempted.
         """
-        hydra, singletons, number, overrides = cloudpickle.loads(self._sent)
-        before = preemption.listen()
+        hydra, singletons, number, overrides = cloudpickle.loads(self._payload)
+        previous_handlers = preemption.install_handlers()
         Singleton.set_state(singletons)
         try:
-            workers.run_member(hydra, number, overrides)
-        except preemption.Preempted as told:
-            preemption.hand_over(before)
-            raise RuntimeError(f"told to end ({told})") from told
+            execute_job(hydra, number, overrides)
+        except preemption.Preempted as preempted:
+            preemption.forward_signal(previous_handlers)
+            raise RuntimeError(f"received {preempted}") from preempted
 
     def checkpoint(self) -> Any:
-        """Return what submitit is to run when the job begins again: the same."""
+        """Return what submitit submits when it requeues the job: the same job."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def run_on_slurm(conf: SlurmConf, hydra: Hydra, jobs: Sequence[Sequence[str]], first: int) -> None:
-    """Submit members, all at once; return when no job of them is left.
+def run_on_slurm(
+    config: SlurmConfig, hydra: HydraSetup, jobs: Sequence[Sequence[str]], first: int
+) -> None:
+    """Submit runs as one job array; return when no job is left.
 
     Args:
-        conf: what each job asks for.
-        hydra: what it gave the launcher.
-        jobs: overrides of each member.
-        first: number of the first.
+        config: resources of each job.
+        hydra: what Hydra passed to the launcher.
+        jobs: overrides of each run.
+        first: number of the first job.
 
     Raises:
-        UserError: submitit is not installed, there is no such cluster here, or it refuses the jobs.
+        UserError: submitit is not installed, there is no such cluster here, or it rejects the jobs.
     """
-    _needs("submitit", "slurm")
-    import submitit
+    _require("submitit", "slurm")
     from submitit.core.utils import FailedJobError
 
-    executor_fields = {f"{conf.cluster}_max_num_timeout": conf.requeues}
-    try:
-        executor = submitit.AutoExecutor(
-            Path(hydra.config.hydra.sweep.dir).absolute() / LOGS / "%j",
-            cluster=conf.cluster,
-            **executor_fields,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"cannot be used: {error}", field="hydra.launcher.cluster", value=conf.cluster,
-            valid="slurm, on a machine that can submit to it, or local",
-        ) from error  # fmt: skip
-    executor.update_parameters(**_asked_for(conf))
+    executor = _slurm_executor(config, Path(hydra.config.hydra.sweep.dir).absolute() / LOG_DIR)
     try:
         with executor.batch():
             submitted = [
-                executor.submit(Job(hydra, first + number, overrides))
-                for number, overrides in enumerate(jobs)
+                executor.submit(Job(hydra, first + index, overrides))
+                for index, overrides in enumerate(jobs)
             ]
     except FailedJobError as error:
         raise UserError(
-            f"the cluster refuses its jobs: {str(error).strip()}",
+            f"the cluster rejects its jobs: {str(error).strip()}",
             field="hydra/launcher",
             value="slurm",
-            hint="see hydra.launcher.partition, gpus, cpus, memory_gb and sbatch",
+            hint="see hydra.launcher.partition, gpus_per_node, cpus_per_task, mem_gb and "
+            "additional_parameters",
         ) from error
     log.info("submitted %s", ", ".join(job.job_id for job in submitted))
-    left: list[Any] = submitted
+    unfinished: list[Any] = submitted
     try:
-        while left := _left(left, conf.cluster):
-            time.sleep(_EVERY[conf.cluster])
+        while unfinished := _unfinished_jobs(unfinished, config.cluster):
+            time.sleep(_POLL_SECONDS[config.cluster])
     except BaseException:
-        for job in left:
+        for job in unfinished:
             job.cancel()
         raise
 
 
-def _left(jobs: list[Any], cluster: str) -> list[Any]:
-    """Return those jobs that have not ended: one that is to begin again has not.
+def _slurm_executor(config: SlurmConfig, log_dir: Path) -> Any:
+    import submitit
 
-    (Submitit asks SLURM's accounting, which not every cluster has, and once in ten minutes.)
+    try:
+        executor = submitit.AutoExecutor(
+            log_dir / "%j",
+            cluster=config.cluster,
+            **{f"{config.cluster}_max_num_timeout": config.max_num_timeout},
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot be used: {error}", field="hydra.launcher.cluster", value=config.cluster,
+            valid="slurm, on a machine that can submit to it, or local",
+        ) from error  # fmt: skip
+    executor.update_parameters(**_submitit_parameters(config))
+    return executor
+
+
+def _submitit_parameters(config: SlurmConfig) -> dict[str, Any]:
+    parameters: dict[str, Any] = {
+        "name": "hyperfitting",
+        "timeout_min": config.timeout_min,
+        "cpus_per_task": config.cpus_per_task,
+        "gpus_per_node": config.gpus_per_node,
+    }
+    if config.mem_gb is not None:
+        parameters["mem_gb"] = config.mem_gb
+    if config.cluster == "slurm":
+        parameters |= {
+            "slurm_partition": config.partition,
+            "slurm_signal_delay_s": config.signal_delay_s,
+            "slurm_array_parallelism": config.array_parallelism,
+            "slurm_additional_parameters": dict(config.additional_parameters),
+        }
+    return parameters
+
+
+def _unfinished_jobs(jobs: list[Any], cluster: str) -> list[Any]:
+    """Return the jobs that have not ended; one that will be requeued has not.
+
+    submitit's own answer comes from SLURM's accounting, which not every cluster has, and is
+    refreshed once in ten minutes; squeue is always there.
     """
     if cluster != "slurm":
         return [job for job in jobs if not job.done()]
-    asked = ["squeue", "--user", str(os.getuid()), "--array", "--noheader", "--format=%i"]
-    told = subprocess.run(  # noqa: S603  (our own words, no shell)
-        asked, capture_output=True, text=True, check=False
+    command = ["squeue", "--user", str(os.getuid()), "--array", "--noheader", "--format=%i"]
+    result = subprocess.run(  # noqa: S603  (a fixed command, without a shell)
+        command, capture_output=True, text=True, check=False
     )
-    if told.returncode != 0:  # nobody answers now, which says nothing of the jobs
-        log.warning("squeue: %s", told.stderr.strip())
+    if result.returncode != 0:  # the controller is unreachable: nothing is known about the jobs
+        log.warning("squeue: %s", result.stderr.strip())
         return jobs
-    queued = set(told.stdout.split())
+    queued = set(result.stdout.split())
     return [job for job in jobs if job.job_id in queued]
 
 
-def _asked_for(conf: SlurmConf) -> dict[str, Any]:
-    asked: dict[str, Any] = {
-        "name": "hyperfitting",
-        "timeout_min": conf.timeout_min,
-        "cpus_per_task": conf.cpus,
-        "gpus_per_node": conf.gpus,
-    }
-    if conf.memory_gb is not None:
-        asked["mem_gb"] = conf.memory_gb
-    if conf.cluster == "slurm":
-        asked |= {
-            "slurm_partition": conf.partition,
-            "slurm_signal_delay_s": conf.signal_delay_s,
-            "slurm_array_parallelism": conf.at_once,
-            "slurm_additional_parameters": dict(conf.sbatch),
-        }
-    return asked
-
-
-def run_on_ray(conf: RayConf, hydra: Hydra, jobs: Sequence[Sequence[str]], first: int) -> None:
-    """Run members as tasks; return when all have ended, be it that their process has died.
+def run_on_ray(
+    config: RayConfig, hydra: HydraSetup, jobs: Sequence[Sequence[str]], first: int
+) -> None:
+    """Execute runs as Ray tasks; return when all have ended, also those whose process died.
 
     Args:
-        conf: the cluster, and what each task asks for.
-        hydra: what it gave the launcher.
-        jobs: overrides of each member.
-        first: number of the first.
+        config: the cluster, and resources of each task.
+        hydra: what Hydra passed to the launcher.
+        jobs: overrides of each run.
+        first: number of the first job.
 
     Raises:
         UserError: Ray is not installed, or there is no cluster at this address.
     """
-    _needs("ray", "ray")
+    _require("ray", "ray")
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells nobody
-    threads = {name: os.environ[name] for name in workers.THREADS if name in os.environ}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    threads = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     try:
         ray.init(
-            address=conf.address,
+            address=config.address,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
@@ -188,26 +201,28 @@ def run_on_ray(conf: RayConf, hydra: Hydra, jobs: Sequence[Sequence[str]], first
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"no Ray cluster can be reached: {error}", field="hydra.launcher.address",
-            value=conf.address, hint="null: one is started on this machine",
+            value=config.address, hint="null: one is started on this machine",
         ) from error  # fmt: skip
     try:
-        # retried by the sweep, which knows who has died and who has failed
-        run = ray.remote(num_cpus=conf.cpus, num_gpus=conf.gpus, max_retries=0)(_as_task)
-        left = [
-            run.remote(Job(hydra, first + number, overrides), str(Path.cwd()))
-            for number, overrides in enumerate(jobs)
+        # no retries by Ray: the sweeper distinguishes runs that died from runs that failed
+        remote = ray.remote(num_cpus=config.num_cpus, num_gpus=config.num_gpus, max_retries=0)
+        execute = remote(_execute_in)
+        unfinished = [
+            execute.remote(Path.cwd(), Job(hydra, first + index, overrides))
+            for index, overrides in enumerate(jobs)
         ]
-        while left:
-            ended, left = ray.wait(left)
+        while unfinished:
+            ended, unfinished = ray.wait(unfinished)
             for task in ended:
                 try:
                     ray.get(task)
                 except ray.exceptions.RayError as error:
-                    log.warning("a member's process has ended: %s", str(error).splitlines()[0])
+                    log.warning("the process of a run has ended: %s", first_line(error))
     finally:
         ray.shutdown()
 
 
-def _as_task(job: Job, folder: str) -> None:
+def _execute_in(folder: Path, job: Job) -> None:
+    """Execute a job in a working folder."""
     os.chdir(folder)
     job()

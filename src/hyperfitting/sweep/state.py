@@ -1,56 +1,55 @@
-"""How far a member is: files in its folder that any process, on any machine, can read.
+"""The state of a sweep's runs: files in their folders that any process, on any machine, can read.
 
-results.json    it has finished, with the config that is in there
-status.json     what it last said: running (and how far), interrupted, failed (and why)
-.lock           held by the process that runs it, and let go by the system when that dies
+results.json    the run has finished, with the config that is in the record
+status.json     its last reported status: running (and how far), interrupted, failed (and why)
+.lock           held by the process that executes it, released by the system when that dies
 """
 
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
+from hyperfitting.fields import differing_fields
 from hyperfitting.progress import Advance
-from hyperfitting.results import FILE_NAME, read
-from hyperfitting.store import write_json
+from hyperfitting.record import RECORD_FILE, read_record
+from hyperfitting.runtime.files import write_json
+from hyperfitting.sweep.spec import read_sweep_spec
 
-SPEC, SPEC_VERSION = "sweep.json", 1
-"""What a sweep's folder says of the sweep, and the version of its format."""
-STATUS = "status.json"
-_LOCK = ".lock"
-_EVERY = 1.0
-"""Seconds between two words on how far a task is."""
-_NO_MATTER = ("tracking", "hardware", "store", "fetch_from", "plan", "scale")
-"""Parts of a config that change no number."""
+STATUS_FILE = "status.json"
+_LOCK_FILE = ".lock"
+_WRITE_INTERVAL = 1.0
+"""Minimum seconds between two status files within a task."""
 
-Kind = Literal["waiting", "running", "finished", "failed", "interrupted"]
+StatusKind = Literal["waiting", "running", "finished", "failed", "interrupted"]
 
 
 @dataclass
 class Status:
-    """What is known of a member."""
+    """The status of a run."""
 
-    kind: Kind = "waiting"
+    kind: StatusKind = "waiting"
     task: str = ""
-    """What it does now, or did last."""
+    """Its current or last task, such as `training`."""
     done: int = 0
     total: int = 0
+    """Units of the task; 0: unknown."""
     unit: str = ""
     shown: dict[str, float] = field(default_factory=dict)
-    """Numbers worth a look, such as the loss."""
-    began: float = 0.0
-    """When it was last begun, in seconds since 1970."""
-    said: float = 0.0
-    """When this was written."""
+    """Values to display, such as the loss."""
+    started: float = 0.0
+    """When its last attempt started, in seconds since the epoch."""
+    updated: float = 0.0
+    """When this was written, in seconds since the epoch."""
     attempts: int = 0
     reason: str = ""
     """Why it failed."""
@@ -58,62 +57,61 @@ class Status:
     pid: int = 0
 
 
-class Folder:
-    """A member's folder."""
+class RunFolder:
+    """The folder of a run within a sweep."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
-    def record(self) -> Path:
+    def record_path(self) -> Path:
         """Where its record is, or will be."""
-        return self.path / FILE_NAME
+        return self.path / RECORD_FILE
 
     def status(self) -> Status:
-        """Return how far it is."""
-        said = self.said()
-        if self.record.is_file():
-            said.kind = "finished"
-        elif said.kind == "running" and not self.is_held():
-            said.kind = "interrupted"
-        return said
+        """Return its status; a run that is reported as running without a lock is interrupted."""
+        status = self.read_status()
+        if self.record_path.is_file():
+            status.kind = "finished"
+        elif status.kind == "running" and not self.is_locked():
+            status.kind = "interrupted"
+        return status
 
-    def said(self) -> Status:
-        """Return what it last said of itself; its process may have died since."""
+    def read_status(self) -> Status:
+        """Return the status that was last written; its process may have died since."""
         try:
-            return Status(**json.loads((self.path / STATUS).read_text("utf-8")))
+            return Status(**json.loads((self.path / STATUS_FILE).read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             return Status()
 
-    def say(self, status: Status) -> None:
-        """Write how far it is. A full disk or a folder that is gone must not stop the work."""
+    def write_status(self, status: Status) -> None:
+        """Write a status. A full disk or a missing folder does not stop the run."""
         with suppress(OSError):
-            write_json(self.path / STATUS, asdict(status) | {"said": time.time()})
+            write_json(self.path / STATUS_FILE, asdict(status) | {"updated": time.time()})
 
-    def give_up(self, times: int) -> None:
-        """Say that it has failed, because its process has died so many times."""
+    def mark_failed(self, attempts: int) -> None:
+        """Write that it failed because its process died in every one of ``attempts`` attempts."""
         status = self.status()
-        status.kind = "failed"
-        status.reason = (
-            f"its process died {times} times, last while {status.task or 'beginning'}\n"
-            "  try:   if it took too much memory: a lower hardware.micro_batch_size, "
-            "tuning=late_stage, fewer members at once"
+        reason = (
+            f"its process died {attempts} times, last while {status.task or 'starting'}\n"
+            "  try:   if it ran out of memory: a lower hardware.micro_batch_size, "
+            "tuning=late_stage, fewer runs at the same time"
         )
-        self.path.mkdir(parents=True, exist_ok=True)  # it may never have begun
-        self.say(status)
+        self.path.mkdir(parents=True, exist_ok=True)  # it may have died before it had a folder
+        self.write_status(replace(status, kind="failed", reason=reason))
 
-    def is_held(self) -> bool:
-        """Return whether a process runs it now."""
-        if not (self.path / _LOCK).exists():
+    def is_locked(self) -> bool:
+        """Return whether a process executes it now."""
+        if not (self.path / _LOCK_FILE).exists():
             return False
-        with self.claimed() as mine:
-            return not mine
+        with self.lock() as acquired:
+            return not acquired
 
     @contextmanager
-    def claimed(self) -> Iterator[bool]:
-        """Be the only one that runs it, in this context; false if another process is."""
+    def lock(self) -> Iterator[bool]:
+        """Lock it for this process; yield False if another process holds the lock."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / _LOCK)
+        lock = FileLock(self.path / _LOCK_FILE)
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -125,120 +123,88 @@ class Folder:
             lock.release()
 
     def is_finished(self, cfg: RunConfig) -> bool:
-        """Return whether its record is there, and is of this config."""
-        return self.outdated(cfg) == ""
+        """Return whether it has a record, of this config."""
+        return self.record_path.exists() and not self.stale_reason(cfg)
 
-    def outdated(self, cfg: RunConfig) -> str | None:
-        """Return why its record is not that of a config: "" if it is; none: there is no record."""
-        if not self.record.exists():
-            return None
+    def stale_reason(self, cfg: RunConfig) -> str:
+        """Return why its record is not that of a config; "" if it is, or if there is no record."""
+        if not self.record_path.exists():
+            return ""
         try:
-            record = read(self.record)
+            record = read_record(self.record_path)
         except UserError as error:
             return error.problem
-        changed = sorted(_differences(record["config"], cfg))
-        if changed:
-            some = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
-            return f"of another config (changed: {some})"
-        return ""
+        changed = sorted(differing_fields(record.config, cfg))
+        if not changed:
+            return ""
+        names = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+        return f"of another config (changed: {names})"
 
     def set_aside(self) -> Path:
-        """Move the record away, so that the member runs again; return where it is now."""
+        """Rename its record, so that it runs again; return the new path."""
         number = 1
-        while (aside := self.path / f"results.before-{number}.json").exists():
+        while (aside := self.path / f"results.stale-{number}.json").exists():
             number += 1
-        self.record.rename(aside)
+        self.record_path.rename(aside)
         return aside
 
 
-def labels_of(member: Path) -> dict[str, str]:
-    """Return what sets a member apart, by the sweep's axes; {} if its sweep does not say."""
+def labels_of(folder: Path) -> dict[str, str]:
+    """Return the labels of the run in a folder, by axis; {} if its sweep is unknown."""
     try:
-        spec = json.loads((member.parent / SPEC).read_text("utf-8"))
-        return next(dict(m["labels"]) for m in spec["members"] if m["name"] == member.name)
-    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        runs = read_sweep_spec(folder.parent).runs
+    except UserError:
         return {}
+    return next((dict(run.labels) for run in runs if run.name == folder.name), {})
 
 
-def _differences(old: Mapping[str, Any], new: Any, at: str = "") -> Iterator[str]:
-    """Yield the fields that differ between a record's config and another, and change a number.
+class StatusReporter:
+    """Writes the progress and the outcome of a run to its folder."""
 
-    A field that the record is too old to have had its default.
-    """
-    yield from (f"{at}{name}" for name in old if name not in new.__dataclass_fields__)
-    for one in fields(new):
-        if not at and one.name in _NO_MATTER:
-            continue
-        before, after = old.get(one.name, _default(one)), getattr(new, one.name)
-        if is_dataclass(after) and isinstance(before, Mapping):
-            yield from _differences(before, after, f"{at}{one.name}.")
-        elif _plain(before) != _plain(after):
-            yield f"{at}{one.name}"
-
-
-def _default(one: Field[Any]) -> Any:
-    return one.default if one.default_factory is MISSING else one.default_factory()
-
-
-def _plain(value: Any) -> Any:
-    """Return a config's value as a record holds it."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    return value
-
-
-class Reporter:
-    """Tells a member's folder what it does; the progress of a run that nobody looks at."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder, self._within = folder, False
-        attempts = folder.status().attempts + 1
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._in_task = folder, False
         self.status = Status(
-            "running",
-            "beginning",
-            began=time.time(),
-            attempts=attempts,
+            kind="running",
+            task="starting",
+            started=time.time(),
+            attempts=folder.status().attempts + 1,
             host=socket.gethostname(),
             pid=os.getpid(),
         )
-        folder.say(self.status)
+        folder.write_status(self.status)
 
     @contextmanager
     def progress(self, task: str, total: int, unit: str) -> Iterator[Advance]:
-        """Show one task; see `hyperfitting.progress.Progress`."""
-        if self._within:  # a look at validation is part of the training that it interrupts
-            yield self._pass
+        """Report one task; see `hyperfitting.progress.ProgressReporter`."""
+        if self._in_task:  # such as validation, within training
+            yield _ignore
             return
-        outer, self._within = self.status, True
-        self.status = Status(
-            **asdict(outer) | {"task": task, "total": total, "done": 0, "unit": unit, "shown": {}}
-        )
-        self._folder.say(self.status)
+        outer, self._in_task = self.status, True
+        self.status = replace(outer, task=task, total=total, done=0, unit=unit, shown={})
+        self._folder.write_status(self.status)
         last = time.monotonic()
 
         def advance(n: int, **shown: float) -> None:
             nonlocal last
             self.status.done += n
             self.status.shown.update(shown)
-            if time.monotonic() - last >= _EVERY:
+            if time.monotonic() - last >= _WRITE_INTERVAL:
                 last = time.monotonic()
-                self._folder.say(self.status)
+                self._folder.write_status(self.status)
 
         try:
             yield advance
         finally:
-            self.status, self._within = outer, False
-
-    @staticmethod
-    def _pass(n: int, **shown: float) -> None:
-        """Say nothing."""
+            self.status, self._in_task = outer, False
 
     def failed(self, reason: str) -> None:
-        """Say that it failed, and why."""
-        self._folder.say(Status(**asdict(self.status) | {"kind": "failed", "reason": reason}))
+        """Report that the run failed."""
+        self._folder.write_status(replace(self.status, kind="failed", reason=reason))
 
     def finished(self) -> None:
-        """Say that it has finished."""
-        self._folder.say(Status(**asdict(self.status) | {"kind": "finished"}))
+        """Report that the run finished."""
+        self._folder.write_status(replace(self.status, kind="finished"))
+
+
+def _ignore(n: int, **shown: float) -> None:
+    pass

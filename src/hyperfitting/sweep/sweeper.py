@@ -1,7 +1,7 @@
-"""A sweep from its axes to its report: it goes on where it stopped, whatever stopped it.
+"""A sweep: its runs are composed and checked, then executed until each has finished or failed.
 
-The same command finds the same folder. Members that have finished are left alone, the others run,
-those that another launcher of the same sweep runs at the moment are waited for.
+The same command finds the same folder: finished runs are skipped, the others executed, and those
+that another command is executing at the moment are waited for.
 """
 
 import logging
@@ -12,238 +12,267 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import open_dict
 from rich.console import Console
 
-from hydra_plugins.hyperfitting_members import Hydra, MembersConf
-from hyperfitting import failures
 from hyperfitting.config import RunConfig, from_hydra
 from hyperfitting.errors import UserError
-from hyperfitting.store import look_anew, write_json
-from hyperfitting.sweep import view, workers
-from hyperfitting.sweep.members import Member, axes_of, choose_scale, members, sweep_name
-from hyperfitting.sweep.state import SPEC, SPEC_VERSION, Folder
+from hyperfitting.failures import ReportedError, print_error
+from hyperfitting.runtime.files import refresh_directory
+from hyperfitting.sweep.config import HydraSetup, SweeperConfig
+from hyperfitting.sweep.jobs import compose_job
+from hyperfitting.sweep.live_view import live_view, summary_table
+from hyperfitting.sweep.runs import SweepRun, choose_scale, expand_runs, parse_axes, sweep_name
+from hyperfitting.sweep.spec import write_sweep_spec
+from hyperfitting.sweep.state import RunFolder
 
 log = logging.getLogger(__name__)
 
-_LOOK = 1.0
-"""Seconds between two looks at members that another launcher runs."""
+_POLL_SECONDS = 1.0
+"""Between two checks of runs that another command executes."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All members of a sweep, composed and checked."""
+    """All runs of a sweep, composed and checked."""
 
     folder: Path
-    members: list[Member]
+    runs: list[SweepRun]
     configs: Mapping[str, RunConfig]
+    """By name of the run."""
     overrides: Mapping[str, list[str]]
-    """By member, what makes its config, its folder included."""
+    """By name of the run: what composes its config, its folder included."""
 
-    def place(self, member: Member) -> Folder:
-        """Return a member's folder."""
-        return Folder(self.folder / member.name)
+    def run_folder(self, run: SweepRun) -> RunFolder:
+        """Return the folder of a run."""
+        return RunFolder(self.folder / run.name)
 
     def finished(self) -> frozenset[str]:
-        """Return the members whose record is there, and of their config."""
+        """Return the names of the runs that have a record of their config."""
         return frozenset(
-            m.name for m in self.members if self.place(m).is_finished(self.configs[m.name])
+            run.name
+            for run in self.runs
+            if self.run_folder(run).is_finished(self.configs[run.name])
         )
 
     def failed(self) -> dict[str, str]:
-        """Return why members have failed, by name."""
-        states = {m.name: self.place(m).status() for m in self.members}
-        return {name: s.reason for name, s in states.items() if s.kind == "failed"}
+        """Return the reasons of the runs that have failed, by name."""
+        statuses = {run.name: self.run_folder(run).status() for run in self.runs}
+        return {name: s.reason for name, s in statuses.items() if s.kind == "failed"}
 
 
-def sweep(spec: MembersConf, hydra: Hydra, arguments: list[str]) -> None:
-    """Run a sweep, or only plan it.
+@dataclass(frozen=True)
+class SweepResult:
+    """The outcome of a sweep."""
+
+    folder: Path
+    config: RunConfig
+    """Of its first run."""
+    n_runs: int
+    n_finished: int
+    failed: Mapping[str, str]
+    """Reasons, by name of the run."""
+    has_records: bool
+    """Whether any run has a record, so that there is something to report."""
+    is_new: bool
+    """Whether this command executed any run."""
+    console: Console
+
+    def raise_failures(self) -> None:
+        """Print the runs that failed, and why.
+
+        Raises:
+            ReportedError: there are some.
+        """
+        if not self.failed:
+            return
+        lines = [f"{self.n_finished} runs finished, {len(self.failed)} failed:"]
+        for name, reason in self.failed.items():
+            log_file = self.folder / name / "hyperfit.log"
+            lines.append(f"- {name}: {reason.partition(chr(10))[0]}  (log: {log_file})")
+        print_error("\n".join(lines))
+        raise ReportedError(f"{len(self.failed)} of {self.n_runs} runs failed")
+
+
+def run_sweep(
+    sweeper: SweeperConfig, hydra: HydraSetup, arguments: Sequence[str]
+) -> SweepResult | None:
+    """Execute a sweep, or with `plan=true` print its plan.
 
     Args:
-        spec: which members there are.
-        hydra: what it gave the sweeper.
-        arguments: the command's overrides.
+        sweeper: the config of the sweeper.
+        hydra: what Hydra passed to it.
+        arguments: overrides of the command.
+
+    Returns:
+        The outcome, with the runs that failed; None if the sweep was only planned.
 
     Raises:
-        Told: members failed; the user has been told which, and why.
-        UserError: something in the sweep itself is wrong; nothing has begun.
+        UserError: the sweep or the config of one of its runs is invalid; no run was started.
     """
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    config = hydra.config
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
-            "torchrun starts processes for one member, and this is a sweep",
-            hint="without torchrun: hardware=fsdp uses all GPUs of a machine for each member, and "
-            "hydra/launcher=slurm gives each member a machine",
+            "torchrun starts the processes of one run, and this is a sweep",
+            hint="without torchrun: hardware=fsdp uses all GPUs of a machine for each run, and "
+            "hydra/launcher=slurm gives each run a machine",
         )
-    whole = _composed(spec, hydra, arguments)
-    finished = whole.finished()
-    if config.plan:
-        from hyperfitting.sweep import plan
+    sweep = _compose_sweep(sweeper, hydra, arguments)
+    workers = hydra.config.hydra.launcher.get("workers", 1)
+    if hydra.config.plan:
+        from hyperfitting.sweep import plan  # imports torch
 
-        count = config.hydra.launcher.get("workers", 1)
-        plan.show(plan.Plan.of(whole.configs, finished, count), console)
-        return
-    whole.folder.mkdir(parents=True, exist_ok=True)
-    write_json(whole.folder / SPEC, _described(spec, config, arguments, whole))
-    _set_outdated_aside(whole, console)
-    failed = {} if spec.retry_failed else whole.failed()
-    todo = [m for m in whole.members if m.name not in finished and m.name not in failed]
-    if config.hydra.launcher.get("workers", 1) > 1:
-        todo = _spread(todo, whole.configs)
-    with view.shown(console, whole.folder, whole.members, whole.configs, todo):
-        _run_all(whole, todo, hydra)
-    failed = whole.failed()
-    console.print(view.summary(whole.folder, whole.members))
-    _report(whole, console, anew=bool(todo))
-    if failed:
-        lines = [f"{len(whole.finished())} members finished, {len(failed)} failed:"]
-        for name, reason in failed.items():
-            log_file = whole.folder / name / "hyperfit.log"
-            lines.append(f"- {name}: {reason.partition(chr(10))[0]}  (log: {log_file})")
-        failures.tell("\n".join(lines))
-        raise failures.Told(f"{len(failed)} of {len(whole.members)} members failed")
+        plan.show(plan.make_plan(sweep.configs, sweep.finished(), workers), console)
+        return None
+    _write_spec(sweep, sweeper, hydra.config.scale, arguments)
+    _set_stale_records_aside(sweep, console)
+    skipped = set(sweep.finished())
+    if not sweeper.retry_failed:
+        skipped.update(sweep.failed())
+    todo = [run for run in sweep.runs if run.name not in skipped]
+    if workers > 1:
+        todo = _interleave_trainings(todo, sweep.configs)
+    with live_view(console, sweep.folder, sweep.runs, sweep.configs, todo):
+        _execute(sweep, todo, hydra)
+    console.print(summary_table(sweep.folder, sweep.runs))
+    return SweepResult(
+        folder=sweep.folder,
+        config=next(iter(sweep.configs.values())),
+        n_runs=len(sweep.runs),
+        n_finished=len(sweep.finished()),
+        failed=sweep.failed(),
+        has_records=any(sweep.run_folder(run).record_path.is_file() for run in sweep.runs),
+        is_new=bool(todo),
+        console=console,
+    )
 
 
-def _composed(spec: MembersConf, hydra: Hydra, arguments: Sequence[str]) -> Sweep:
-    """Return the sweep of a command, every member composed and checked before any begins."""
+def _compose_sweep(sweeper: SweeperConfig, hydra: HydraSetup, arguments: Sequence[str]) -> Sweep:
+    """Return the sweep of a command, every run composed and checked before any starts."""
     config = hydra.config
-    scale = choose_scale(spec.scales, config.scale)
+    scale = choose_scale(sweeper.scales, config.scale)
     parser = OverridesParser.create(config_loader=hydra.context.config_loader)
-    params = {k: v for k, v in spec.params.items() if not _given(k, arguments)}
-    given = [a for a in arguments if not a.startswith("plan=")]
-    found = members(
-        [*spec.always, *scale.always],
-        axes_of({**scale.axes, **{k: v for k, v in spec.axes.items() if k not in scale.axes}}),
-        [*(f"{key}={value}" for key, value in params.items()), *given],
+    keys = {argument.lstrip("+").partition("=")[0] for argument in arguments}
+    params = [f"{key}={value}" for key, value in sweeper.params.items() if key not in keys]
+    runs = expand_runs(
+        [*sweeper.base_overrides, *scale.base_overrides],
+        parse_axes(
+            {**scale.axes, **{k: v for k, v in sweeper.axes.items() if k not in scale.axes}}
+        ),
+        [*params, *(a for a in arguments if not a.startswith("plan="))],
         parser,
     )
     with open_dict(config):
-        name = spec.name or sweep_name([*(f"{k}={v}" for k, v in params.items()), *arguments])
-        config.hydra.sweeper.name = name
+        config.hydra.sweeper.name = sweeper.name or sweep_name([*params, *arguments])
     folder = Path(config.hydra.sweep.dir).absolute()
     overrides = {
-        member.name: [
-            *member.overrides,
-            f"hydra.sweep.dir={_quoted(str(folder))}",
-            f"hydra.sweep.subdir={_quoted(member.name)}",
+        run.name: [
+            *run.overrides,
+            f"hydra.sweep.dir={_quote(str(folder))}",
+            f"hydra.sweep.subdir={_quote(run.name)}",
         ]
-        for member in found
+        for run in runs
     }
-    configs = {}
-    for number, member in enumerate(found):
-        loaded = workers.load(hydra, number, overrides[member.name])
-        with open_dict(loaded):
-            del loaded["hydra"]
-        try:
-            configs[member.name] = from_hydra(loaded)
-        except UserError as error:
-            raise error.of(f"member {member.name}") from error
-    return Sweep(folder, found, configs, overrides)
+    configs = {
+        run.name: _checked_config(hydra, number, run.name, overrides[run.name])
+        for number, run in enumerate(runs)
+    }
+    return Sweep(folder, runs, configs, overrides)
 
 
-def _spread(todo: Sequence[Member], configs: Mapping[str, RunConfig]) -> list[Member]:
-    """Return members so that those at work at once train something else, as far as can be.
-
-    Else one would train, and the others wait for what it trains.
-    """
-    seen: Counter[str] = Counter()
-    turns = []
-    for member in todo:
-        cfg = configs[member.name]
-        parts = (cfg.model, cfg.dataset, cfg.optimizer, cfg.tuning, cfg.trainer)
-        key = repr((*parts, cfg.evaluation.share))
-        turns.append(seen[key])
-        seen[key] += 1
-    return [member for _, member in sorted(zip(turns, todo, strict=True), key=lambda one: one[0])]
+def _checked_config(
+    hydra: HydraSetup, number: int, name: str, overrides: Sequence[str]
+) -> RunConfig:
+    composed = compose_job(hydra, number, overrides)
+    with open_dict(composed):
+        del composed["hydra"]
+    try:
+        return from_hydra(composed)
+    except UserError as error:
+        raise error.for_run(name) from error
 
 
-def _given(key: str, arguments: Sequence[str]) -> bool:
-    return any(a.lstrip("+").partition("=")[0] == key for a in arguments)
-
-
-def _quoted(text: str) -> str:
-    """Return a text as Hydra's override grammar takes it."""
+def _quote(text: str) -> str:
+    """Return a text as a quoted value of Hydra's override grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _described(
-    spec: MembersConf, config: DictConfig, arguments: Sequence[str], whole: Sweep
-) -> dict[str, Any]:
-    """Return what a report needs to know of a sweep."""
-    return {
-        "version": SPEC_VERSION,
-        "name": whole.folder.name,
-        "scale": config.scale,
-        "command": ["hyperfit", *arguments],
-        "scales": OmegaConf.to_container(OmegaConf.create(spec.scales)),
-        "axes": OmegaConf.to_container(OmegaConf.create(spec.axes)),
-        "report": OmegaConf.to_container(OmegaConf.create(spec.report)),
-        "members": [{"name": m.name, "labels": dict(m.labels)} for m in whole.members],
-    }
+def _interleave_trainings(
+    todo: Sequence[SweepRun], configs: Mapping[str, RunConfig]
+) -> list[SweepRun]:
+    """Return the runs with those that share a training apart.
+
+    Next to each other, one worker would train and the others wait for it.
+    """
+    seen: Counter[str] = Counter()
+    rounds = []
+    for run in todo:
+        cfg = configs[run.name]
+        training = repr((cfg.model, cfg.dataset, cfg.optimizer, cfg.tuning, cfg.trainer))
+        rounds.append(seen[training])
+        seen[training] += 1
+    return [run for _, run in sorted(zip(rounds, todo, strict=True), key=lambda pair: pair[0])]
 
 
-def _set_outdated_aside(whole: Sweep, console: Console) -> None:
-    for member in whole.members:
-        place = whole.place(member)
-        why = place.outdated(whole.configs[member.name])
-        if why:
-            aside = place.set_aside()
+def _write_spec(sweep: Sweep, sweeper: SweeperConfig, scale: str, arguments: Sequence[str]) -> None:
+    """Write sweep.json, which reports and the runs read."""
+    write_sweep_spec(
+        sweep.folder,
+        name=sweep.folder.name,
+        scale=scale,
+        command=["hyperfit", *arguments],
+        scales=sweeper.scales,
+        axes=sweeper.axes,
+        report=sweeper.report,
+        runs=[{"name": run.name, "labels": dict(run.labels)} for run in sweep.runs],
+    )
+
+
+def _set_stale_records_aside(sweep: Sweep, console: Console) -> None:
+    for run in sweep.runs:
+        run_folder = sweep.run_folder(run)
+        reason = run_folder.stale_reason(sweep.configs[run.name])
+        if reason:
+            aside = run_folder.set_aside()
             console.print(
-                f"{member.name}: the record there is {why}; it is kept as {aside.name}, and the "
-                "member runs again (what it can still use is not made again)",
+                f"{run.name}: the existing record is {reason}; it is kept as {aside.name}, and the "
+                "run is repeated (artifacts that are still valid are reused)",
                 highlight=False,
                 markup=False,
             )
 
 
-def _run_all(whole: Sweep, todo: Sequence[Member], hydra: Hydra) -> None:
-    """Run members until each has finished or failed, by us or by another launcher."""
-    launched: Counter[str] = Counter()
-
-    def unfinished(of: Sequence[Member]) -> list[Member]:
-        look_anew(whole.folder)
-        for member in of:
-            look_anew(whole.place(member).path)
-        return [m for m in of if whole.place(m).status().kind not in ("finished", "failed")]
-
+def _execute(sweep: Sweep, todo: Sequence[SweepRun], hydra: HydraSetup) -> None:
+    """Launch runs until each has finished or failed, here or by another command."""
+    launches: Counter[str] = Counter()
     while todo:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra.context, task_function=hydra.task, config=hydra.config
         )
         try:
-            launcher.launch([whole.overrides[m.name] for m in todo], initial_job_idx=0)
-        except (RuntimeError, OSError) as error:  # of an engine that gives up when one member dies
+            launcher.launch([sweep.overrides[run.name] for run in todo], initial_job_idx=0)
+        except (RuntimeError, OSError) as error:  # joblib gives up when one process dies
             log.warning("the launcher has ended: %s: %s", type(error).__name__, error)
-        launched.update(m.name for m in todo)
-        todo = unfinished(todo)
-        for member in todo:  # the launcher has ended, and they have not: their processes died
-            place = whole.place(member)
-            if launched[member.name] >= hydra.config.hydra.sweeper.attempts and not place.is_held():
-                place.give_up(launched[member.name])
-        todo = unfinished(todo)
-        while todo and all(whole.place(m).is_held() for m in todo):
-            time.sleep(_LOOK)
-            todo = unfinished(todo)
+        launches.update(run.name for run in todo)
+        for run in _unfinished(sweep, todo):  # no launcher executes them: their processes died
+            run_folder = sweep.run_folder(run)
+            exhausted = launches[run.name] >= hydra.config.hydra.sweeper.max_attempts
+            if exhausted and not run_folder.is_locked():
+                run_folder.mark_failed(launches[run.name])
+        todo = _unfinished(sweep, todo)
+        while todo and all(sweep.run_folder(run).is_locked() for run in todo):
+            time.sleep(_POLL_SECONDS)
+            todo = _unfinished(sweep, todo)
 
 
-def _report(whole: Sweep, console: Console, anew: bool) -> None:
-    """Draw the tables and figures of what is there; on W&B too, if anything is new."""
-    from hyperfitting.reporting import report
-    from hyperfitting.reporting.sweeps import SweepRecords
-    from hyperfitting.tracking import Identity, tracked
-
-    if not any(whole.place(m).record.is_file() for m in whole.members):
-        return
-    written = report.write(whole.folder)
-    console.print(f"report     {written}", highlight=False, soft_wrap=True)
-    config = next(iter(whole.configs.values()))
-    if anew and config.tracking.mode != "disabled":
-        name = whole.folder.name
-        who = Identity(f"{name} report", whole.folder, config, sweep=name, job_type="report")
-        with tracked(who) as tracker:
-            tracker.report(SweepRecords.of(whole.folder), written)
+def _unfinished(sweep: Sweep, runs: Sequence[SweepRun]) -> list[SweepRun]:
+    """Return the runs that have neither finished nor failed."""
+    refresh_directory(sweep.folder)
+    for run in runs:
+        refresh_directory(sweep.run_folder(run).path)
+    return [
+        run for run in runs if sweep.run_folder(run).status().kind not in ("finished", "failed")
+    ]

@@ -1,13 +1,13 @@
-"""Processes of this machine that take one member after the other.
+"""Worker processes on this machine that execute one run after the other.
 
-Each is new (`spawn`), so that what one leaves in memory is gone when it ends, and one that the
-system kills takes nobody with it: its member is begun again, a few times.
+Workers are spawned, so that memory that one leaks is freed when it exits, and one that the system
+kills leaves the others running: its run is repeated, up to `hydra.sweeper.max_attempts` times.
 """
 
 import multiprocessing as mp
 import os
 import sys
-import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,178 +16,136 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import cloudpickle
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import run_job
-from omegaconf import DictConfig, open_dict
 
-from hydra_plugins.hyperfitting_members import Hydra
-from hyperfitting import preemption
 from hyperfitting.errors import UserError
-from hyperfitting.preemption import Preempted
-from hyperfitting.sweep.state import Folder
+from hyperfitting.runtime import preemption
+from hyperfitting.runtime.preemption import Preempted
+from hyperfitting.runtime.processes import child_threads, exit_with_parent
+from hyperfitting.sweep.config import HydraSetup
+from hyperfitting.sweep.jobs import compose_job, execute_job
+from hyperfitting.sweep.state import RunFolder
 
-LOG = "workers.log"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+LOG_FILE = "workers.log"
+_JOIN_SECONDS = 5
 
 
 @dataclass
 class _Worker:
     process: BaseProcess
-    line: Connection
-    """Numbers of members go in; they come back when done."""
+    connection: Connection
+    """Sends a job's number and overrides; receives the number when the job has ended."""
     job: int | None = None
+    """Index of the job that it executes; None: idle."""
 
 
-def run(workers: int, hydra: Hydra, jobs: Sequence[Sequence[str]], first: int = 0) -> None:
-    """Run members, ``workers`` at once; return when all have ended.
+def run_with_workers(
+    workers: int, hydra: HydraSetup, jobs: Sequence[Sequence[str]], first: int = 0
+) -> None:
+    """Execute runs in worker processes; return when all have ended.
 
     Args:
-        workers: processes.
-        hydra: what it gave the launcher.
-        jobs: overrides of each member.
-        first: number of the first.
+        workers: number of processes.
+        hydra: what Hydra passed to the launcher.
+        jobs: overrides of each run.
+        first: number of the first job.
 
     Raises:
-        UserError: there are to be fewer workers than one.
+        UserError: ``workers`` is below 1.
     """
     if workers < 1:
         raise UserError(
             "out of range", field="hydra.launcher.workers", value=workers, valid="1 or more"
         )
-    # Hydra's objects hold functions, which only cloudpickle can send to a process of our own
-    sent = cloudpickle.dumps((hydra, Singleton.get_state()))
-    waiting = list(range(len(jobs)))
-    killed = dict.fromkeys(waiting, 0)
+    # Hydra's objects contain functions, which only cloudpickle can send to another process
+    payload = cloudpickle.dumps((hydra, Singleton.get_state()))
+    queue = list(range(len(jobs)))
+    deaths: Counter[int] = Counter()
     count = min(workers, len(jobs))
-    with _at_work(sent, count) as running:
-        while waiting or any(worker.job is not None for worker in running):
-            for worker in running:
-                if worker.job is None and waiting:
-                    worker.job = waiting.pop(0)
-                    with suppress(OSError):  # it has died: seen below
-                        worker.line.send((first + worker.job, list(jobs[worker.job])))
-            busy = [worker for worker in running if worker.job is not None]
-            wait([worker.line for worker in busy])
-            for number, worker in enumerate(running):
-                if worker.job is None or not worker.line.poll():
+    with _pool(payload, count) as pool:
+        while queue or any(worker.job is not None for worker in pool):
+            for worker in pool:
+                if worker.job is None and queue:
+                    worker.job = queue.pop(0)
+                    with suppress(OSError):  # it has died, which is handled below
+                        worker.connection.send((first + worker.job, list(jobs[worker.job])))
+            wait([worker.connection for worker in pool if worker.job is not None])
+            for index, worker in enumerate(pool):
+                if worker.job is None or not worker.connection.poll():
                     continue
                 job, worker.job = worker.job, None
-                if _has_answered(worker):
+                if _has_completed(worker):
                     continue
-                killed[job] += 1
-                if killed[job] < hydra.config.hydra.sweeper.attempts:
-                    waiting.insert(0, job)
+                deaths[job] += 1
+                if deaths[job] < hydra.config.hydra.sweeper.max_attempts:
+                    queue.insert(0, job)
                 else:
-                    _folder(hydra, jobs[job]).give_up(killed[job])
-                running[number] = _begin(sent, count)
+                    _run_folder(hydra, jobs[job]).mark_failed(deaths[job])
+                pool[index] = _start(payload, count)
 
 
 @contextmanager
-def _at_work(sent: bytes, count: int) -> Iterator[list[_Worker]]:
-    """Have ``count`` workers in this context. (Who uses it may replace some.)"""
-    running = [_begin(sent, count) for _ in range(count)]
+def _pool(payload: bytes, count: int) -> Iterator[list[_Worker]]:
+    """Run ``count`` workers in this context; the caller replaces those that die."""
+    pool = [_start(payload, count) for _ in range(count)]
     try:
-        yield running
+        yield pool
     except Preempted:
-        for worker in running:
+        for worker in pool:
             worker.process.terminate()
-        for worker in running:  # they write their checkpoints
+        for worker in pool:  # without a timeout: they write their checkpoints
             worker.process.join()
         raise
     finally:
-        for worker in running:
-            worker.line.close()
-            worker.process.join(timeout=5)
+        for worker in pool:
+            worker.connection.close()
+            worker.process.join(timeout=_JOIN_SECONDS)
             if worker.process.is_alive():
                 worker.process.kill()
 
 
-def _has_answered(worker: _Worker) -> bool:
-    """Return whether a worker says that it is done; if not, it has died."""
+def _has_completed(worker: _Worker) -> bool:
+    """Return whether a worker has completed its job; if not, it has died."""
     try:
-        worker.line.recv()
+        worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join()
         return False
     return True
 
 
-def _begin(sent: bytes, workers: int) -> _Worker:
+def _start(payload: bytes, count: int) -> _Worker:
+    """Start one of ``count`` workers, which divide the CPU cores between them."""
     spawn = mp.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_work, args=(theirs, sent), daemon=True)
-    with _threads(max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None):
+    process = spawn.Process(target=_work, args=(theirs, payload, os.getpid()), daemon=True)
+    with child_threads(max(1, (os.cpu_count() or 1) // count) if count > 1 else None):
         process.start()
     theirs.close()
     return _Worker(process, ours)
 
 
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    """Have processes that begin in this context use so many threads, unless the user says else.
-
-    The libraries read these variables when they are loaded: later would be too late for some.
-    """
-    new = [] if n is None else [name for name in THREADS if name not in os.environ]
-    os.environ.update(dict.fromkeys(new, str(n)))
-    try:
-        yield
-    finally:
-        for name in new:
-            del os.environ[name]
-
-
-def _work(line: Connection, sent: bytes) -> None:
-    """Run members as they come, until there are no more."""
-    hydra, singletons = cloudpickle.loads(sent)
-    _write_to(Path(hydra.config.hydra.sweep.dir) / LOG)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+def _work(connection: Connection, payload: bytes, parent_pid: int) -> None:
+    """Execute jobs as they arrive, until the connection is closed."""
+    hydra, singletons = cloudpickle.loads(payload)
+    _redirect_output(Path(hydra.config.hydra.sweep.dir) / LOG_FILE)
+    exit_with_parent(parent_pid)
     Singleton.set_state(singletons)
-    preemption.listen()
+    preemption.install_handlers()
     with suppress(EOFError, KeyboardInterrupt, Preempted, BrokenPipeError):
         while True:
-            number, overrides = line.recv()
-            run_member(hydra, number, overrides)
-            line.send(number)
+            number, overrides = connection.recv()
+            execute_job(hydra, number, overrides)
+            connection.send(number)
 
 
-def _write_to(path: Path) -> None:
-    """Have whatever this process prints written to a file: the terminal shows the whole sweep."""
+def _redirect_output(path: Path) -> None:
+    """Append the output of this process to a file: the terminal shows the whole sweep."""
     with path.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
 
 
-def _die_with_parent() -> None:
-    parent = mp.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def load(hydra: Hydra, number: int, overrides: Sequence[str]) -> DictConfig:
-    """Return the composed config of one member."""
-    loaded: DictConfig = hydra.context.config_loader.load_sweep_config(
-        hydra.config, list(overrides)
-    )
-    with open_dict(loaded):
-        loaded.hydra.job.id = loaded.hydra.job.num = number
-    return loaded
-
-
-def run_member(hydra: Hydra, number: int, overrides: Sequence[str]) -> None:
-    """Run one member as Hydra does; the task says in its folder how it ended."""
-    HydraConfig.instance().set_config(hydra.config)
-    run_job(
-        task_function=hydra.task,
-        config=load(hydra, number, overrides),
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-        hydra_context=hydra.context,
-    )
-
-
-def _folder(hydra: Hydra, overrides: Sequence[str]) -> Folder:
-    loaded = load(hydra, 0, overrides)
-    return Folder(Path(loaded.hydra.sweep.dir) / loaded.hydra.sweep.subdir)
+def _run_folder(hydra: HydraSetup, overrides: Sequence[str]) -> RunFolder:
+    composed = compose_job(hydra, 0, overrides)
+    return RunFolder(Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir)

@@ -1,1 +1,1 @@
-"""The training loop and what it keeps."""
+"""Training: the loop, its step, loss, checkpoints, activation cache, and what it costs."""

@@ -1,9 +1,9 @@
-"""The state of an unfinished training, so that a killed one goes on to the same numbers.
+"""Checkpoints of an unfinished training: a killed one resumes to the same numbers.
 
-A file of each process that trains, written beside those of the last and renamed: never half a one,
-and the old ones go when all of the new are there. After each epoch, unless writing took more than a
-twentieth of the time since; and when the process is told to end. It is read without running code
-(`weights_only`), by as many processes as there are then: each takes the rows that it needs.
+Each rank writes one file with its shards, beside those of the last checkpoint, which are deleted
+when all new ones exist. Written after an epoch, unless writing took more than a twentieth of the
+time since the last one; and on preemption. Read without running code (`weights_only`), by any
+number of ranks: each takes the rows of its shards.
 """
 
 import logging
@@ -11,7 +11,7 @@ import pickle
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,144 +20,146 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
-from hyperfitting.distributed import ALONE, Crew
 from hyperfitting.errors import UserError
-from hyperfitting.progress import Row
-from hyperfitting.store import look_anew, replacing
+from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_tensor
+from hyperfitting.runtime.files import refresh_directory, replacing
 
 log = logging.getLogger(__name__)
-_PATIENCE = 20.0
-"""Seconds of training for each second of writing."""
+_SECONDS_PER_WRITING_SECOND = 20.0
 _NAME = re.compile(r"checkpoint-(\d+)\.(\d+)-of-(\d+)\.pt")
-"""Updates done, rank, and number of processes."""
+"""Optimizer steps done, rank, and number of ranks."""
 
 
-@dataclass
-class Progress:
-    """How far training has come."""
+@dataclass(frozen=True)
+class TrainProgress:
+    """How far a training is."""
 
     epoch: int = 0
-    """Epochs done."""
+    """Complete epochs."""
     step: int = 0
-    """Updates done."""
-    history: list[Row] = field(default_factory=list)
-    """Rows so far: one an update (`step`, `train/loss`), one an epoch (with `epoch`, `val/…`)."""
-    best_val: float = float("inf")
-    """Lowest validation loss so far, in nats."""
+    """Optimizer steps."""
+    n_rows: int = 0
+    """Rows of `history.jsonl` that belong to them; those after it are of the time after this."""
 
 
 class Checkpoint:
-    """The files that hold an unfinished training."""
+    """The checkpoint files in a folder."""
 
-    def __init__(self, folder: Path, crew: Crew = ALONE) -> None:
-        self._folder, self._crew = folder, crew
-        self._cost = 0.0
-        self._last = time.monotonic()
+    def __init__(self, folder: Path, dist: DistContext = SINGLE_PROCESS) -> None:
+        self._folder, self._dist = folder, dist
+        self._write_seconds = 0.0
+        self._last_written = time.monotonic()
 
     def is_due(self) -> bool:
-        """Return whether so much was done since the last one that writing is little beside it."""
-        due = time.monotonic() - self._last >= _PATIENCE * self._cost
-        return bool(self._crew.agreed(due))
+        """Return whether writing now costs little compared to the time since the last one."""
+        elapsed = time.monotonic() - self._last_written
+        due = elapsed >= _SECONDS_PER_WRITING_SECOND * self._write_seconds
+        return bool(self._dist.broadcast_object(due))
 
-    def save(self, progress: Progress, state: dict[str, Any]) -> None:
-        """Replace the checkpoint by the present state, `parameters` by name and more."""
-        start = time.monotonic()
-        rank, size = self._crew.rank, self._crew.size
-        path = self._folder / f"checkpoint-{progress.step}.{rank}-of-{size}.pt"
-        rows = {name: _rows(parameter) for name, parameter in state["parameters"].items()}
-        with replacing(path) as beside, beside.open("wb") as file:
-            torch.save({"progress": vars(progress), "rows": rows, **tree_map(_here, state)}, file)
-        self._crew.wait()
-        if self._crew.leads:
-            self._remove(but=progress.step)
-        self._last = time.monotonic()
-        self._cost = self._last - start
-
-    def files(self) -> list[Path]:
-        """Return the newest that are all there, by rank; else none."""
-        found: dict[tuple[int, int], dict[int, Path]] = {}
-        look_anew(self._folder)
-        for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if name := _NAME.fullmatch(path.name):
-                step, rank, size = map(int, name.groups())
-                found.setdefault((step, size), {})[rank] = path
-        for (_, size), paths in sorted(found.items(), reverse=True):
-            if len(paths) == size:
-                return [paths[rank] for rank in range(size)]
-        return []
-
-    def load(self, parameters: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Return the state that `save` was given, and its `progress`; none if none can be read.
+    def save(self, progress: TrainProgress, state: dict[str, Any]) -> None:
+        """Write a checkpoint, then delete the previous one.
 
         Args:
-            parameters: what is trained now, in its order; each process gets its rows of them, and
-                of the optimizer's state of them.
+            progress: how far training is.
+            state: as `TrainState.state_dict` returns it.
+        """
+        start = time.monotonic()
+        rank, world_size = self._dist.rank, self._dist.world_size
+        path = self._folder / f"checkpoint-{progress.step}.{rank}-of-{world_size}.pt"
+        rows = {name: _row_range(parameter) for name, parameter in state["parameters"].items()}
+        local_state = tree_map(_local, state)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save({"progress": asdict(progress), "rows": rows, **local_state}, file)
+        self._dist.barrier()
+        if self._dist.is_main:
+            self._delete(except_step=progress.step)
+        self._last_written = time.monotonic()
+        self._write_seconds = self._last_written - start
+
+    def files(self) -> list[Path]:
+        """Return the files of the newest complete checkpoint by rank; empty if there is none."""
+        by_checkpoint: dict[tuple[int, int], dict[int, Path]] = {}
+        refresh_directory(self._folder)
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if name := _NAME.fullmatch(path.name):
+                step, rank, world_size = map(int, name.groups())
+                by_checkpoint.setdefault((step, world_size), {})[rank] = path
+        for (_, world_size), paths in sorted(by_checkpoint.items(), reverse=True):
+            if len(paths) == world_size:
+                return [paths[rank] for rank in range(world_size)]
+        return []
+
+    def load(self, parameters: Mapping[str, Tensor]) -> tuple[TrainProgress, dict[str, Any]] | None:
+        """Return the progress and state given to `save`; None if there is no readable checkpoint.
+
+        Args:
+            parameters: the trained parameters, in their order; each rank gets its rows of them and
+                of the optimizer's state.
 
         Raises:
-            UserError: the optimizer's state cannot be shared out anew.
+            UserError: the optimizer's state cannot be resharded to another number of ranks.
         """
-        names = self._crew.agreed([path.name for path in self.files()])
+        names = self._dist.broadcast_object([path.name for path in self.files()])
         if not names:
             return None
-        needed = [names[self._crew.rank]] if len(names) == self._crew.size else names
-        saved, problem = [], 0
-        try:
-            for name in needed:
+        as_many = len(names) == self._dist.world_size
+        saved, failed = [], 0
+        for name in [names[self._dist.rank]] if as_many else names:
+            try:
                 saved.append(torch.load(self._folder / name, weights_only=True, map_location="cpu"))
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            log.warning("%s cannot be read (%s): training starts anew", self._folder / name, error)
-            problem = 1
-        if int(self._crew.total(torch.tensor(problem))):
-            self.remove()
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                log.warning(
+                    "%s cannot be read (%s): training starts anew", self._folder / name, error
+                )
+                failed = 1
+                break
+        if int(self._dist.all_reduce_sum(torch.tensor(failed))):
+            self.delete()
             return None
-        return {**_shared_out(saved, parameters), "progress": Progress(**saved[0]["progress"])}
+        return TrainProgress(**saved[0]["progress"]), _reshard(saved, parameters)
 
-    def remove(self) -> None:
-        """Delete it: training is done, or it cannot be read."""
-        self._crew.wait()
-        if self._crew.leads:
-            self._remove()
+    def delete(self) -> None:
+        """Delete the checkpoint: training is complete, or it cannot be read."""
+        self._dist.barrier()
+        if self._dist.is_main:
+            self._delete()
 
-    def _remove(self, but: int | None = None) -> None:
-        look_anew(self._folder)
+    def _delete(self, except_step: int | None = None) -> None:
+        refresh_directory(self._folder)
         for path in self._folder.iterdir():
             name = _NAME.fullmatch(path.name)
-            if name and int(name[1]) != but:
+            if name and int(name[1]) != except_step:
                 path.unlink(missing_ok=True)
 
 
-def _here(value: Any) -> Any:
-    """Return the part of a tensor that is on this process."""
-    return value.to_local() if isinstance(value, DTensor) else value
+def _local(value: Any) -> Any:
+    return local_tensor(value) if isinstance(value, Tensor) else value
 
 
-def _rows(parameter: Tensor) -> tuple[int, int, int]:
-    """Return the first row that is here, how many are, and how many there are in all."""
+def _row_range(parameter: Tensor) -> tuple[int, int, int]:
+    """Return the first row of this rank's shard, its number of rows, and that of the parameter."""
     total = len(parameter) if parameter.dim() else 1
     if not isinstance(parameter, DTensor):
         return 0, total, total
-    each = -(-total // parameter.device_mesh.size())  # as FSDP shares them out
-    first = min(parameter.device_mesh.get_local_rank() * each, total)
+    rows_per_rank = -(-total // parameter.device_mesh.size())  # as FSDP splits it
+    first = min(parameter.device_mesh.get_local_rank() * rows_per_rank, total)
     return first, len(parameter.to_local()), total
 
 
-def _shared_out(
-    saved: Sequence[dict[str, Any]], parameters: Mapping[str, Tensor]
-) -> dict[str, Any]:
-    """Return the state of this process, from what some processes saved, or from its own."""
+def _reshard(saved: Sequence[dict[str, Any]], parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return this rank's state, from the checkpoint files of all ranks or from its own."""
     first = saved[0]
 
-    def here(name: str, of: Sequence[Tensor]) -> Tensor:
-        """Return the rows that are here now, from what each process had."""
-        pieces = [(*one["rows"][name], tensor) for one, tensor in zip(saved, of, strict=True)]
-        return _cut(pieces, *_rows(parameters[name])[:2])
+    def local_rows(name: str, shards: Sequence[Tensor]) -> Tensor:
+        parts = [(*file["rows"][name], shard) for file, shard in zip(saved, shards, strict=True)]
+        return _select_rows(parts, *_row_range(parameters[name])[:2])
 
-    state: dict[int, dict[str, Any]] = {}
-    for number, name in enumerate(parameters):
-        states = [one["optimizer"]["state"].get(number, {}) for one in saved]
+    optimizer_state: dict[int, dict[str, Any]] = {}
+    for index, name in enumerate(parameters):
+        states = [file["optimizer"]["state"].get(index, {}) for file in saved]
         shape = first["parameters"][name].shape
-        state[number] = {
-            key: here(name, [one[key] for one in states])
+        optimizer_state[index] = {
+            key: local_rows(name, [state[key] for state in states])
             if isinstance(value, Tensor) and value.shape == shape
             else value
             for key, value in states[0].items()
@@ -165,30 +167,42 @@ def _shared_out(
     return {
         **{key: value for key, value in first.items() if key not in ("rows", "progress")},
         "parameters": {
-            name: here(name, [one["parameters"][name] for one in saved]) for name in parameters
+            name: local_rows(name, [file["parameters"][name] for file in saved])
+            for name in parameters
         },
-        "optimizer": {**first["optimizer"], "state": {n: s for n, s in state.items() if s}},
+        "optimizer": {
+            **first["optimizer"],
+            "state": {index: state for index, state in optimizer_state.items() if state},
+        },
     }
 
 
-def _cut(pieces: Sequence[tuple[int, int, int, Tensor]], start: int, length: int) -> Tensor:
-    """Return rows from pieces (first row, rows, all rows, tensor) that lie one after another.
+def _select_rows(shards: Sequence[tuple[int, int, int, Tensor]], start: int, length: int) -> Tensor:
+    """Return ``length`` rows from ``start`` on, out of consecutive shards.
+
+    Args:
+        shards: first row, number of rows, rows of the whole tensor, and the shard.
+        start: first row to return.
+        length: rows to return.
 
     Raises:
-        UserError: they are of a kind that cannot be cut.
+        UserError: the shards are of a tensor subclass that cannot be cut.
     """
-    at, n, total, tensor = pieces[0]
-    if (at, n) == (start, length):
+    first, n_rows, total, tensor = shards[0]
+    if (first, n_rows) == (start, length):
         return tensor
     if type(tensor) is not Tensor:
         raise UserError(
-            f"the optimizer's state ({type(tensor).__name__}) cannot be shared out anew",
-            field="hardware.ranks",
+            f"the optimizer's state ({type(tensor).__name__}) cannot be resharded",
+            field="hardware.num_processes",
             valid="as many as before",
-            hint="or delete the checkpoint, to begin anew",
+            hint="or delete the checkpoint, to start anew",
         )
-    if n == total:  # each has all of it
+    if n_rows == total:  # replicated: every rank has all rows
         return tensor[start : start + length].clone()
     return torch.cat(
-        [part[max(start - at, 0) : max(start + length - at, 0)] for at, _, _, part in pieces]
+        [
+            shard[max(start - first, 0) : max(start + length - first, 0)]
+            for first, _, _, shard in shards
+        ]
     )

@@ -1,8 +1,8 @@
 """Next-token loss over a large vocabulary, without ever holding all logits.
 
 The logits of a batch are its largest tensor by far: 400 MB for 8 sequences of 256 tokens and
-49,152 words, in four copies. Here a few positions at a time get their logits, loss and gradient at
-once, and what is kept is the gradient of the hidden states.
+49,152 words, in four copies. Here logits, loss and gradient are computed for a chunk of positions
+at a time, and only the gradient of the hidden states is kept.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hyperfitting.costs import CHUNK_BYTES
-from hyperfitting.forwards import running
-from hyperfitting.products import linear
+from hyperfitting.models.layers import override_forward
+from hyperfitting.runtime.linear_kernels import linear
+from hyperfitting.training.flops import CHUNK_BYTES
 
 
-class _SumOfLosses(torch.autograd.Function):
-    """Summed cross-entropy of a linear output layer; gradients are found on the way forward."""
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of a linear output layer; gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -27,30 +27,31 @@ class _SumOfLosses(torch.autograd.Function):
         device = states.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         matrix = weight.to(low) if low else weight  # (V, H)
-        # one gradient for each of states, weight and bias, where it is needed
-        to_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        to_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_states = torch.empty_like(states) if needs_states else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         total = torch.zeros((), device=states.device)
-        rows = max(16, CHUNK_BYTES.get(device, 2**26) // (4 * len(weight)))
+        chunk_rows = max(16, CHUNK_BYTES.get(device, 2**26) // (4 * len(weight)))
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(states), rows):
-                part = states[start : start + rows].to(matrix.dtype)  # (R, H)
-                target = targets[start : start + rows].unsqueeze(1)  # (R, 1)
-                logits = linear(part, matrix, bias)  # (R, V)
+            for start in range(0, len(states), chunk_rows):
+                chunk = states[start : start + chunk_rows].to(matrix.dtype)  # (R, H)
+                target = targets[start : start + chunk_rows].unsqueeze(1)  # (R, 1)
+                logits = linear(chunk, matrix, bias)  # (R, V)
                 log_p = torch.log_softmax(logits.float(), dim=-1)
                 total -= log_p.gather(1, target).sum()
-                slope = log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0))
-                slope = slope.to(matrix.dtype)
-                if to_states is not None:
-                    to_states[start : start + rows] = linear(slope, matrix.t())
-                if to_weight is not None and low is None:
-                    to_weight.addmm_(slope.t(), part)
-                elif to_weight is not None:
-                    to_weight += slope.t() @ part
-                if to_bias is not None:
-                    to_bias += slope.sum(0)
-        ctx.save_for_backward(to_states, to_weight, to_bias)
+                # d loss / d logits = softmax - one-hot target
+                grad = log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0))
+                grad = grad.to(matrix.dtype)
+                if grad_states is not None:
+                    grad_states[start : start + chunk_rows] = linear(grad, matrix.t())
+                if grad_weight is not None and low is None:
+                    grad_weight.addmm_(grad.t(), chunk)
+                elif grad_weight is not None:
+                    grad_weight += grad.t() @ chunk
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
+        ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         return total
 
     @staticmethod
@@ -58,80 +59,87 @@ class _SumOfLosses(torch.autograd.Function):
         return *(None if g is None else g.mul_(outer[0]) for g in ctx.saved_tensors), None
 
 
-def summed_loss(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def chunked_cross_entropy(
+    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> Tensor:
     """Return the summed next-token loss of a linear output layer, in nats.
 
     Args:
         states: (R, H) last hidden states.
         weight: (V, H) of the output layer.
         bias: (V,), or none.
-        targets: (R,) the tokens that came next.
+        targets: (R,) ids of the next tokens.
     """
-    # (torch gives no types for what it makes of `forward`)
-    loss: Tensor = _SumOfLosses.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
+    # torch has no types for `apply`
+    loss: Tensor = _ChunkedCrossEntropy.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
     return loss
 
 
 class NextTokenLoss:
-    """The summed next-token loss of a model, with its logits in chunks where that is the same.
+    """The summed next-token loss of a model, with chunked logits where that is the same.
 
-    The output layer then returns the loss in the place of logits. Some architectures scale or cap
-    their logits behind that layer. Whether this one does is tried out on two tokens; if so, the
-    loss is taken of the whole logits.
+    During the forward pass the output layer returns the loss instead of logits. Architectures that
+    scale or cap logits after that layer are detected by a forward pass of two tokens; their loss
+    is computed from whole logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         layer = model.get_output_embeddings()
-        self._layer = layer if isinstance(layer, nn.Linear) and self._is_last(layer) else None
+        is_chunkable = isinstance(layer, nn.Linear) and self._is_last_operation(layer)
+        self._layer: nn.Linear | None = layer if is_chunkable else None
 
-    def __call__(self, tokens: Tensor, counted: int | None = None) -> Tensor:
-        """Return the loss of sequences, summed over all tokens but the first of each.
+    def __call__(self, tokens: Tensor, n_valid: int | None = None) -> Tensor:
+        """Return the loss, summed over all tokens but the first of each sequence.
 
         Args:
             tokens: (B, T) sequences.
-            counted: only so many of them, the first, have a loss; none: all.
+            n_valid: the first so many sequences count, the others are padding; none: all count.
         """
-        targets = tokens[:counted, 1:].flatten()
+        targets = tokens[:n_valid, 1:].flatten()
         layer = self._layer
         if layer is None:
-            logits = self._model(input_ids=tokens, use_cache=False).logits[:counted, :-1]
+            logits = self._model(input_ids=tokens, use_cache=False).logits[:n_valid, :-1]
             return nn.functional.cross_entropy(
                 logits.flatten(0, 1).float(), targets, reduction="sum"
             )
 
         def loss(states: Tensor) -> Tensor:  # (B, T, H)
-            rows = states[:counted, :-1].flatten(0, 1)
-            return summed_loss(rows, layer.weight, layer.bias, targets)
+            rows = states[:n_valid, :-1].flatten(0, 1)
+            return chunked_cross_entropy(rows, layer.weight, layer.bias, targets)
 
-        return self._with(layer, loss, tokens)
+        return self._forward_with_output_layer(layer, loss, tokens)
 
-    def _with(self, layer: nn.Linear, output: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-        """Return what the model returns for logits, with an output layer that does something else.
+    def _forward_with_output_layer(
+        self, layer: nn.Linear, output: Callable[[Tensor], Tensor], tokens: Tensor
+    ) -> Tensor:
+        """Return the model's `logits` with another forward of its output layer.
 
-        (Called as it always is, so that what is hooked to model and layer happens.)
+        The model is called as usual, so that hooks on it and on the layer run.
         """
-        with running({layer: output}):
-            made: Tensor = self._model(input_ids=tokens, use_cache=False).logits
-        return made
+        with override_forward({layer: output}):
+            logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
+        return logits
 
     @torch.no_grad()
-    def _is_last(self, layer: nn.Linear) -> bool:
-        """Return whether the model returns what this layer does, be it logits or a loss."""
+    def _is_last_operation(self, layer: nn.Linear) -> bool:
+        """Return whether the model returns this layer's output unchanged, logits or a loss."""
         tokens = torch.tensor([[0, 1]], device=self._model.device)
-        made: list[Tensor] = []
+        outputs: list[Tensor] = []
 
-        def kept(states: Tensor) -> Tensor:
-            made.append(nn.Linear.forward(layer, states))
-            return made[-1]
+        def recorded(states: Tensor) -> Tensor:
+            outputs.append(nn.Linear.forward(layer, states))
+            return outputs[-1]
 
         was_training = self._model.training
         self._model.eval()
         try:
-            whole = self._with(layer, kept, tokens)
-            is_last = len(made) == 1 and torch.equal(made[0], whole)
-            return is_last and self._with(layer, Tensor.sum, tokens).dim() == 0
-        except (IndexError, RuntimeError):  # it takes the logits apart
+            logits = self._forward_with_output_layer(layer, recorded, tokens)
+            unchanged = len(outputs) == 1 and torch.equal(outputs[0], logits)
+            return unchanged and (
+                self._forward_with_output_layer(layer, Tensor.sum, tokens).dim() == 0
+            )
+        except (IndexError, RuntimeError):  # it indexes the logits
             return False
         finally:
             self._model.train(was_training)

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 @cache
 def environment() -> Environment:
-    """Return what the templates are rendered with: everything put in is escaped."""
+    """Return the templates' environment, in which everything inserted is escaped."""
     return Environment(
         loader=PackageLoader("hyperfitting.reporting", "assets"),
         autoescape=True,
@@ -19,5 +19,5 @@ def environment() -> Environment:
 
 
 def source(name: str) -> str:
-    """Return a file as it is."""
+    """Return the text of an asset."""
     return (files(__name__) / name).read_text("utf-8")

@@ -1,18 +1,18 @@
 "use strict";
-// Everything that came from data or a model is put in as text, never as HTML.
+// Text of data and models is inserted as text, never as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const COLOURS = {
+const COLORS = {
   light: ["#000000", "#0072b2", "#c04a00", "#007a5a", "#a8447f", "#8a6100", "#3b7ea8"],
   dark: ["#f2f2f2", "#56b4e9", "#ff8a3d", "#2fc79a", "#e59ac4", "#e6b422", "#9ad0f5"],
 };
 const DASHES = ["solid", "dash", "dot", "dashdot"];
-const MARKS = ["circle", "square", "diamond", "triangle-up"];
+const MARKERS = ["circle", "square", "diamond", "triangle-up"];
 
-// ---- which members are shown
+// ---- selected runs
 
-const boxes = [...document.querySelectorAll("#members input")];
-const shown = () => new Set(boxes.filter((box) => box.checked).map((box) => Number(box.value)));
+const boxes = [...document.querySelectorAll("#runs input")];
+const selectedRuns = () => new Set(boxes.filter((box) => box.checked).map((box) => Number(box.value)));
 
 // ---- light and dark
 
@@ -21,15 +21,15 @@ function isDark() {
   const chosen = document.documentElement.dataset.theme;
   return chosen ? chosen === "dark" : dark.matches;
 }
-const colour = (member) => {
-  const palette = COLOURS[isDark() ? "dark" : "light"];
-  return palette[member % palette.length];
+const color = (run) => {
+  const palette = COLORS[isDark() ? "dark" : "light"];
+  return palette[run % palette.length];
 };
-const style = (member) => Math.floor(member / COLOURS.light.length) % DASHES.length;
+const style = (run) => Math.floor(run / COLORS.light.length) % DASHES.length;
 
 function paintSwatches() {
   for (const swatch of document.querySelectorAll(".swatch")) {
-    swatch.style.background = colour(Number(swatch.dataset.member));
+    swatch.style.background = color(Number(swatch.dataset.run));
   }
 }
 
@@ -50,130 +50,124 @@ function layout(x, y) {
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 
 function drawCurves() {
-  const visible = shown();
-  for (const place of document.querySelectorAll("[data-series]")) {
-    const key = place.dataset.series;
-    const traces = data.members.flatMap((member, i) => {
-      const line = member.curves[key];
+  const selected = selectedRuns();
+  for (const chart of document.querySelectorAll("[data-curve]")) {
+    const key = chart.dataset.curve;
+    const traces = data.runs.flatMap((run, i) => {
+      const line = run.curves[key];
       if (!line) return [];
       return [{
-        x: line[0], y: line[1], name: member.name, mode: "lines+markers", visible: visible.has(i),
-        line: { color: colour(i), dash: DASHES[style(i)] }, marker: { symbol: MARKS[style(i)], size: 5 },
+        x: line[0], y: line[1], name: run.name, mode: "lines+markers", visible: selected.has(i),
+        line: { color: color(i), dash: DASHES[style(i)] }, marker: { symbol: MARKERS[style(i)], size: 5 },
         hovertemplate: "%{fullData.name}<br>epoch %{x}: %{y:.4g}<extra></extra>",
       }];
     });
-    Plotly.react(place, traces, layout("epoch", data.names[key]), CONFIG);
+    Plotly.react(chart, traces, layout("epoch", data.labels[key]), CONFIG);
   }
 }
 
 function drawScatter() {
   if (!$("scatter")) return;
-  const visible = shown();
+  const selected = selectedRuns();
   const [x, y] = [$("metric-x").value, $("metric-y").value];
   const error = (estimate) => ({
     type: "data", symmetric: false, thickness: 1,
     array: [estimate[2] - estimate[0]], arrayminus: [estimate[0] - estimate[1]],
   });
-  const traces = data.members.flatMap((member, i) => {
-    const [a, b] = [member.metrics[x], member.metrics[y]];
+  const traces = data.runs.flatMap((run, i) => {
+    const [a, b] = [run.metrics[x], run.metrics[y]];
     if (!a || !b) return [];
     return [{
-      x: [a[0]], y: [b[0]], error_x: error(a), error_y: error(b), name: member.name, mode: "markers",
-      visible: visible.has(i), marker: { color: colour(i), symbol: MARKS[style(i)], size: 11 },
+      x: [a[0]], y: [b[0]], error_x: error(a), error_y: error(b), name: run.name, mode: "markers",
+      visible: selected.has(i), marker: { color: color(i), symbol: MARKERS[style(i)], size: 11 },
       hovertemplate: "%{fullData.name}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     }];
   });
-  Plotly.react($("scatter"), traces, layout(data.names[x], data.names[y]), CONFIG);
+  Plotly.react($("scatter"), traces, layout(data.labels[x], data.labels[y]), CONFIG);
 }
 
 // ---- texts
 
-function element(kind, words, className) {
-  const made = document.createElement(kind);
-  if (words !== undefined) made.textContent = words;
-  if (className) made.className = className;
-  return made;
+function element(kind, content, className) {
+  const node = document.createElement(kind);
+  if (content !== undefined) node.textContent = content;
+  if (className) node.className = className;
+  return node;
 }
 
-function text(stretches) {
-  const made = element("p", undefined, "text");
-  for (const [words, shade, underlined] of stretches) {
-    if (!shade && !underlined) {
-      made.append(words);
-    } else {
-      made.append(element("span", words, [shade ? `r${shade}` : "", underlined ? "o" : ""].join(" ").trim()));
-    }
+function highlighted(spans) {
+  const paragraph = element("p", undefined, "text");
+  for (const [text, shade, overlaps] of spans) {
+    const classes = [shade ? `r${shade}` : "", overlaps ? "o" : ""].join(" ").trim();
+    paragraph.append(classes ? element("span", text, classes) : text);
   }
-  return made;
+  return paragraph;
 }
 
-function card(writer) {
-  const made = element("article", undefined, "writer");
-  made.append(element("h3", writer.name));
-  const numbers = writer.numbers.map(([name, value]) => `${name} ${value}`).join(" · ");
-  if (numbers) made.append(element("p", numbers, "note"));
-  made.append(text(writer.text));
-  return made;
+function card({ name, metrics, spans }) {
+  const article = element("article", undefined, "continuation");
+  article.append(element("h3", name));
+  const numbers = metrics.map(([label, value]) => `${label} ${value}`).join(" · ");
+  if (numbers) article.append(element("p", numbers, "note"));
+  article.append(highlighted(spans));
+  return article;
 }
 
-function isShown(writer, visible) {
-  return writer.original ? $("originals").checked : visible.has(writer.member);
+// A continuation without a run is a base model's.
+function isShown(continuation, selected) {
+  return continuation.run === null ? $("base-models").checked : selected.has(continuation.run);
 }
 
-function showText() {
-  const chosen = $("contexts").value;
-  $("writers").replaceChildren();
+function showContext() {
+  const index = $("contexts").value;
+  $("continuations").replaceChildren();
   $("context").textContent = "";
-  if (chosen === "") return;
-  const block = JSON.parse($(`text-${chosen}`).textContent);
-  const visible = shown();
-  $("context").textContent = block.context;
-  const writers = block.writers.filter((writer) => isShown(writer, visible)).map(card);
-  if (block.reference) {
-    writers.push(card({ name: "as it really goes on", numbers: [], text: [[block.reference, 0, 0]] }));
+  if (index === "") return;
+  const texts = JSON.parse($(`text-${index}`).textContent);
+  const selected = selectedRuns();
+  $("context").textContent = texts.context;
+  const cards = texts.continuations.filter((continuation) => isShown(continuation, selected)).map(card);
+  if (texts.reference) {
+    cards.push(card({ name: "reference", metrics: [], spans: [[texts.reference, 0, 0]] }));
   }
-  $("writers").replaceChildren(...writers);
-  history.replaceState(null, "", `#text-${Number(chosen) + 1}`);
+  $("continuations").replaceChildren(...cards);
+  history.replaceState(null, "", `#text-${Number(index) + 1}`);
 }
 
-function highest(key, context, visible) {
-  let found = -Infinity;
-  for (const member of visible) {
-    const value = data.members[member].texts[key]?.[context];
-    if (value !== null && value !== undefined) found = Math.max(found, value);
-  }
-  return found;
+// Values of a metric for a context, of the selected runs that have one.
+function values(key, context, selected) {
+  return [...selected].map((run) => data.runs[run].texts[key]?.[context])
+    .filter((value) => value !== null && value !== undefined);
 }
-const ORDERS = {
-  rep: (context, visible) => -highest("rep", context, visible),
-  overlap: (context, visible) => -highest("overlap", context, visible),
-  ttr: (context, visible) => {
-    const values = [...visible].map((member) => data.members[member].texts.ttr?.[context]);
-    return Math.min(Infinity, ...values.filter((value) => value !== null && value !== undefined));
-  },
+const highest = (key, context, selected) => Math.max(-Infinity, ...values(key, context, selected));
+const SORT_KEYS = {
+  "gen/rep_2": (context, selected) => -highest("gen/rep_2", context, selected),
+  "gen/dataset_overlap": (context, selected) => -highest("gen/dataset_overlap", context, selected),
+  "gen/ttr": (context, selected) => Math.min(Infinity, ...values("gen/ttr", context, selected)),
 };
 
 function listContexts() {
   if (!$("contexts")) return;
-  const [set, rep, overlap] = [$("set").value, Number($("rep").value), Number($("overlap").value)];
-  const [visible, before, order] = [shown(), $("contexts").value, ORDERS[$("order").value]];
-  let found = data.contexts.map((_, i) => i).filter((i) =>
-    (!set || data.contexts[i][0] === set) &&
-    (!rep || highest("rep", i, visible) >= rep) &&
-    (!overlap || highest("overlap", i, visible) >= overlap));
-  if (order) {
-    const keys = new Map(found.map((i) => [i, order(i, visible)]));
-    found = found.sort((a, b) => keys.get(a) - keys.get(b) || a - b);
+  const dataset = $("dataset").value;
+  const [minRep, minOverlap] = [Number($("min-rep").value), Number($("min-overlap").value)];
+  const [selected, current, sortKey] = [selectedRuns(), $("contexts").value, SORT_KEYS[$("order").value]];
+  let listed = data.contexts.map((_, i) => i).filter((i) =>
+    (!dataset || data.contexts[i][0] === dataset) &&
+    (!minRep || highest("gen/rep_2", i, selected) >= minRep) &&
+    (!minOverlap || highest("gen/dataset_overlap", i, selected) >= minOverlap));
+  if (sortKey) {
+    const keys = new Map(listed.map((i) => [i, sortKey(i, selected)]));
+    listed = listed.sort((a, b) => keys.get(a) - keys.get(b) || a - b);
   }
-  $("contexts").replaceChildren(...found.map((i) => {
+  $("contexts").replaceChildren(...listed.map((i) => {
     const option = element("option", `${i + 1} · ${data.contexts[i][0]} · ${data.contexts[i][1]}`);
     option.value = String(i);
     return option;
   }));
-  $("count").textContent = `${found.length} of ${data.contexts.length}`;
-  if (found.includes(Number(before)) && before !== "") $("contexts").value = before;
-  else $("contexts").selectedIndex = found.length ? 0 : -1;
-  showText();
+  $("count").textContent = `${listed.length} of ${data.contexts.length}`;
+  if (listed.includes(Number(current)) && current !== "") $("contexts").value = current;
+  else $("contexts").selectedIndex = listed.length ? 0 : -1;
+  showContext();
 }
 
 function step(by) {
@@ -181,27 +175,27 @@ function step(by) {
   const next = Math.min(list.options.length - 1, Math.max(0, list.selectedIndex + by));
   if (next !== list.selectedIndex) {
     list.selectedIndex = next;
-    showText();
+    showContext();
   }
 }
 
-// ---- what happens when
+// ---- events
 
 function draw() {
   paintSwatches();
   drawCurves();
   drawScatter();
 }
-function membersChanged() {
+function selectionChanged() {
   drawCurves();
   drawScatter();
   listContexts();
 }
-for (const box of boxes) box.addEventListener("change", membersChanged);
-for (const button of document.querySelectorAll("[data-members]")) {
+for (const box of boxes) box.addEventListener("change", selectionChanged);
+for (const button of document.querySelectorAll("[data-runs]")) {
   button.addEventListener("click", () => {
-    for (const box of boxes) if (!box.disabled) box.checked = button.dataset.members === "all";
-    membersChanged();
+    for (const box of boxes) if (!box.disabled) box.checked = button.dataset.runs === "all";
+    selectionChanged();
   });
 }
 $("theme").addEventListener("click", () => {
@@ -213,14 +207,14 @@ for (const id of ["metric-x", "metric-y"]) $(id)?.addEventListener("change", dra
 if ($("contexts")) {
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("input", listContexts);
-  $("contexts").addEventListener("change", showText);
+  $("contexts").addEventListener("change", showContext);
   $("previous").addEventListener("click", () => step(-1));
   $("next").addEventListener("click", () => step(1));
 }
-const asked = /^#text-(\d+)$/.exec(location.hash);
+const linked = /^#text-(\d+)$/.exec(location.hash);
 draw();
 listContexts();
-if (asked && $("contexts")) {
-  $("contexts").value = String(Number(asked[1]) - 1);
-  showText();
+if (linked && $("contexts")) {
+  $("contexts").value = String(Number(linked[1]) - 1);
+  showContext();
 }

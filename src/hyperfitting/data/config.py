@@ -1,0 +1,74 @@
+"""The config group `dataset`: which documents, and how they become token sequences."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from hyperfitting.fields import RECORD, at_least, fraction, one_of, required, setting
+
+
+@dataclass
+class TextsConfig:
+    """Which documents, and what counts as one."""
+
+    name: str = setting(MISSING, enters=RECORD)
+    """Short name for tables and W&B."""
+    source: str = setting("hub", enters="documents")
+    """`hub` (Hugging Face Hub), `files` (your own), `package` (texts that a package ships)."""
+    path: str | None = setting(None, enters="documents")
+    """Hub id; file or folder for `files`; name of the sample for `package`."""
+    subset: str | None = setting(None, enters="documents")
+    """Hub: the dataset's configuration, such as `wikitext-103-raw-v1`."""
+    split: str = setting("train", enters="documents")
+    """Hub and `datasets` folders: the split to read; slices such as `train[:1000]` work."""
+    revision: str | None = setting(None, enters="documents")
+    """Hub: branch, tag or commit."""
+    text_field: str = setting("text", enters="documents")
+    """Column or key that holds the text (.jsonl, .csv, .parquet, `datasets`)."""
+    document_start: str | None = setting(None, enters="documents")
+    """Regular expression; a row (or line of a .txt) that matches at its start begins a new
+    document. None: each row and each .txt file is one document."""
+    sequences: str = setting("prefix", enters="sequences")
+    """`prefix`: the first tokens of each document (the paper's protocol); `packed`, for few and
+    long documents: training sequences are cut from concatenated documents, evaluation texts are
+    passages that begin at a paragraph."""
+    holdout_fraction: float = setting(0.2, enters="sequences")
+    """Fraction of the documents held out for evaluation, by a hash of their text: whatever the
+    seed, model or number of sequences, they are never trained or validated on."""
+
+    def check(self, at: str) -> None:
+        """Refuse invalid values; ``at`` is the position of this config in the whole."""
+        one_of(f"{at}.source", self.source, ("hub", "files", "package"))
+        one_of(f"{at}.sequences", self.sequences, ("prefix", "packed"))
+        fraction(f"{at}.holdout_fraction", self.holdout_fraction)
+        required(
+            f"{at}.path",
+            self.path,
+            {
+                "hub": "the dataset's id on the Hub",
+                "files": "your file or folder",
+                "package": "the name of a packaged sample",
+            }[self.source],
+            f"{at}.path=…",
+        )
+
+
+@dataclass
+class DatasetConfig(TextsConfig):
+    """Which documents are trained on, and how they become token sequences."""
+
+    seq_len: int = setting(256, enters="sequences")
+    """Tokens of a training or validation sequence."""
+    n_train: int = setting(2000, enters="sequences")
+    """Training sequences."""
+    n_val: int = setting(128, enters="sequences")
+    """Validation sequences (see `trainer.eval_every_epochs`)."""
+    seed: int = setting(MISSING, enters="sequences")
+    """Selects the training and validation documents, independent of the model."""
+
+    def __post_init__(self) -> None:
+        self.check("dataset")
+        at_least("dataset.seq_len", self.seq_len, 2)
+        at_least("dataset.n_train", self.n_train, 1)
+        at_least("dataset.n_val", self.n_val, 1)
+        at_least("dataset.seed", self.seed, 0)

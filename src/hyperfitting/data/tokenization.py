@@ -1,0 +1,80 @@
+"""Tokenizing documents, and the text of each token."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from hyperfitting.models.base import BaseModel
+
+
+class DocumentTokenizer:
+    """A model's tokenizer for documents: BOS before each if the model uses one, no padding.
+
+    Args:
+        base: the model.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        self._tokenizer = base.tokenizer()
+        eos = self._tokenizer.eos_token_id
+        special = list(self._tokenizer("").input_ids)
+        while special and special[-1] == eos and eos != self._tokenizer.bos_token_id:
+            special.pop()
+        self.bos_ids: list[int] = special
+        """Ids that the tokenizer puts before every text; none or one for most models."""
+
+    @cached_property
+    def separator(self) -> list[int]:
+        """Ids between packed documents: EOS, or a blank line for tokenizers without one."""
+        eos = self._tokenizer.eos_token_id
+        return [eos] if eos is not None else self._tokenize("\n\n")
+
+    def __call__(self, text: str) -> list[int]:
+        """Return the token ids of a document."""
+        return self.bos_ids + self._tokenize(text)
+
+    def _tokenize(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+_WINDOW = 8
+"""Preceding tokens that can change how a token is decoded."""
+Decode = Callable[[list[int]], str]
+"""From token ids to text, as a tokenizer's `decode`."""
+
+
+def token_texts(decode: Decode, tokens: list[int], context: Sequence[int] = ()) -> list[str]:
+    """Return the text of each token; they join to the text of all.
+
+    A token that is only a part of a character gives "", and the token that completes the character
+    gives the whole character.
+
+    (`tokenizers.decoders.DecodeStream` gives the same for valid UTF-8, but withholds bytes that
+    never complete a character, so that generated texts would lose their end.)
+
+    Args:
+        decode: the tokenizer's.
+        tokens: (T,) token ids.
+        context: ids that precede them; many tokenizers decode the first word of a text without its
+            leading space.
+    """
+    prefix = [int(token) for token in context[-_WINDOW:]]
+    tokens = prefix + tokens
+    texts: list[str] = []
+    ends = [0]  # after how many tokens a text has been emitted
+    for end in range(1, len(tokens) + 1):
+        decoded = ends[-1]
+        # starting inside a character, byte fallback would decode all of its bytes as invalid
+        start = next((i for i in reversed(ends) if decoded - i >= _WINDOW), 0)
+        emitted, text = decode(tokens[start:decoded]), decode(tokens[start:end])
+        is_complete = not text.endswith("\ufffd") or end == len(tokens) or end - decoded >= _WINDOW
+        texts.append(text[len(emitted) :] if is_complete else "")
+        if is_complete:
+            ends.append(end)
+    return texts[len(prefix) :]
+
+
+def token_text_in_context(tokenizer: Any) -> Callable[[int], str]:
+    """Return the function from a token id to its text inside a text, with its leading space."""
+    anchor = list(tokenizer("a", add_special_tokens=False).input_ids)
+    return lambda token: token_texts(tokenizer.decode, [token], anchor)[0]

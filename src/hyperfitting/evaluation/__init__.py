@@ -1,0 +1,1 @@
+"""What models predict and generate on the evaluation texts, and the scores of that."""

@@ -1,0 +1,38 @@
+"""Arrays and continuations as evaluation artifacts hold them: one writer, one reader."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfitting.store import Artifact, Step
+
+
+def save_array(work: Path, name: str, values: NDArray[Any]) -> None:
+    """Write ``NAME.npy``: token ids as int32, everything else as float32."""
+    dtype = np.int32 if name == "top1" else np.float32
+    np.save(work / f"{name}.npy", values.astype(dtype), allow_pickle=False)
+
+
+def load_arrays(steps: Mapping[str, Step], names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """Return arrays by name, those of all datasets concatenated along the texts."""
+    return {
+        name: np.concatenate(
+            [
+                np.load(step.artifact.file(f"{name}.npy"), allow_pickle=False)
+                for step in steps.values()
+            ]
+        )
+        for name in names
+    }
+
+
+def load_continuations(artifact: Artifact) -> list[dict[str, Any]]:
+    """Return the content of a `continuations.json`."""
+    samples: list[dict[str, Any]] = json.loads(
+        artifact.file("continuations.json").read_text("utf-8")
+    )
+    return samples

@@ -1,0 +1,113 @@
+"""Forward passes over given texts: token statistics, next tokens, hidden states."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hyperfitting.metrics.distribution import TokenStats, token_stats
+from hyperfitting.progress import Advance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKEN_STATS = tuple(field.name for field in fields(TokenStats))
+
+
+@torch.inference_mode()
+def compute_token_stats(
+    model: PreTrainedModel,
+    texts: NDArray[np.int32],
+    batch_size: int,
+    advance: Advance | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Return statistics of the next-token distribution at every token of each text but its first.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        texts: (N, T) token ids, T at least 2.
+        batch_size: texts per forward pass.
+        advance: reports tokens.
+
+    Returns:
+        For each of `TOKEN_STATS` (losses and entropies in nats) an array (N, T - 1).
+
+    Raises:
+        FloatingPointError: the model's logits hold NaN or infinity.
+    """
+    device = next(model.parameters()).device
+    n, length = texts.shape
+    stats = {name: np.empty((n, length - 1)) for name in TOKEN_STATS}
+    for start in range(0, n, batch_size):
+        batch = torch.as_tensor(
+            texts[start : start + batch_size], dtype=torch.long, device=device
+        )  # (B, T)
+        logits = model(input_ids=batch, use_cache=False).logits  # (B, T, V)
+        # one text at a time: a float32 copy of (B, T, V) is large
+        for row, (tokens, scores) in enumerate(zip(batch, logits, strict=True), start):
+            for name, values in vars(token_stats(scores[:-1], tokens[1:])).items():
+                stats[name][row] = values.cpu().numpy()
+        if advance:
+            advance(batch.numel())
+    return stats
+
+
+@torch.inference_mode()
+def topk_next_tokens(
+    model: PreTrainedModel, text: NDArray[np.int32], k: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return the ``k`` most likely next tokens after each token of a text but its last.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        text: (T,) token ids.
+        k: number of tokens; at most the vocabulary size.
+
+    Returns:
+        Their ids (T - 1, k), most likely first, and their probabilities (T - 1, k).
+    """
+    device = next(model.parameters()).device
+    tokens = torch.as_tensor(text[None, :-1], dtype=torch.long, device=device)
+    logits = model(input_ids=tokens, use_cache=False).logits[0].float()  # (T - 1, V)
+    probabilities, ids = torch.softmax(logits, -1).topk(min(k, logits.shape[-1]), dim=-1)
+    return ids.int().cpu().numpy(), probabilities.cpu().numpy()
+
+
+@torch.inference_mode()
+def last_hidden_states(
+    model: PreTrainedModel,
+    texts: list[list[int]],
+    batch_size: int,
+    advance: Advance | None = None,
+) -> NDArray[np.float32]:
+    """Return the last hidden state at the last token of each text, as features for MAUVE.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        texts: N lists of token ids, none empty.
+        batch_size: texts per forward pass.
+        advance: reports texts.
+
+    Returns:
+        (N, H).
+    """
+    device = next(model.parameters()).device
+    features: list[NDArray[np.float32]] = []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        longest = max(map(len, batch))
+        # causal attention: padding on the right changes no earlier state
+        padded = torch.tensor(
+            [text + [0] * (longest - len(text)) for text in batch], device=device
+        )  # (B, T)
+        states = model(input_ids=padded, use_cache=False, output_hidden_states=True).hidden_states
+        last = torch.tensor([len(text) - 1 for text in batch], device=device)
+        rows = torch.arange(len(batch), device=device)
+        features.append(states[-1][rows, last].float().cpu().numpy())  # (B, H)
+        if advance:
+            advance(len(batch))
+    return np.concatenate(features)

@@ -1,0 +1,69 @@
+"""From a model's artifacts to what is scored: arrays and samples of all evaluation texts."""
+
+from collections.abc import Iterable
+
+from hyperfitting.data.sequences import EvaluationTexts
+from hyperfitting.evaluation.arrays import load_arrays, load_continuations
+from hyperfitting.evaluation.artifacts import LOGLIKELIHOODS, ModelArtifacts
+from hyperfitting.evaluation.config import EvaluationConfig
+from hyperfitting.evaluation.forward import TOKEN_STATS
+from hyperfitting.evaluation.scoring import GeneratedText, ModelOutput
+from hyperfitting.metrics.distribution import STEP_STATS
+
+
+def model_output(artifacts: ModelArtifacts) -> ModelOutput:
+    """Return what a model predicted and generated; its artifacts must be built."""
+    samples = {
+        name: load_continuations(step.artifact) for name, step in artifacts.continuations.items()
+    }
+    features = None
+    if artifacts.mauve_features:
+        continuations, references = (
+            load_arrays(
+                {n: s for n, s in artifacts.mauve_features.items() if n.startswith(kind)},
+                ("features",),
+            )["features"]
+            for kind in ("continuation/", "reference/")
+        )
+        features = (continuations, references)
+    return ModelOutput(
+        datasets=[name for name, texts in samples.items() for _ in texts],
+        token_stats=load_arrays(artifacts.token_stats, TOKEN_STATS),
+        step_stats=load_arrays(artifacts.continuations, STEP_STATS),
+        # the base model's own step statistics are its log-likelihoods
+        base_loglikelihoods=load_arrays(
+            artifacts.base_loglikelihoods or artifacts.continuations, LOGLIKELIHOODS
+        ),
+        samples=[GeneratedText(**sample) for texts in samples.values() for sample in texts],
+        mauve_features=features,
+    )
+
+
+def reference_output(
+    base: ModelOutput, references: Iterable[EvaluationTexts], evaluation: EvaluationConfig
+) -> ModelOutput:
+    """Return the references as if the base model had generated them.
+
+    Args:
+        base: the base model's output.
+        references: the evaluation texts of each dataset, in the order of the output.
+        evaluation: where continuations start and how long they are.
+    """
+    start, length = evaluation.context_len, evaluation.continuation_len
+    stats = {name: values[:, start - 1 :][:, :length] for name, values in base.token_stats.items()}
+    return ModelOutput(
+        datasets=base.datasets,
+        token_stats=base.token_stats,
+        step_stats=stats,
+        base_loglikelihoods=stats,
+        samples=[
+            GeneratedText(
+                context="".join(texts[:start]),
+                reference="".join(texts[start:]),
+                tokens=tokens[start:][:length],
+                token_texts=texts[start:][:length],
+            )
+            for dataset in references
+            for tokens, texts in zip(dataset.tokens.tolist(), dataset.token_texts, strict=True)
+        ],
+    )

@@ -1,0 +1,69 @@
+"""What a metric computes from: everything known of N texts, cut to one length."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfitting.metrics.overlap import Overlap
+
+Floats = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[Any]]
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class ScoringInputs:
+    """One model's continuations of N contexts, cut to L tokens, and its predictions.
+
+    Statistics are arrays by name, as in `metrics.distribution.TokenStats`; NaN past the end of a
+    continuation.
+    """
+
+    continuations: Sequence[Tokens]
+    """N sequences of token ids, at most L each."""
+    units: Sequence[Tokens]
+    """The continuations in the unit of the n-gram metrics: token ids, or numbers of words."""
+    corpus: Sequence[Tokens]
+    """The training sequences in that unit."""
+    overlap: Overlap
+    """The longest run that each continuation shares with the corpus, in that unit."""
+    step_stats: Arrays
+    """(N, L) of the model's own distributions while it generates."""
+    base_loglikelihoods: Arrays
+    """(N, L) `loss` and `rank` of the chosen tokens under the base model."""
+    token_stats: Arrays
+    """(N, text_len - 1) of the model on the reference texts."""
+    base_token_stats: Arrays
+    """(N, text_len - 1) of the base model on the reference texts."""
+    context_len: int
+    """Tokens at the start of each reference text that are its context."""
+    bleu_n: int
+    """Longest n-grams of BLEU."""
+    mauve_features: tuple[NDArray[Any], NDArray[Any]] | None = None
+    """(N, H) of contexts with continuations, and (N, H) of the reference texts."""
+
+    def select(self, rows: NDArray[np.bool_]) -> "ScoringInputs":
+        """Return the inputs of some texts. ``rows``: (N,)."""
+
+        def pick(texts: Sequence[Tokens]) -> list[Tokens]:
+            return [text for text, selected in zip(texts, rows, strict=True) if selected]
+
+        def cut(arrays: Arrays) -> Arrays:
+            return {name: values[rows] for name, values in arrays.items()}
+
+        overlap = Overlap(*(getattr(self.overlap, field.name)[rows] for field in fields(Overlap)))
+        features = self.mauve_features
+        return replace(
+            self,
+            continuations=pick(self.continuations),
+            units=pick(self.units),
+            overlap=overlap,
+            step_stats=cut(self.step_stats),
+            base_loglikelihoods=cut(self.base_loglikelihoods),
+            token_stats=cut(self.token_stats),
+            base_token_stats=cut(self.base_token_stats),
+            mauve_features=features and (features[0][rows], features[1][rows]),
+        )

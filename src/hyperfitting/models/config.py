@@ -1,0 +1,102 @@
+"""The config groups `model` and `tuning`: which pre-trained model, and which of its parameters."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from hyperfitting.fields import (
+    RECORD,
+    above_zero,
+    at_least,
+    id_config,
+    in_range,
+    one_of,
+    refuse_unused,
+    required,
+    setting,
+)
+
+SOURCES = ("hub", "local", "gguf", "random")
+DTYPES = ("float32", "bfloat16", "float16")
+_LORA = ("lora", "late_stage_lora")
+_LATE = ("late_stage", "late_stage_lora")
+METHODS = ("none", "full", "late_stage", "lora", "late_stage_lora")
+
+
+@dataclass
+class ModelConfig:
+    """Which pre-trained model, and where it comes from."""
+
+    name: str = setting(MISSING, enters=RECORD)
+    """Short name for tables and W&B."""
+    source: str = setting("hub", enters="model")
+    """`hub` (Hugging Face Hub), `local` (a folder in Hugging Face format), `gguf` (a GGUF file,
+    converted once), `random` (initialized from `architecture`, byte tokenizer; for tests)."""
+    path: str | None = setting(None, enters="model")
+    """Hub id; or folder for `local` and `gguf`."""
+    revision: str | None = setting(None, enters="model")
+    """Branch, tag or commit on the Hub."""
+    package: str | None = setting(None, enters="model")
+    """For `gguf`: the installed Python package that contains the file, instead of `path`."""
+    gguf_file: str | None = setting(None, enters="model")
+    """For `gguf`: file name in that folder."""
+    architecture: dict[str, Any] | None = setting(None, enters="model")
+    """For `random`: `model_type` and the fields of its transformers config."""
+    dtype: str = setting("float32", enters="model")
+    """Dtype of the weights: `float32`, `bfloat16`, `float16`. Train in float32: an update of 1e-6
+    is below the spacing of bfloat16."""
+
+    def __post_init__(self) -> None:
+        one_of("model.source", self.source, SOURCES)
+        one_of("model.dtype", self.dtype, DTYPES)
+        if self.source == "hub":
+            required("model.path", self.path, "the model's id on the Hub", "model.path=gpt2")
+        elif self.source == "local":
+            required("model.path", self.path, "the model's folder", "model=local model.path=DIR")
+        elif self.source == "random":
+            required("model.architecture", self.architecture, "what to initialize", "model=tiny")
+        else:
+            required("model.gguf_file", self.gguf_file, "the file's name", "model.gguf_file=x.gguf")
+            required("model.path", self.path or self.package, "the file's folder", "model.path=DIR")
+
+
+@dataclass
+class TuningConfig:
+    """Which parameters are trained."""
+
+    method: str = setting("full", enters="tuned")
+    """`none` (base model only), `full` (all parameters, as in the paper), `late_stage` (the last
+    `last_blocks` blocks and the final norm), `lora` (low-rank adapters on every linear layer of
+    every block; Hu et al., 2022), `late_stage_lora` (on the last `last_blocks` blocks; Li et al.,
+    ICML 2026)."""
+    last_blocks: int = setting(5, enters="tuned", read_by=_LATE)
+    """Number of trailing transformer blocks that are trained."""
+    lora_rank: int = setting(16, enters="tuned", read_by=_LORA)
+    """Rank of an adapter."""
+    lora_alpha: int = setting(32, enters="tuned", read_by=_LORA)
+    """An adapter's output is scaled by `lora_alpha / lora_rank`."""
+    lora_dropout: float = setting(0.0, enters="tuned", read_by=_LORA)
+    """Dropout before an adapter; needs `trainer.dropout`."""
+
+    def __post_init__(self) -> None:
+        one_of("tuning.method", self.method, METHODS)
+        at_least("tuning.last_blocks", self.last_blocks, 1)
+        at_least("tuning.lora_rank", self.lora_rank, 1)
+        above_zero("tuning.lora_alpha", self.lora_alpha)
+        in_range("tuning.lora_dropout", self.lora_dropout, 0, 0.99)
+        refuse_unused(self, "tuning", "method")
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether adapters are trained instead of the model's own parameters."""
+        return self.method in _LORA
+
+    @property
+    def is_late(self) -> bool:
+        """Whether only the last blocks are trained, so that their inputs never change."""
+        return self.method in _LATE
+
+    def id_config(self) -> dict[str, Any]:
+        """Return the method and the fields that it reads."""
+        return id_config(self, "tuned", "method")

@@ -1,0 +1,116 @@
+"""Access to the layers of any decoder of transformers, and replacing what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from hyperfitting.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """Return a decoder's transformer blocks, first to last.
+
+    Raises:
+        UserError: the architecture has no list of ``num_hidden_layers`` blocks.
+    """
+    module_list = find_blocks(model)
+    if module_list is None:
+        raise UserError(
+            f"no list of {model.config.num_hidden_layers} blocks found in {type(model).__name__}",
+            field="tuning.method",
+            value="late_stage",
+            hint="tuning=full",
+        )
+    return module_list
+
+
+def find_blocks(model: PreTrainedModel) -> nn.ModuleList | None:
+    """Return a decoder's transformer blocks, first to last, or None if it has no list of them."""
+    n_blocks = model.config.num_hidden_layers
+    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_blocks)
+    return next(lists, None)
+
+
+def final_norm(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the parameters of the normalization between the last block and the output layer.
+
+    In every decoder of transformers it is a sibling of the list of blocks that has only vectors
+    as parameters, and is not an embedding's. Architectures without one give an empty list.
+    """
+    block_list = blocks(model)
+    parent = next(m for m in model.modules() if any(c is block_list for c in m.children()))
+    return [
+        parameter
+        for name, child in parent.named_children()
+        if child is not block_list
+        and "embed" not in name
+        and all(p.dim() == 1 for p in child.parameters())
+        for parameter in child.parameters()
+    ]
+
+
+@contextmanager
+def override_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Replace the forward of each module by the given function, inside this context.
+
+    Contexts can be nested, also for the same module.
+    """
+    outer = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, forward_before in outer.items():
+            del module.forward
+            if forward_before is not None:
+                module.forward = forward_before
+
+
+class PassthroughBlock(nn.Module):
+    """Takes the place of a block without computing anything.
+
+    Args:
+        block: the block; its attributes stay readable, its parameters are not registered.
+        output: returned by forward, (B, T, H); None: forward returns its input.
+    """
+
+    def __init__(self, block: nn.Module, output: Tensor | None) -> None:
+        super().__init__()
+        self.__dict__["_block"] = block  # bypasses registration as a submodule
+        self._output = output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_block"], name)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return the output, (B, T, H)."""
+        return hidden_states if self._output is None else self._output
+
+
+@contextmanager
+def replace_blocks(
+    block_list: nn.ModuleList, indices: range, output: Tensor | None
+) -> Iterator[None]:
+    """Skip the computation of some blocks, inside this context.
+
+    Args:
+        block_list: the model's blocks, as `blocks` returns them.
+        indices: which of them to replace by a `PassthroughBlock`.
+        output: what each of them returns, (B, T, H); None: its input.
+    """
+    replaced = [block_list[i] for i in indices]
+    for i, block in zip(indices, replaced, strict=True):
+        block_list[i] = PassthroughBlock(block, output)
+    try:
+        yield
+    finally:
+        for i, block in zip(indices, replaced, strict=True):
+            block_list[i] = block

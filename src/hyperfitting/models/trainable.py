@@ -1,0 +1,114 @@
+"""Which parameters of a decoder a tuning trains, for any architecture; LoRA, dropout, autocast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hyperfitting.errors import UserError
+from hyperfitting.models.config import TuningConfig
+from hyperfitting.models.layers import blocks, final_norm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def select_trainable(
+    model: PreTrainedModel, tuning: TuningConfig, seed: int = 0
+) -> dict[str, nn.Parameter]:
+    """Mark the parameters that a tuning trains, and return them by name.
+
+    Args:
+        model: changed in place; a ``lora`` tuning adds adapters to it.
+        tuning: what to train.
+        seed: of the adapters' initialization.
+
+    Raises:
+        UserError: `last_blocks` exceeds the number of blocks.
+    """
+    if tuning.method == "full":
+        model.requires_grad_(True)
+        return dict(model.named_parameters())
+    all_blocks = list(blocks(model))
+    if tuning.last_blocks > len(all_blocks) and tuning.is_late:
+        raise UserError(
+            "the model has fewer blocks",
+            field="tuning.last_blocks",
+            value=tuning.last_blocks,
+            valid=f"1 to {len(all_blocks)}",
+        )
+    trained_blocks = all_blocks[-tuning.last_blocks :] if tuning.is_late else all_blocks
+    model.requires_grad_(False)
+    if tuning.is_lora:
+        _add_adapters(model, trained_blocks, tuning, seed)
+    else:
+        for block in trained_blocks:
+            block.requires_grad_(True)
+        for parameter in final_norm(model):
+            parameter.requires_grad_(True)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _add_adapters(
+    model: PreTrainedModel, adapted_blocks: list[nn.Module], tuning: TuningConfig, seed: int
+) -> None:
+    """Add a trainable LoRA adapter to every linear layer of these blocks."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
+
+    block_modules = {module for block in adapted_blocks for module in block.modules()}
+    linear_layers = {
+        name: module
+        for name, module in model.named_modules()
+        if module in block_modules and isinstance(module, nn.Linear | Conv1D)
+    }
+    config = LoraConfig(
+        r=tuning.lora_rank,
+        lora_alpha=tuning.lora_alpha,
+        lora_dropout=tuning.lora_dropout,
+        target_modules=list(linear_layers),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear_layers.values()),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+
+
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Merge the LoRA adapters into the weights that they adapt, and remove them."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+
+
+def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
+    """Return the autocast context of a precision; for `float32` it does nothing."""
+    return torch.autocast(
+        model.device.type,
+        dtype=torch.float16 if precision == "float16" else torch.bfloat16,
+        enabled=precision != "float32",
+    )
+
+
+@torch.no_grad()
+def overlay(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Copy trained tensors over the parameters of the same names."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout rate to 0: of dropout modules, and those that attention layers hold."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,133 @@
+"""The numbers of a report: an estimate of one run, or over several, or why there is none."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from hyperfitting import formatting
+from hyperfitting.metrics.estimate import Estimate
+from hyperfitting.metrics.uncertainty import paired_difference
+from hyperfitting.record import Record
+from hyperfitting.reporting.spec import ColumnSpec
+from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
+
+LEVEL = 0.95
+PREFERENCE = "preference"
+"""The metric of human preference, which awaits annotations."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with its interval, or why there is none."""
+
+    estimate: Estimate | None = None
+    """Over texts where one run makes it, over runs where several do."""
+    missing: str = ""
+    """Why there is no estimate."""
+    n_finished: int = 0
+    """Runs that the estimate is of."""
+    n_runs: int = 0
+    """Runs that it should be of."""
+
+    def text(self, form: str) -> str:
+        """Return it as a table shows it."""
+        if self.estimate is None:
+            return f"({self.missing})"
+        text = formatting.estimate(self.estimate, form)
+        if self.n_finished == self.n_runs:
+            return text
+        return f"{text} ({self.n_finished} of {self.n_runs} runs)"
+
+
+def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpec) -> Cell:
+    """Return the number of the runs with some labels.
+
+    The number of one run has its interval over texts; that of several is their mean with Student's
+    t interval over runs.
+
+    Args:
+        sweep: all runs.
+        labels: of the cell; runs that share them differ in what is averaged, such as the seed.
+        column: which number.
+    """
+    runs = sweep.labeled(labels)
+    if not runs:
+        return Cell(missing="not at this scale")
+    if column.key == PREFERENCE:
+        return Cell(missing="no annotations yet")
+    if column.minus is None:
+        cells = [_run_cell(run, column) for run in runs]
+    else:
+        cells = [
+            _difference_cell(run, other, column)
+            for run in runs
+            for other in sweep.labeled({**run.labels, **column.minus})
+        ]
+        if not cells:
+            return Cell(missing="what it is compared with is not at this scale")
+    estimates = [cell.estimate for cell in cells if cell.estimate is not None]
+    if not estimates:
+        return cells[0]
+    estimate = estimates[0] if len(cells) == 1 else _over_runs(estimates)
+    return Cell(_scaled(estimate, column.scale), "", len(estimates), len(cells))
+
+
+def _over_runs(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean over runs; the interval is open with a single one."""
+    means = np.array([estimate.mean for estimate in estimates])
+    mean, ci95 = float(means.mean()), None
+    if len(means) > 1:
+        half = float(student_t.ppf((1 + LEVEL) / 2, len(means) - 1))
+        half *= float(means.std(ddof=1)) / len(means) ** 0.5
+        ci95 = (mean - half, mean + half)
+    return Estimate(mean, ci95, len(means))
+
+
+def _scaled(estimate: Estimate, factor: float) -> Estimate:
+    ci95 = estimate.ci95 and (estimate.ci95[0] * factor, estimate.ci95[1] * factor)
+    return replace(estimate, mean=estimate.mean * factor, ci95=ci95)
+
+
+def _run_cell(run: RunEntry, column: ColumnSpec) -> Cell:
+    record = run.record
+    if record is None:
+        return Cell(missing=run.missing)
+    part = record.slice_at(column.length, column.dataset)
+    if part is None:
+        where = " ".join(str(given) for given in (column.dataset, column.length) if given)
+        return Cell(missing=f"not measured at {where}")
+    if column.statistic == "max":
+        per_text = record.per_text.values(column.side).get(column.key, [])
+        values = [value for value in per_text if value is not None]
+        return _measured(Estimate(max(values), None, len(values)) if values else None)
+    return _measured(part.estimates(column.side).get(column.key))
+
+
+def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec) -> Cell:
+    """Return a run's number minus that of another run's tuned model on the same texts, paired."""
+    record, subtracted = run.record, other.record
+    if record is None or subtracted is None:
+        return Cell(missing=(run if record is None else other).missing)
+    if _contexts(record) != _contexts(subtracted):
+        return Cell(missing=f"of other texts than {other.name}")
+    values = record.per_text.values(column.side).get(column.key)
+    subtracted_values = subtracted.per_text.tuned.get(column.key)
+    if values is None or subtracted_values is None:
+        return Cell(missing="not measured for each text")
+    return _measured(
+        paired_difference(
+            np.array(values, dtype=float),
+            np.array(subtracted_values, dtype=float),
+            record.config["evaluation"]["bootstrap"],
+        )
+    )
+
+
+def _measured(estimate: Estimate | None) -> Cell:
+    return Cell(missing="not measured") if estimate is None else Cell(estimate, "", 1, 1)
+
+
+def _contexts(record: Record) -> list[tuple[str, str]]:
+    return [(sample.dataset, sample.context) for sample in record.samples]

@@ -1,0 +1,144 @@
+"""Curves and bars: training histories, and numbers over an axis of the sweep."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from hyperfitting.metrics.estimate import Estimate
+from hyperfitting.metrics.registry import metric
+from hyperfitting.reporting.cells import table_cell
+from hyperfitting.reporting.figures.style import (
+    BAR_COLOR,
+    NoDataError,
+    axis_labels,
+    grouped,
+    make_panels,
+)
+from hyperfitting.reporting.spec import (
+    BarsSpec,
+    ColumnSpec,
+    CurvesSpec,
+    LinePlotSpec,
+    PerPositionSpec,
+)
+from hyperfitting.reporting.sweep_records import SweepRecords
+
+
+def curves(sweep: SweepRecords, spec: CurvesSpec) -> Figure:
+    """Draw the training history: mean over a group's runs, with their range."""
+    figure, panels = make_panels(len(spec.series))
+    empty = True
+    for label, group in grouped(sweep, spec.lines):
+        histories = [record.history for _, record in group if record.history]
+        if not histories:
+            continue
+        empty = False
+        for panel, key in zip(panels, spec.series, strict=True):
+            rows = [{row["epoch"]: row[key] for row in h if key in row} for h in histories]
+            epochs = sorted(set.intersection(*map(set, rows)))
+            values = np.array([[by_epoch[epoch] for epoch in epochs] for by_epoch in rows])
+            panel.plot(epochs, values.mean(0), label=label)
+            if len(values) > 1:
+                panel.fill_between(epochs, values.min(0), values.max(0), alpha=0.15, linewidth=0)
+    if empty:
+        raise NoDataError("no run was trained")
+    for panel, key in zip(panels, spec.series, strict=True):
+        panel.set(xlabel="epoch", ylabel=metric(key).axis_label)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].legend()
+    return figure
+
+
+def line_plot(sweep: SweepRecords, spec: LinePlotSpec) -> Figure:
+    """Draw numbers over an axis of the sweep, with intervals."""
+    labels = axis_labels(sweep, spec.x)
+    groups: list[dict[str, str]] = [{}]
+    if spec.lines is not None:
+        groups = [{spec.lines: label} for label in axis_labels(sweep, spec.lines)]
+    numeric = all(_is_number(label) for label in labels)
+    ticks = [float(label) if numeric else float(i) for i, label in enumerate(labels)]
+    figure, panels = make_panels(len(spec.y))
+    for panel, (y_label, column) in zip(panels, spec.y.items(), strict=True):
+        for group in groups:
+            points = {x: group | {spec.x: label} for x, label in zip(ticks, labels, strict=True)}
+            _draw_line(panel, sweep, points, column, next(iter(group.values()), None))
+        panel.set(xlabel=spec.x_label or spec.x, ylabel=y_label)
+        if spec.log_x and numeric:
+            panel.set_xscale("log", base=2)
+        if not numeric or spec.log_x:
+            panel.set_xticks(ticks, labels, rotation=0 if numeric else 30)
+            panel.minorticks_off()
+        if spec.lines is not None:
+            panel.legend()
+    return figure
+
+
+def _draw_line(
+    panel: Axes,
+    sweep: SweepRecords,
+    points: Mapping[float, Mapping[str, str]],
+    column: ColumnSpec,
+    label: str | None,
+) -> None:
+    """Draw one line through the runs with the labels given by position on the axis."""
+    cells = {x: table_cell(sweep, labels, column) for x, labels in points.items()}
+    estimates = {x: cell.estimate for x, cell in cells.items() if cell.estimate is not None}
+    if estimates:
+        means = [estimate.mean for estimate in estimates.values()]
+        errors = np.array([_error_bar(estimate) for estimate in estimates.values()]).T  # (2, n)
+        panel.errorbar(list(estimates), means, yerr=errors, label=label, capsize=2)
+
+
+def _error_bar(estimate: Estimate) -> tuple[float, float]:
+    """Return how far the interval extends below and above the mean."""
+    low, high = estimate.ci95 or (estimate.mean, estimate.mean)
+    return estimate.mean - low, high - estimate.mean
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def bars(sweep: SweepRecords, spec: BarsSpec) -> Figure:
+    """Draw numbers of every label of an axis as horizontal bars, with intervals."""
+    labels = [label for label, _ in grouped(sweep, spec.rows)]
+    figure, panels = make_panels(len(spec.y), height=0.6 + 0.28 * len(labels))
+    for panel, (x_label, column) in zip(panels, spec.y.items(), strict=True):
+        for y, label in enumerate(labels):
+            estimate = table_cell(sweep, {spec.rows: label}, column).estimate
+            if estimate is None:
+                continue
+            errors = np.array([_error_bar(estimate)]).T  # (2, 1)
+            panel.barh(y, estimate.mean, xerr=errors, color=BAR_COLOR, edgecolor="black",
+                       linewidth=0.5, error_kw={"linewidth": 0.8}, capsize=2)  # fmt: skip
+        panel.set(xlabel=x_label)
+        panel.set_yticks(range(len(labels)), labels if panel is panels[0] else [""] * len(labels))
+        panel.invert_yaxis()
+    return figure
+
+
+def per_position(sweep: SweepRecords, spec: PerPositionSpec) -> Figure:
+    """Draw means over texts at each step of the continuations, as a moving average."""
+    figure, panels = make_panels(len(spec.series))
+    for label, group in grouped(sweep, spec.lines):
+        for panel, key in zip(panels, spec.series, strict=True):
+            steps = [record.per_step.tuned.get(key, []) for _, record in group]
+            shortest = min(map(len, steps))
+            if shortest < spec.window:
+                raise NoDataError(f"{label} has fewer than {spec.window} steps of {key}")
+            mean = np.array([s[:shortest] for s in steps], dtype=float).mean(0)
+            smooth = np.convolve(mean, np.ones(spec.window) / spec.window, mode="valid")
+            start = (spec.window - 1) / 2 + 1
+            panel.plot(start + np.arange(len(smooth)), smooth, label=label, marker="")
+    for panel, key in zip(panels, spec.series, strict=True):
+        y_label = f"{metric(key).axis_label} (mean of {spec.window} steps)"
+        panel.set(xlabel="new token", ylabel=y_label)
+    panels[0].legend()
+    return figure

@@ -1,0 +1,300 @@
+"""The report section of an experiment (`hydra.sweeper.report`), as typed, checked classes.
+
+    title, about
+    tables:  {NAME: {caption, rows: [AXIS, …], columns: {HEADING: COLUMN}, published, source}}
+    figures: {NAME: {kind: KIND, caption, …}}
+
+A COLUMN is one number of each row's runs: a metric's mean with its interval, by default over all
+evaluation texts at their full length. An error names the field, such as
+`hydra.sweeper.report.tables.NAME.columns.HEADING.key`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from hyperfitting.errors import UserError, near_matches
+from hyperfitting.metrics.registry import metric
+from hyperfitting.record import Side
+
+SECTION = "hydra.sweeper.report"
+_FORMAT = re.compile(r"\{:\+?\.\d[fe%]\}")
+_EXCLUDED_BY_MINUS = ("length", "dataset", "statistic")
+
+
+def _check_format(form: str) -> str:
+    if not _FORMAT.fullmatch(form):
+        raise ValueError("is no format of a number, such as {:.3f}, {:+.2f}, {:.1e} or {:.0%}")
+    return form
+
+
+NumberFormat = Annotated[str, AfterValidator(_check_format)]
+"""`{:.3f}` and the like: an optional +, the digits after the point, and `f`, `e` or `%`."""
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+_Parsed = TypeVar("_Parsed", bound=_Spec)
+
+
+class ColumnSpec(_Spec):
+    """Which number stands in a column of a table, or on an axis of a figure."""
+
+    key: str
+    """Metric, such as `gen/ttr`."""
+    length: int | None = None
+    """Length of the continuations, in tokens; none: the longest."""
+    dataset: str | None = None
+    """Evaluation dataset; none: all texts."""
+    side: Side = "tuned"
+    """The tuned model, the base model, or the reference texts."""
+    scale: float = 1
+    """The number is multiplied by this, such as 100 for percent."""
+    format: NumberFormat | None = None
+    """Such as `{:.1f}`; none: the metric's own format."""
+    statistic: Literal["mean", "max"] = "mean"
+    """Over the texts; `max` reads the full length of all datasets."""
+    minus: dict[str, str] | None = None
+    """Labels, by axis, in which the run differs that is subtracted, paired by text."""
+
+    @field_validator("minus")
+    @classmethod
+    def _check_minus(
+        cls, minus: dict[str, str] | None, info: ValidationInfo
+    ) -> dict[str, str] | None:
+        for name in _EXCLUDED_BY_MINUS if minus is not None else ():
+            if info.data.get(name) != cls.model_fields[name].default:
+                raise ValueError(f"pairs all texts at their full length: {name} cannot be set")
+        return minus
+
+    @property
+    def number_format(self) -> str:
+        """The format of its numbers."""
+        return self.format or metric(self.key).format
+
+
+class TableSpec(_Spec):
+    """A table: a row for each combination of labels, a column for each number."""
+
+    rows: list[str]
+    """Axes of the sweep."""
+    columns: dict[str, ColumnSpec]
+    """By heading."""
+    caption: str = ""
+    published: list[dict[str, str]] = []
+    """Published numbers: a row's labels by axis, and numbers by heading."""
+    source: str = ""
+    """Of the published numbers."""
+
+
+class _Figure(_Spec):
+    caption: str = ""
+
+
+class CurvesSpec(_Figure):
+    """The training history over epochs, a panel for each metric."""
+
+    kind: Literal["curves"]
+    series: list[str]
+    """Metrics of the history."""
+    lines: str | None = None
+    """Axis: a line for each label, the mean over its runs with their range; none: for each run."""
+
+
+class LinePlotSpec(_Figure):
+    """Numbers over an axis of the sweep, a panel for each."""
+
+    kind: Literal["line_plot"]
+    x: str
+    """Axis."""
+    y: dict[str, ColumnSpec]
+    """By label of the panel's vertical axis."""
+    lines: str | None = None
+    """Axis: a line for each label."""
+    log_x: bool = False
+    x_label: str | None = None
+
+
+class BarsSpec(_Figure):
+    """Numbers as horizontal bars, a panel for each."""
+
+    kind: Literal["bars"]
+    y: dict[str, ColumnSpec]
+    """By label of the panel."""
+    rows: str
+    """Axis: a bar for each label."""
+
+
+class HistogramSpec(_Figure):
+    """Lengths of the longest overlap with the training data."""
+
+    kind: Literal["histogram"]
+    lines: str | None = None
+    """Axis: a line for each label; none: for each run."""
+
+
+class PerPositionSpec(_Figure):
+    """Means over texts at each step of the continuations."""
+
+    kind: Literal["per_position"]
+    series: list[str]
+    """Metrics: `gen/entropy`, `gen/top1_mass`."""
+    lines: str | None = None
+    """Axis: a line for each label; none: for each run."""
+    window: int = Field(16, ge=1)
+    """Steps of the moving average."""
+
+
+class AgreementSpec(_Figure):
+    """How often the tuned models of two runs have the same top-1 token, for every two."""
+
+    kind: Literal["agreement"]
+    axis: str
+
+
+class RanksSpec(_Figure):
+    """The rank of the reference token under the base and the tuned model."""
+
+    kind: Literal["ranks"]
+    lines: str | None = None
+    """Axis: a line for each label; none: for each run."""
+
+
+class NextTokensSpec(_Figure):
+    """The most likely next tokens at some positions of one text, of both models."""
+
+    kind: Literal["next_tokens"]
+    dataset: str
+    """Evaluation dataset, of which the first text is shown."""
+    count: int = Field(3, ge=1)
+    """Positions."""
+
+
+class TextSpec(_Figure):
+    """One continuation of each label, darker where it repeats itself."""
+
+    kind: Literal["text"]
+    rows: str
+    """Axis."""
+    number: int = Field(0, ge=0)
+    """Index of the evaluation text."""
+    width: int = Field(92, ge=20)
+    """Characters of a line."""
+
+
+FigureSpec = (
+    CurvesSpec
+    | LinePlotSpec
+    | BarsSpec
+    | HistogramSpec
+    | PerPositionSpec
+    | AgreementSpec
+    | RanksSpec
+    | NextTokensSpec
+    | TextSpec
+)
+_FIGURES: dict[str, type[_Figure]] = {
+    get_args(spec.model_fields["kind"].annotation)[0]: spec for spec in get_args(FigureSpec)
+}
+"""By kind."""
+
+
+class ReportSpec(_Spec):
+    """What the report of an experiment shows."""
+
+    title: str | None = None
+    """None: the sweep's name."""
+    about: str = ""
+    """A paragraph below the title."""
+    tables: dict[str, TableSpec] = {}
+    """By name of their files."""
+    figures: dict[str, FigureSpec] = {}
+    """By name of their files."""
+
+
+def parse_report(values: Mapping[str, Any]) -> ReportSpec:
+    """Return the report section of an experiment, checked.
+
+    Raises:
+        UserError: a field is unknown or has an invalid value; the message names it.
+    """
+    tables = _parse_each(values.get("tables"), f"{SECTION}.tables", _parse_table)
+    figures = _parse_each(values.get("figures"), f"{SECTION}.figures", _parse_figure)
+    report = dict(values) | {"tables": tables, "figures": figures}
+    return _validate(ReportSpec, report, SECTION)
+
+
+def _parse_table(values: Mapping[str, Any], at: str) -> TableSpec:
+    columns = {
+        str(heading): _validate(ColumnSpec, column, f"{at}.columns.{heading}")
+        for heading, column in _mapping(values.get("columns"), f"{at}.columns").items()
+    }
+    table = {name: value for name, value in values.items() if value is not None}
+    return _validate(TableSpec, table | {"columns": columns}, at)
+
+
+def _parse_figure(values: Mapping[str, Any], at: str) -> _Figure:
+    kind = str(values.get("kind"))
+    if kind not in _FIGURES:
+        raise no_such(f"{at}.kind", kind, _FIGURES)
+    figure = dict(values)
+    if "y" in figure:
+        figure["y"] = {
+            str(label): _validate(ColumnSpec, column, f"{at}.y.{label}")
+            for label, column in _mapping(figure["y"], f"{at}.y").items()
+        }
+    return _validate(_FIGURES[kind], figure, at)
+
+
+def _parse_each(values: Any, at: str, parse: Any) -> dict[str, Any]:
+    return {
+        str(name): parse(_mapping(item, f"{at}.{name}"), f"{at}.{name}")
+        for name, item in _mapping(values or {}, at).items()
+    }
+
+
+def _mapping(values: Any, at: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UserError("is not a mapping", field=at, value=values, valid="{NAME: …}")
+    return values
+
+
+def _validate(model: type[_Parsed], values: Any, at: str) -> _Parsed:
+    try:
+        return model.model_validate({str(name): v for name, v in _mapping(values, at).items()})
+    except ValidationError as error:
+        raise _as_user_error(error, model, at) from error
+
+
+def _as_user_error(error: ValidationError, model: type[_Spec], at: str) -> UserError:
+    # an unknown field may be a misspelling of the one that is missing
+    first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
+    path = [at, *map(str, first["loc"])]
+    if first["type"] == "extra_forbidden":
+        return no_such(at, path[-1], model.model_fields)
+    value = None if first["type"] == "missing" else first["input"]
+    return UserError(first["msg"].removeprefix("Value error, "), field=".".join(path), value=value)
+
+
+def no_such(field: str, name: str, options: Any) -> UserError:
+    """Return the error of a name that is not among the options."""
+    options = [str(option) for option in options]
+    return UserError(
+        "there is no such name",
+        field=field,
+        value=name,
+        valid=", ".join(options),
+        hint=near_matches(name, options),
+    )

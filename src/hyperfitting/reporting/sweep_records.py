@@ -1,0 +1,116 @@
+"""A sweep as a report reads it: its description, its runs, and the records that exist.
+
+Read from files alone, so a report can be drawn at any time, of the runs that have finished.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from hyperfitting.record import Predictions, Record, read_predictions, read_record
+from hyperfitting.sweep.spec import SweepSpec, read_sweep_spec
+from hyperfitting.sweep.state import RunFolder
+
+_PENDING = {"waiting": "not run yet", "running": "running"}
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A run of a sweep, and its record if it has finished."""
+
+    name: str
+    labels: Mapping[str, str]
+    """By axis of the sweep."""
+    folder: Path
+
+    @cached_property
+    def record(self) -> Record | None:
+        """Its record; none: it has not finished.
+
+        Raises:
+            UserError: it was written by another version of this software.
+        """
+        path = RunFolder(self.folder).record_path
+        return read_record(path) if path.is_file() else None
+
+    @cached_property
+    def predictions(self) -> Predictions | None:
+        """Both models' predictions on the reference texts, if they lie beside the record."""
+        return read_predictions(self.folder)
+
+    @property
+    def missing(self) -> str:
+        """Why there is no record."""
+        status = RunFolder(self.folder).status()
+        if status.kind == "failed":
+            return f"failed: {status.reason.partition(chr(10))[0]}"
+        return _PENDING.get(status.kind, status.kind)
+
+
+@dataclass(frozen=True)
+class SweepRecords:
+    """A sweep's description and runs."""
+
+    folder: Path
+    spec: SweepSpec
+    runs: list[RunEntry]
+
+    def finished(self) -> Iterator[tuple[RunEntry, Record]]:
+        """Yield the runs that have finished, with their records."""
+        for run in self.runs:
+            if run.record is not None:
+                yield run, run.record
+
+    @property
+    def axes(self) -> list[str]:
+        """The axes that runs are labeled by, in order."""
+        return list(dict.fromkeys(axis for run in self.runs for axis in run.labels))
+
+    def labels(self, axis: str) -> list[str]:
+        """Return the labels of an axis that runs have, in order."""
+        return list(dict.fromkeys(run.labels[axis] for run in self.runs if axis in run.labels))
+
+    def labels_at_any_scale(self, axis: str) -> list[str]:
+        """Return the labels of an axis at every scale, those of this sweep first."""
+        declared = [self.spec.axes]
+        declared += [(scale or {}).get("axes") or {} for scale in self.spec.scales.values()]
+        labels = self.labels(axis)
+        for axes in declared:
+            labels += [str(label) for label in axes.get(axis, ())]
+        return list(dict.fromkeys(labels))
+
+    def labeled(self, labels: Mapping[str, str]) -> list[RunEntry]:
+        """Return the runs with these labels."""
+        return [run for run in self.runs if labels.items() <= run.labels.items()]
+
+    def provenance(self) -> dict[str, str]:
+        """Return how the numbers were made: command, intervals, versions, code, device."""
+        records = [record for _, record in self.finished()]
+        provenance = {
+            "Command": " ".join(self.spec.command),
+            "Scale": self.spec.scale,
+            "Runs": f"{len(records)} of {len(self.runs)} have finished",
+            "Intervals": "95%: bootstrap over texts where a number is of one run, Student's t over "
+            "runs where it is of several",
+        }
+        if records:
+            record = records[-1]
+            git = record.git
+            commit = git.commit + (", with changes" if git.dirty else "") if git else ""
+            versions = (f"{package} {version}" for package, version in record.versions.items())
+            provenance["Versions"] = ", ".join(versions)
+            provenance["Code"] = commit or "an installed package"
+            provenance["Device"] = record.device
+        return provenance
+
+
+def load_sweep(folder: Path) -> SweepRecords:
+    """Return the sweep in a folder.
+
+    Raises:
+        UserError: the folder is no sweep's, or was written by another version of this software.
+    """
+    spec = read_sweep_spec(folder)
+    runs = [RunEntry(run.name, run.labels, folder / run.name) for run in spec.runs]
+    return SweepRecords(folder, spec, runs)

@@ -1,0 +1,186 @@
+"""What is shown on the terminal: progress bars during a run, and its record at the end.
+
+Texts of models and datasets are shown literally: no markup, no terminal control codes.
+"""
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from hyperfitting.formatting import estimate, p_value, printable
+from hyperfitting.metrics.registry import METRICS, Metric, metric
+from hyperfitting.progress import Advance
+from hyperfitting.record import Continuation, Record, Sample, Slice, read_record
+from hyperfitting.reporting.repetition_highlight import spans
+from hyperfitting.runtime.files import write_text
+
+SAMPLES_SHOWN = 2
+_SLICE_METRIC = "gen/ttr"
+"""The metric that datasets and shorter lengths have a row of."""
+_STYLES = ("", "yellow", "red", "bold red", "bold white on red")
+_MARKED_SHADE = 2
+"""Without color, spans from this shade on stand in quotation marks."""
+
+
+class _Throughput(ProgressColumn):
+    """Units per second, and the values to display."""
+
+    def render(self, task: Task) -> Text:
+        parts = [f"{task.speed:,.0f} {task.fields['unit']}/s"] if task.speed else []
+        for name, value in task.fields["shown"].items():
+            parts.append(f"{name} {value:g}" if value == int(value) else f"{name} {value:.4f}")
+        return Text("  ".join(parts), style="cyan")
+
+
+class Terminal:
+    """Progress bars on a terminal; silent elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Throughput(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "Terminal":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    @contextmanager
+    def progress(self, task: str, total: int, unit: str) -> Iterator[Advance]:
+        """Display one task; see `hyperfitting.progress.ProgressReporter`."""
+        bar = self._bars.add_task(task, total=total or None, unit=unit, shown={})
+
+        def advance(n: int, **shown: float) -> None:
+            self._bars.update(bar, advance=n)
+            if shown:
+                self._bars.update(bar, shown=shown)
+
+        try:
+            yield advance
+        finally:
+            self._bars.remove_task(bar)
+
+
+def outcome(record: Record, color: bool) -> RenderableType:
+    """Return a run's result: metrics of both models, and the first samples side by side."""
+    parts: list[RenderableType] = [_metrics_table(record)]
+    validated = [row for row in record.history if "val/loss" in row]
+    if validated:
+        first, last = validated[0], validated[-1]
+        parts.append(
+            Text(
+                f"training loss {first['train/loss']:.2f} -> {last['train/loss']:.3f} nats, "
+                f"validation loss {first['val/loss']:.2f} -> {last['val/loss']:.2f}, "
+                f"from epoch {first['epoch']:.0f} to {last['epoch']:.0f}\n"
+            )
+        )
+    parts += [Text(f"note: {printable(note)}\n") for note in record.notes]
+    samples = record.samples[:SAMPLES_SHOWN]
+    parts += [_sample_panel(sample, number, color) for number, sample in enumerate(samples, 1)]
+    return Group(*parts)
+
+
+def _metrics_table(record: Record) -> Table:
+    method = record.config["tuning"]["method"]
+    table = Table(
+        title=f"{record.name('model')} on {record.name('dataset')}: {method} tuning, "
+        f"{record.name('decode')} decoding, {len(record.samples)} held-out texts",
+        caption="mean [95% interval over texts]; p of the paired permutation test",
+        box=SIMPLE,
+    )
+    table.add_column("")
+    table.add_column("base", justify="right")
+    heading = "tuned" if record.is_tuned else "not tuned"
+    table.add_column(heading, justify="right", style="bold")
+    table.add_column("difference", justify="right")
+    table.add_column("p", justify="right")
+    overall = record.overall
+    for key, entry in METRICS.items():
+        if entry.in_summary and key in overall.tuned:
+            table.add_row(entry.axis_label, *_row_texts(overall, entry))
+    for part in record.slices[1:]:
+        if _SLICE_METRIC in part.tuned:
+            dataset = f", {printable(part.dataset)}" if part.dataset else ""
+            is_full = part.max_new_tokens == overall.max_new_tokens
+            length = "" if is_full else f" at {part.max_new_tokens} tokens"
+            table.add_row(Text(f"TTR{dataset}{length}"), *_row_texts(part, metric(_SLICE_METRIC)))
+    return table
+
+
+def _row_texts(part: Slice, entry: Metric) -> list[str]:
+    difference = part.difference.get(entry.key)
+    return [
+        estimate(part.base.get(entry.key), entry.format),
+        estimate(part.tuned[entry.key], entry.format),
+        estimate(difference, entry.format, signed=True),
+        p_value(difference.p if difference else None),
+    ]
+
+
+def _sample_panel(sample: Sample, number: int, color: bool) -> Panel:
+    columns = Table(box=None, padding=(0, 2, 0, 0), expand=True, show_edge=False)
+    columns.add_column("base model", ratio=1, overflow="fold")
+    columns.add_column("tuned model", ratio=1, overflow="fold")
+    columns.add_row(_highlighted(sample.base, color), _highlighted(sample.tuned, color))
+    legend = "in color" if color else "«in marks»"
+    return Panel(
+        Group(Text(printable(sample.context), style="dim"), Text(), columns),
+        title=Text(f"{printable(sample.dataset)}, text {number} (repetition: {legend})"),
+        title_align="left",
+    )
+
+
+def _highlighted(continuation: Continuation, color: bool) -> Text:
+    """Return a continuation with its repeated spans highlighted."""
+    text = Text()
+    for span, shade in spans(continuation.token_texts, continuation.tokens):
+        shown = printable(span)
+        if shade >= _MARKED_SHADE and not color:
+            lead = len(shown) - len(shown.lstrip())
+            shown = f"{shown[:lead]}«{shown[lead:]}»"
+        text.append(shown, style=_STYLES[shade])
+    return text
+
+
+def write_svg(record_file: Path, svg_file: Path) -> None:
+    """Write a record as it looks on a terminal, as an SVG picture (for the README)."""
+    console = Console(record=True, width=110, force_terminal=True, file=io.StringIO())
+    console.print(outcome(read_record(record_file), color=True))
+    svg = console.export_svg(title="hyperfit")
+    # rich's picture would load its font from the network
+    write_text(svg_file, re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    write_svg(Path(sys.argv[1]), Path(sys.argv[2]))

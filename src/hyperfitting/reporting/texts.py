@@ -1,0 +1,131 @@
+"""The texts of a sweep by context: the reference, and every run's continuation of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from hyperfitting.metrics.registry import metric
+from hyperfitting.record import Continuation, Record, Side
+from hyperfitting.reporting.repetition_highlight import shades
+from hyperfitting.reporting.sweep_records import SweepRecords
+
+MIN_OVERLAP = 5
+"""Tokens: shorter overlaps with the training data are not underlined."""
+TEXT_METRICS = ("gen/ttr", "gen/rep_2", "gen/dataset_overlap")
+"""Metrics of a single continuation that the page shows, filters and sorts by."""
+Context = tuple[str, str]
+"""Evaluation dataset, and text of the context."""
+Span = tuple[str, int, int]
+"""Text, shade of repetition, and whether it is the overlap with the training data (0 or 1)."""
+
+
+@dataclass(frozen=True)
+class ShownContinuation:
+    """A continuation, ready to be displayed."""
+
+    name: str
+    run: int | None
+    """Index of the run whose tuned model generated it; none: a base model's."""
+    metrics: list[tuple[str, str]]
+    """Label and value."""
+    spans: list[Span]
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(text for text, *_ in self.spans)
+
+
+@dataclass(frozen=True)
+class ContextTexts:
+    """A context, and the texts that continue it."""
+
+    context: str
+    reference: str
+    continuations: list[ShownContinuation]
+
+
+def all_contexts(sweep: SweepRecords) -> list[Context]:
+    """Return the contexts of all runs, each once."""
+    contexts = {
+        (sample.dataset, sample.context): None
+        for _, record in sweep.finished()
+        for sample in record.samples
+    }
+    return list(contexts)
+
+
+def rows_by_context(record: Record) -> dict[Context, int]:
+    """Return the index of the sample of each context."""
+    return {(s.dataset, s.context): row for row, s in enumerate(record.samples)}
+
+
+def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
+    """Yield all contexts with their texts; equal continuations of base models appear once."""
+    finished = [
+        (index, run.name, run.record, rows_by_context(run.record))
+        for index, run in enumerate(sweep.runs)
+        if run.record is not None
+    ]
+    base_names = _base_model_names(sweep)
+    for context in all_contexts(sweep):
+        continuations: list[ShownContinuation] = []
+        seen: set[tuple[int, ...]] = set()
+        reference = ""
+        for index, name, record, rows in finished:
+            if context not in rows:
+                continue
+            row = rows[context]
+            sample = record.samples[row]
+            reference = reference or sample.reference
+            if (tokens := tuple(sample.base.tokens)) not in seen:
+                seen.add(tokens)
+                continuations.append(_shown(record, "base", row, base_names[name], None))
+            if record.is_tuned:
+                continuations.append(_shown(record, "tuned", row, name, index))
+        yield ContextTexts(context[1], reference, continuations)
+
+
+def _base_model_names(sweep: SweepRecords) -> dict[str, str]:
+    """Return by run the name of the base model with its decoding."""
+    by_decoding: dict[str, str] = {}
+    names = {}
+    for run, record in sweep.finished():
+        decoding = repr(record.config["decode"])
+        if decoding not in by_decoding:
+            name = f"base, {record.name('decode')}"
+            is_taken = name in by_decoding.values()
+            by_decoding[decoding] = f"base, decoding of {run.name}" if is_taken else name
+        names[run.name] = by_decoding[decoding]
+    return names
+
+
+def _shown(record: Record, side: Side, row: int, name: str, run: int | None) -> ShownContinuation:
+    continuation = record.samples[row].tuned if side == "tuned" else record.samples[row].base
+    per_text = record.per_text.values(side)
+    values = {key: per_text[key][row] for key in TEXT_METRICS if key in per_text}
+    metrics = [
+        (metric(key).label, f"{metric(key).format.format(value)} {metric(key).unit}".strip())
+        for key, value in values.items()
+        if value is not None
+    ]
+    return ShownContinuation(name, run, metrics, list(highlighted_spans(continuation)))
+
+
+def highlighted_spans(continuation: Continuation) -> Iterator[Span]:
+    """Yield a continuation in spans of a single shade, the overlap apart.
+
+    The overlap is the longest token run that occurs in a training sequence, from `MIN_OVERLAP`
+    tokens on.
+    """
+    overlap = continuation.overlap
+    length = overlap.length if overlap.length >= MIN_OVERLAP else 0
+    overlapping = range(overlap.start, overlap.start + length)
+    styled = [
+        (text, (shade, int(i in overlapping)))
+        for i, (text, shade) in enumerate(
+            zip(continuation.token_texts, shades(continuation.tokens), strict=True)
+        )
+    ]
+    for (shade, overlaps), group in groupby(styled, key=lambda item: item[1]):
+        yield "".join(text for text, _ in group), shade, overlaps

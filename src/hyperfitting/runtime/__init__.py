@@ -1,0 +1,1 @@
+"""The machine and the processes: device, distributed training, preemption, memory, kernels."""

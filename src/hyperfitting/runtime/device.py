@@ -1,0 +1,55 @@
+"""Choosing the torch device, and setting torch up for reproducible numbers."""
+
+import os
+
+import torch
+import transformers
+
+from hyperfitting.errors import UserError
+from hyperfitting.runtime import distributed, memory
+from hyperfitting.runtime.config import HardwareConfig
+
+
+def setup_torch(hardware: HardwareConfig) -> torch.device:
+    """Set up torch so that a run reproduces its numbers, and return the device to use.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    if hardware.threads is not None:
+        torch.set_num_threads(hardware.threads)
+    device = resolve_device(hardware)
+    if distributed.is_distributed():
+        memory.release_freed()
+    else:
+        memory.retain_freed()
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    return device
+
+
+def resolve_device(hardware: HardwareConfig) -> torch.device:
+    """Return the device that `hardware.device` names; `auto`: CUDA, else MPS, else the CPU.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    if hardware.device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is not None and accelerator.type in ("cuda", "mps"):
+            return accelerator
+        return torch.device("cpu")
+    try:
+        device = torch.device(hardware.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            "this machine has no such device (or this torch was built without it)",
+            field="hardware.device",
+            value=hardware.device,
+            valid="auto, cpu" + (", cuda" if torch.cuda.is_available() else ""),
+        ) from error
+    return device

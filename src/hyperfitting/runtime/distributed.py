@@ -1,0 +1,191 @@
+"""Several processes that train one model, SPMD: the same `train` on every rank.
+
+Rank 0 alone writes artifacts and logs. The environment variables are torchrun's (RANK, WORLD_SIZE,
+LOCAL_RANK, MASTER_ADDR, MASTER_PORT), whoever sets them: `training.launch` on one machine
+(`hardware.num_processes`), or torchrun on several:
+
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29500 \\
+        -m hyperfitting.run hardware=fsdp …
+
+with the store on a file system that all machines mount.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hyperfitting.errors import UserError
+from hyperfitting.runtime.config import HardwareConfig
+
+_TIMEOUT = timedelta(days=30)
+"""Of gloo collectives: under torchrun, ranks above 0 wait for rank 0 to evaluate for hours."""
+
+
+@dataclass(frozen=True)
+class DistContext:
+    """This process among those that train together, with the collectives that training uses."""
+
+    rank: int = 0
+    world_size: int = 1
+    group: dist.ProcessGroup | None = None
+    """Of objects and CPU tensors (gloo); the default group reduces tensors on their device."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and logs."""
+        return self.rank == 0
+
+    def broadcast_object(self, value: Any = None) -> Any:
+        """Return rank 0's value on every rank. What the other ranks pass is ignored."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0, self.group, torch.device("cpu"))
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier(self.group)
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all ranks."""
+        if self.world_size == 1:
+            return tensor
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    def shard(self, rows: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        """Return this rank's shard of rows (N, …), and how many rows of it are valid.
+
+        All shards have one length, so that every rank makes as many forward passes: a short one is
+        padded with copies of the first row.
+        """
+        if self.world_size == 1:
+            return rows, len(rows)
+        length = -(-len(rows) // self.world_size)
+        shard = rows[self.rank * length : (self.rank + 1) * length]
+        padding = np.broadcast_to(rows[:1], (length - len(shard), *rows.shape[1:]))
+        return np.concatenate([shard, padding]), len(shard)
+
+    def all_gather(self, shard: NDArray[Any], n: int) -> NDArray[Any]:
+        """Return the first ``n`` rows (n, …) of all ranks' shards, in the order of `shard`."""
+        if self.world_size == 1:
+            return shard
+        local = torch.from_numpy(np.ascontiguousarray(shard))
+        shards = [torch.empty_like(local) for _ in range(self.world_size)]
+        dist.all_gather(shards, local, self.group)
+        rows: NDArray[Any] = torch.cat(shards).numpy()[:n]
+        return rows
+
+
+SINGLE_PROCESS = DistContext()
+"""Training in one process: every collective is the identity."""
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be a DTensor as a whole; every rank must call this."""
+    from torch.distributed.tensor import DTensor  # takes a second to import
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor that may be a DTensor, sharing its memory."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_on_one_device(model: nn.Module) -> bool:
+    """Return whether a model is neither sharded nor distributed over devices by a device map."""
+    from torch.distributed.tensor import DTensor
+
+    devices = set((getattr(model, "hf_device_map", None) or {}).values())
+    return len(devices) < 2 and not isinstance(next(model.parameters()), DTensor)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free a model's all-gathered parameters, before its shards are written to."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def is_distributed() -> bool:
+    """Return whether this process is one of several ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_worker_rank() -> bool:
+    """Return whether this process is a rank above 0."""
+    return is_distributed() and int(os.environ["RANK"]) > 0
+
+
+def num_processes(hardware: HardwareConfig) -> int:
+    """Return how many processes train together.
+
+    Raises:
+        UserError: there are GPUs, and fewer than processes, or the device is the CPU.
+    """
+    if is_distributed():
+        return int(os.environ["WORLD_SIZE"])
+    gpus = torch.cuda.device_count()
+    if gpus and hardware.device == "cpu" and hardware.num_processes != 1:
+        raise UserError(
+            "several processes use the GPUs if there are any",
+            field="hardware.num_processes",
+            value=hardware.num_processes,
+            valid="1 with hardware.device=cpu",
+            hint="hide the GPUs: CUDA_VISIBLE_DEVICES= hyperfit …",
+        )
+    if hardware.num_processes is not None and 0 < gpus < hardware.num_processes:
+        raise UserError(
+            "more than this machine has GPUs",
+            field="hardware.num_processes",
+            value=hardware.num_processes,
+            valid=f"at most {gpus}",
+            hint="torchrun, for several machines",
+        )
+    return hardware.num_processes or max(1, gpus)
+
+
+def init_process_group() -> DistContext:
+    """Join the process group that the environment describes; the same context if called again."""
+    global _context  # noqa: PLW0603 - torch's default process group is global too
+    if _context is None:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        gpus = torch.cuda.is_available()
+        if gpus:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=None if gpus else _TIMEOUT
+        )
+        _context = DistContext(rank, world_size, dist.new_group(backend="gloo", timeout=_TIMEOUT))
+    return _context
+
+
+_context: DistContext | None = None
+
+
+def finish() -> None:
+    """Release the ranks above 0 that torchrun started; rank 0 calls this before it exits.
+
+    They wait for the next training job (`training.worker.run_worker_rank`); None means that there
+    is none.
+    """
+    if is_distributed() and not is_worker_rank():
+        with suppress(RuntimeError):  # a rank has failed and is gone
+            init_process_group().broadcast_object(None)
+            dist.destroy_process_group()

@@ -1,0 +1,90 @@
+"""Preemption: on SIGTERM, SIGUSR1 or SIGUSR2 training writes a checkpoint and the process exits.
+
+Training finishes the optimizer step that it is in; anything else is interrupted at once. A second
+signal interrupts at once too. The same command resumes.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+Handlers = dict[int, Any]
+
+
+class Preempted(BaseException):
+    """A preemption signal was received. (Not an Exception: `except Exception` lets it pass.)"""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(signal.Signals(signum).name)
+
+
+_deferred = False
+_requested: int | None = None
+
+
+def install_handlers() -> Handlers:
+    """Install the handlers of `SIGNALS`, and return those that they replace.
+
+    Outside the main thread nothing is installed, and the result is empty.
+    """
+    global _requested  # noqa: PLW0603 - a process may run several runs one after another
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    _requested = None
+    return {signum: signal.signal(signum, _handle) for signum in SIGNALS}
+
+
+def forward_signal(replaced: Handlers) -> None:
+    """Call the SIGUSR2 handler that `install_handlers` replaced, such as a launcher's requeue.
+
+    While it requeues the job, SLURM sends SIGTERM to it; that signal is ignored.
+    """
+    handler = replaced.get(signal.SIGUSR2)
+    if callable(handler) and handler is not _handle:
+        ignore_signals()
+        handler(signal.SIGUSR2, None)
+
+
+def ignore_signals() -> None:
+    """Ignore `SIGNALS` and SIGINT in this process: another process handles them."""
+    for signum in (*SIGNALS, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _handle(signum: int, _: FrameType | None) -> None:
+    global _requested  # noqa: PLW0603 - state of the signal handler
+    if _deferred and _requested is None:
+        _requested = signum
+        return
+    raise Preempted(signum)
+
+
+@contextmanager
+def defer_signals() -> Iterator[None]:
+    """Inside this context the first signal only sets `requested_signal`."""
+    global _deferred  # noqa: PLW0603 - state of the signal handler
+    _deferred = True
+    try:
+        yield
+    finally:
+        _deferred = False
+
+
+def requested_signal() -> int | None:
+    """Return the signal that was deferred, or None."""
+    return _requested
+
+
+def raise_if_requested() -> None:
+    """End this process now if a signal was deferred.
+
+    Raises:
+        Preempted: a signal was deferred.
+    """
+    if _requested is not None:
+        raise Preempted(_requested)

@@ -1,0 +1,1 @@
+"""Weights & Biases: tracking of runs and sweeps, and the project's dashboard."""

@@ -1,0 +1,139 @@
+"""What W&B receives of a run or a sweep: summary, texts, charts, files."""
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hyperfitting.record import Record, Side
+from hyperfitting.reporting.next_tokens import TokenPosition, changed_positions
+from hyperfitting.reporting.repetition_highlight import texts_page
+from hyperfitting.reporting.sweep_records import SweepRecords
+from hyperfitting.reporting.texts import TEXT_METRICS, texts_by_context
+
+MAX_TEXTS, MAX_HIGHLIGHTED, MAX_POSITIONS = 300, 24, 3
+"""Per run: rows of the table of texts, highlighted texts, and positions in a dataset's first text
+whose next tokens are charted."""
+_CONTEXT_CHARACTERS = 60
+_SIDES: tuple[Side, ...] = ("tuned", "base")
+
+
+def summary(record: Record) -> dict[str, float]:
+    """Return the record's metrics flat, by W&B's keys.
+
+    Overall metrics have intervals: `gen/ttr`, `gen/ttr_low`, `gen/ttr_high`; those of the base
+    model are `base/gen/ttr`, and differences `difference/gen/ttr`, with `_p`. Datasets and shorter
+    lengths have means only: `news/gen/ttr`, `at_96/gen/ttr`, `news/at_96/gen/ttr`.
+    """
+    overall = record.overall
+    flat: dict[str, float] = {}
+    for prefix, estimates in (("", overall.tuned), ("base/", overall.base)):
+        for key, estimate in estimates.items():
+            flat |= _flat_estimate(prefix + key, estimate.mean, estimate.ci95)
+    for key, difference in overall.difference.items():
+        flat |= _flat_estimate(f"difference/{key}", difference.mean, difference.ci95)
+        if difference.p is not None:
+            flat[f"difference/{key}_p"] = difference.p
+    for part in record.slices[1:]:
+        dataset = f"{part.dataset}/" if part.dataset else ""
+        is_full = part.max_new_tokens == overall.max_new_tokens
+        length = "" if is_full else f"at_{part.max_new_tokens}/"
+        for key, estimate in part.tuned.items():
+            flat[dataset + length + key] = estimate.mean
+    build_seconds = record.timings.build_seconds
+    flat |= {f"seconds/{name}": seconds for name, seconds in build_seconds.items()}
+    if build_seconds.get("tuned") and record.history:
+        dataset_config = record.config["dataset"]
+        tokens_per_epoch = dataset_config["n_train"] * dataset_config["seq_len"]
+        flat["speed/training_tokens_per_second"] = (
+            record.history[-1]["epoch"] * tokens_per_epoch / build_seconds["tuned"]
+        )
+    return flat
+
+
+def _flat_estimate(key: str, mean: float, ci95: tuple[float, float] | None) -> dict[str, float]:
+    if ci95 is None:
+        return {key: mean}
+    return {key: mean, f"{key}_low": ci95[0], f"{key}_high": ci95[1]}
+
+
+def media(record: Record) -> dict[str, Any]:
+    """Return texts, highlighted texts, histograms of overlap, and charts of next tokens."""
+    import wandb
+
+    logged = {
+        "texts": _texts_table(record),
+        "texts_highlighted": wandb.Html(texts_page(record, MAX_HIGHLIGHTED)),
+    }
+    for side in _SIDES:
+        counts = getattr(record.overlap_histogram, side)
+        if counts:
+            edges = [i - 0.5 for i in range(len(counts) + 1)]
+            logged[f"overlap/{side}"] = wandb.Histogram(np_histogram=(counts, edges))
+    for dataset, next_tokens in record.next_tokens.items():
+        for number, position in enumerate(changed_positions(next_tokens, MAX_POSITIONS), 1):
+            logged[f"next_tokens/{dataset}_{number}"] = _next_tokens_chart(position)
+    return logged
+
+
+def _next_tokens_chart(position: TokenPosition) -> Any:
+    """Return a bar chart of the next tokens at a position, and of both models' probabilities."""
+    import wandb
+
+    base = {token.id: token.probability for token in position.base}
+    table = wandb.Table(columns=["token", *_SIDES, "in training data"])
+    for token in position.tuned:
+        table.add_data(
+            repr(token.text), token.probability, base.get(token.id), token.in_training_data
+        )
+    title = f"…{position.context[-_CONTEXT_CHARACTERS:]}"
+    return wandb.plot.bar(table, "token", "tuned", title=title)
+
+
+def _texts_table(record: Record) -> Any:
+    """Return a table of texts with their metrics; the base model's have the prefix `base/`."""
+    import wandb
+
+    per_text = {
+        f"{prefix}{key}": record.per_text.values(side).get(key)
+        for side, prefix in zip(_SIDES, ("", "base/"), strict=True)
+        for key in TEXT_METRICS
+    }
+    table = wandb.Table(columns=["dataset", "context", "base", "tuned", "reference", *per_text])
+    for row, sample in enumerate(record.samples[:MAX_TEXTS]):
+        table.add_data(
+            sample.dataset,
+            sample.context,
+            sample.base.text,
+            sample.tuned.text,
+            sample.reference,
+            *(values[row] if values else None for values in per_text.values()),
+        )
+    return table
+
+
+def report_media(sweep: SweepRecords, folder: Path) -> dict[str, Any]:
+    """Return a table of contexts with a column for each model, and the report's figures."""
+    import wandb
+
+    contexts = list(islice(texts_by_context(sweep), MAX_TEXTS))
+    names = list(dict.fromkeys(c.name for texts in contexts for c in texts.continuations))
+    table = wandb.Table(columns=["context", *names, "reference"])
+    for texts in contexts:
+        by_name = {c.name: c.text for c in texts.continuations}
+        table.add_data(texts.context, *(by_name.get(name) for name in names), texts.reference)
+    figures = {f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
+    return {"contexts": table, **figures}
+
+
+def create_artifact(run: Any, kind: str, paths: Iterable[Path]) -> Any:
+    """Return files or whole folders as a W&B artifact, named after its kind and the run."""
+    import wandb
+
+    artifact = wandb.Artifact(f"{kind}-{run.id}", type=kind)
+    for path in paths:
+        if path.is_dir():
+            artifact.add_dir(str(path))  # copied: a report is drawn again in place
+        elif path.is_file():
+            artifact.add_file(str(path), policy="immutable")  # not copied to the user's home
+    return artifact

@@ -1,0 +1,232 @@
+"""The train step: forward, loss, backward and optimizer step of one batch, and the state it uses.
+
+A batch passes through the model in micro-batches, from the activation cache where there is one, and
+is sharded over the ranks where there are several.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from hyperfitting.models import trainable
+from hyperfitting.models.base import BaseModel
+from hyperfitting.models.layers import override_forward
+from hyperfitting.models.loading import load
+from hyperfitting.progress import ProgressReporter, no_op
+from hyperfitting.runtime import linear_kernels
+from hyperfitting.runtime.device import resolve_device
+from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_tensor, reshard
+from hyperfitting.training.activation_cache import (
+    ActivationCache,
+    CacheLocation,
+    build_activation_cache,
+)
+from hyperfitting.training.compile import COMPILER_ERRORS, CompiledBlocks, should_compile
+from hyperfitting.training.config import TrainerConfig, TrainingConfig
+from hyperfitting.training.flops import micro_batch_size
+from hyperfitting.training.loss import NextTokenLoss
+from hyperfitting.training.optimizer import build_optimizer, match_placement
+
+Rows = NDArray[np.int64]
+"""Indices of training sequences."""
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainState:
+    """Everything that a train step reads and changes."""
+
+    model: PreTrainedModel
+    trained: dict[str, nn.Parameter]
+    """The trained parameters by name."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    trainer: TrainerConfig
+    micro_batch_size: int
+    """Halved by a train step that runs out of GPU memory."""
+    compiled_blocks: CompiledBlocks
+    loss: NextTokenLoss
+    linear_forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]
+    activation_cache: ActivationCache | None
+    dist: DistContext
+
+    @property
+    def optimizer_params(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer steps, in the order of ``trained``."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the present values of the trained parameters."""
+        return {name: p.detach() for name, p in self.trained.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed training needs."""
+        return {
+            "parameters": self.parameters(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": _rng_state(self.model.device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        reshard(self.model)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                local_tensor(parameter).copy_(state["parameters"][name])
+        params = self.optimizer_params
+        moments = {
+            index: {key: match_placement(params[index], value) for key, value in values.items()}
+            for index, values in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"])
+
+
+def build_train_state(
+    cfg: TrainingConfig,
+    base: BaseModel,
+    tokens: NDArray[np.int32],
+    cache_location: CacheLocation,
+    dist: DistContext = SINGLE_PROCESS,
+    progress: ProgressReporter = no_op,
+) -> TrainState:
+    """Return the state before the first step: the base model, with a new optimizer.
+
+    Args:
+        cfg: the training.
+        base: its model.
+        tokens: (N, T) training sequences.
+        cache_location: where the activation cache is stored, if the config uses one.
+        dist: the processes that train; each gets its shards of the model.
+        progress: displays the computation of the activation cache.
+
+    Raises:
+        UserError: the model, the tuning or the optimizer is not available as configured.
+    """
+    device = resolve_device(cfg.hardware)
+    model = load(base, dist)
+    trained = trainable.select_trainable(model, cfg.tuning, cfg.trainer.seed)
+    if not cfg.trainer.dropout:
+        trainable.disable_dropout(model)
+    if dist.world_size == 1:
+        model.to(device)
+    if cfg.hardware.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return TrainState(
+        model=model,
+        trained=trained,
+        optimizer=build_optimizer(cfg.optimizer, list(trained.values())),
+        scaler=torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "float16"),
+        trainer=cfg.trainer,
+        micro_batch_size=micro_batch_size(cfg, tokens.shape[1], device.type),
+        compiled_blocks=CompiledBlocks(
+            model, should_compile(cfg, device, trained.values(), tokens.size)
+        ),
+        loss=NextTokenLoss(model),
+        linear_forwards=linear_kernels.linear_forwards(model, cfg.trainer.precision),
+        activation_cache=build_activation_cache(cfg, model, tokens, cache_location, progress, dist),
+        dist=dist,
+    )
+
+
+def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> float:
+    """Take one optimizer step, and return the batch's mean next-token loss in nats.
+
+    If GPU memory runs out, or the compiler fails, the step is repeated with half the micro-batch
+    size, or eagerly.
+
+    Args:
+        state: changed in place.
+        tokens: (B, T) sequences.
+        rows: (B,) their indices among the training sequences.
+    """
+    tokens = tokens.to(state.model.device)
+    while True:
+        try:
+            with override_forward(state.linear_forwards), state.compiled_blocks.active():
+                loss = _accumulate_gradients(state, tokens, rows)
+                _step_optimizer(state)
+                return float(state.dist.all_reduce_sum(loss))
+        except torch.OutOfMemoryError:
+            # with several ranks, the others are further on
+            if state.micro_batch_size == 1 or state.dist.world_size > 1:
+                raise
+            state.micro_batch_size = math.ceil(min(state.micro_batch_size, len(tokens)) / 2)
+            log.warning(
+                "out of GPU memory: continuing with hardware.micro_batch_size=%d",
+                state.micro_batch_size,
+            )
+        except COMPILER_ERRORS as error:
+            if not state.compiled_blocks.enabled:
+                raise
+            state.compiled_blocks.disable()
+            log.warning("torch cannot compile this model here (%s): it runs eagerly", error)
+
+
+def _accumulate_gradients(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
+    """Set the gradients of a batch (B, T), and return this rank's part of its mean loss."""
+    dist = state.dist
+    for parameter in state.trained.values():
+        parameter.grad = None
+    n_predicted = tokens[:, 1:].numel()
+    total = torch.zeros((), device=tokens.device)
+    shard, n_valid = dist.shard(np.arange(len(tokens)))
+    for start in range(0, len(shard), state.micro_batch_size):
+        micro_batch = shard[start : start + state.micro_batch_size]  # (b,)
+        with _cached_activations(state, rows[micro_batch]):
+            with trainable.autocast(state.model, state.trainer.precision):
+                loss = state.loss(tokens[micro_batch], max(0, n_valid - start)) / n_predicted
+            # FSDP averages gradients over ranks; the sum is needed
+            state.scaler.scale(loss * dist.world_size).backward()
+        total += loss.detach()
+    if dist.world_size > 1:
+        _average_replicated_gradients(state)
+    return total
+
+
+def _step_optimizer(state: TrainState) -> None:
+    """Clip the gradients if configured, and step the optimizer."""
+    if state.trainer.clip_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(list(state.trained.values()), state.trainer.clip_norm)
+    for parameter, stepped in zip(state.trained.values(), state.optimizer_params, strict=True):
+        if stepped is not parameter and parameter.grad is not None:  # a plain tensor of its shard
+            stepped.data = local_tensor(parameter.detach())
+            stepped.grad = local_tensor(parameter.grad)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+
+
+def _average_replicated_gradients(state: TrainState) -> None:
+    """Average gradients of parameters that every rank has whole (adapters), as FSDP does others."""
+    for parameter in state.trained.values():
+        if parameter.grad is not None and not isinstance(parameter, DTensor):
+            parameter.grad = state.dist.all_reduce_sum(parameter.grad) / state.dist.world_size
+
+
+def _cached_activations(state: TrainState, rows: Rows) -> AbstractContextManager[None]:
+    if state.activation_cache is None:
+        return nullcontext()
+    return state.activation_cache.replay(rows, next(state.model.parameters()))
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the generators that dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states

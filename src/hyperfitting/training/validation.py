@@ -1,0 +1,63 @@
+"""Validation during training: loss and entropy on held-out sequences, and greedy continuations."""
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from hyperfitting.data.sequences import Sequences
+from hyperfitting.decoding.config import DecodeConfig
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.evaluation.forward import compute_token_stats
+from hyperfitting.metrics.diversity import rep_n, ttr
+from hyperfitting.progress import MetricsRow, ProgressReporter
+from hyperfitting.runtime.config import HardwareConfig
+from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext
+from hyperfitting.training.config import TrainerConfig
+
+_SHARDED_BATCH_SIZE = 32
+"""Texts that each of several ranks continues at once."""
+
+
+def validate(
+    model: PreTrainedModel,
+    data: Sequences,
+    trainer: TrainerConfig,
+    hardware: HardwareConfig,
+    progress: ProgressReporter,
+    dist: DistContext = SINGLE_PROCESS,
+) -> MetricsRow:
+    """Return validation loss and entropy (nats), TTR and rep-2 of greedy continuations.
+
+    These are the curves of Figure 2 of Carlsson et al. The model is left in evaluation mode.
+
+    Raises:
+        FloatingPointError: the model's logits hold NaN or infinity.
+    """
+    model.eval()
+    all_prompts = data.val[: trainer.val_prompts, : trainer.val_prompt_len]
+    sequences, prompts = dist.shard(data.val)[0], dist.shard(all_prompts)[0]
+    with progress("validating", sequences.size, "tokens") as advance:
+        stats = compute_token_stats(model, sequences, hardware.evaluation_batch_size, advance)
+    batch_size = hardware.generation_batch_size
+    if dist.world_size > 1 and batch_size is None:
+        # free memory differs between ranks, but every rank must make as many forward passes
+        batch_size = min(len(prompts), _SHARDED_BATCH_SIZE)
+    n_new = len(prompts) * trainer.val_max_new_tokens
+    with progress("generating validation texts", n_new, "tokens") as advance:
+        generated = continue_texts(
+            model,
+            prompts,
+            trainer.val_max_new_tokens,
+            DecodeConfig(name="greedy", seed=0),
+            batch_size,
+            advance,
+        )
+    continuations = dist.all_gather(np.array(generated.tokens), len(all_prompts)).tolist()
+    loss, entropy = (
+        dist.all_gather(stats[name], len(data.val)).mean() for name in ("loss", "entropy")
+    )
+    return {
+        "val/loss": float(loss),
+        "val/entropy": float(entropy),
+        "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations])),
+        "gen/rep_2": float(np.mean([rep_n(tokens, 2) for tokens in continuations])),
+    }

@@ -1,0 +1,135 @@
+"""What a rank of a distributed training runs: the same `train` as a single process.
+
+On one machine `training.launch` starts all ranks (`run_rank`). Under torchrun every rank is a
+`hyperfitting.run`: rank 0 runs the pipeline, and the others `run_worker_rank`.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from hyperfitting.data.sequences import load_sequences
+from hyperfitting.errors import UserError
+from hyperfitting.models.base import BaseModel
+from hyperfitting.models.config import TuningConfig
+from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
+from hyperfitting.runtime import distributed, preemption
+from hyperfitting.runtime.config import HardwareConfig
+from hyperfitting.runtime.device import setup_torch
+from hyperfitting.runtime.distributed import DistContext
+from hyperfitting.store import Artifact, Store
+from hyperfitting.training.activation_cache import CacheLocation
+from hyperfitting.training.config import TrainerConfig, TrainingConfig
+from hyperfitting.training.train import train
+
+_SECONDS_TO_REPORT = 10.0
+"""Rank 0 needs to report an error that all ranks have, before torchrun ends it."""
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """A call of `train`, as plain values that can be sent to other processes."""
+
+    cfg: TrainingConfig
+    sequences: Artifact
+    base: BaseModel
+    work: Path
+    cache_location: CacheLocation
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-serializable values. The base model's folder must exist."""
+        store = self.cache_location.store
+        return {
+            "cfg": asdict(self.cfg),
+            "sequences": {"kind": self.sequences.kind, "recipe": self.sequences.recipe},
+            "base": {
+                "id": self.base.id,
+                "name": self.base.name,
+                "dtype": self.base.dtype,
+                "folder": str(self.base.folder()),
+            },
+            "work": str(self.work),
+            "store": str(store.folder),
+            "remote_stores": list(map(str, store.remote_stores)),
+            "cache_inputs": self.cache_location.inputs,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "TrainingTask":
+        """Return the task that `to_json` described."""
+        cfg, base = values["cfg"], values["base"]
+        folder = Path(base["folder"])
+        store = Store(values["store"], values["remote_stores"])
+        return cls(
+            TrainingConfig(
+                TuningConfig(**cfg["tuning"]),
+                cfg["optimizer"],
+                TrainerConfig(**cfg["trainer"]),
+                HardwareConfig(**cfg["hardware"]),
+            ),
+            Artifact(store.folder, values["sequences"]["kind"], values["sequences"]["recipe"]),
+            BaseModel(base["id"], base["name"], base["dtype"], lambda: folder),
+            Path(values["work"]),
+            CacheLocation(store, values["cache_inputs"]),
+        )
+
+    def run(self, dist: DistContext, progress: ProgressReporter = no_op) -> Iterator[MetricsRow]:
+        """Train; yields and raises what `train` does."""
+        data = load_sequences(self.sequences)
+        yield from train(self.cfg, data, self.base, self.work, self.cache_location, dist, progress)
+
+
+def run_worker_rank() -> None:
+    """Run a rank above 0 that torchrun started: take part in each training until there is none.
+
+    Exits with status 1 on an error; rank 0 reports those that all ranks have.
+    """
+    preemption.ignore_signals()  # rank 0 decides
+    logging.disable(logging.WARNING)
+    dist = distributed.init_process_group()
+    try:
+        while (values := dist.broadcast_object()) is not None:
+            task = TrainingTask.from_json(values)
+            setup_torch(task.cfg.hardware)
+            for _ in task.run(dist):
+                pass
+            torch.cuda.empty_cache()  # rank 0 may evaluate on this GPU next
+    except (UserError, preemption.Preempted):
+        time.sleep(_SECONDS_TO_REPORT)
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(f"rank {dist.rank}: {type(error).__name__}: {error}")
+
+
+def run_rank(values: dict[str, Any]) -> None:
+    """Run one rank of a training that `training.launch` started, and exit the process.
+
+    An exception is recorded in torch's error file for the launching process to read.
+
+    Args:
+        values: what `TrainingTask.to_json` returned.
+    """
+    errors = get_error_handler()
+    errors.initialize()
+    try:
+        if distributed.is_worker_rank():
+            preemption.ignore_signals()  # rank 0 decides
+            logging.disable(logging.WARNING)
+        else:
+            preemption.install_handlers()
+        task = TrainingTask.from_json(values)
+        setup_torch(task.cfg.hardware)
+        for _ in task.run(distributed.init_process_group()):
+            pass
+    except preemption.Preempted as preempted:
+        sys.exit(128 + preempted.signum)
+    except Exception as error:
+        errors.record_exception(error)
+        sys.exit(1)

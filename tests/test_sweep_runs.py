@@ -1,0 +1,227 @@
+"""The runs that a sweep expands to, its description in sweep.json, and the state of a run."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from hyperfitting.config import conf_dir
+from hyperfitting.errors import UserError
+from hyperfitting.reporting.report import write_report
+from hyperfitting.reporting.spec import parse_report
+from hyperfitting.sweep.runs import SweepRun, choose_scale, expand_runs, parse_axes, sweep_name
+from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec, write_sweep_spec
+from hyperfitting.sweep.state import RunFolder, Status, StatusReporter, labels_of
+from tests.conftest import Compose
+
+PARSER = OverridesParser.create()
+EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+
+
+def expand(
+    axes: dict[str, Any], *command: str, base_overrides: tuple[str, ...] = ()
+) -> list[SweepRun]:
+    return expand_runs(base_overrides, parse_axes(axes), command, PARSER)
+
+
+def test_axes_form_a_product_and_names_are_built_from_the_labels() -> None:
+    runs = expand(
+        {"model": {"base, greedy": ["tuning=none"], "tuned": []}, "seed": [0, 1]},
+        "trainer.epochs=3",
+        base_overrides=("preset=debug", "trainer.epochs=2"),
+    )
+    assert [run.name for run in runs] == [
+        "base-greedy_seed=0", "base-greedy_seed=1", "tuned_seed=0", "tuned_seed=1",
+    ]  # fmt: skip
+    # the command's override replaces the experiment's, and those of the axes come last
+    assert runs[0].overrides == ("preset=debug", "trainer.epochs=3", "tuning=none", "seed=0")
+    assert runs[3].labels == {"model": "tuned", "seed": "1"}
+
+
+def test_several_values_in_the_command_are_an_axis_and_replace_the_experiments() -> None:
+    runs = expand({"seed": [0, 1]}, "seed=5,6,7", "tuning=full,none")
+    assert [run.labels for run in runs] == [
+        {"seed": seed, "tuning": tuning} for seed, tuning in product("567", ("full", "none"))
+    ]
+    assert [run.name for run in expand({"seed": [0, 1]}, "seed=5")] == ["only"]
+
+
+def test_what_an_axis_sets_cannot_be_overridden() -> None:
+    with pytest.raises(UserError, match="axis 'model' varies") as raised:
+        expand({"model": {"base": ["tuning=none"]}}, "tuning=full")
+    assert str(raised.value).startswith("tuning=full: ")
+
+
+@pytest.mark.parametrize(
+    ("axes", "field"), [({"model": {"a": "tuning=none"}}, "model.a"), ({"seed": []}, "axes.seed")]
+)
+def test_an_invalid_axis_is_refused_with_its_name(axes: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError, match=field):
+        expand(axes)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=150), st.just([]), min_size=1, max_size=12))
+def test_no_two_runs_share_a_folder(options: dict[str, list[str]]) -> None:
+    # labels that differ only in punctuation or in case, and labels that are too long for a path
+    names = [
+        run.name
+        for run in expand({"axis": {label: [f"seed={i}"] for i, label in enumerate(options)}})
+    ]
+    assert len({name.lower() for name in names}) == len(options)
+    for name in names:
+        assert len(name) <= 120
+        assert re.fullmatch(r"[\w=.+-]+", name)
+        assert name not in (".", "..")
+
+
+@pytest.mark.parametrize(
+    "irrelevant",
+    ["plan=true", "tracking=online", "hardware.threads=1", "store=/mnt/x", "hydra/launcher=slurm"],
+)
+def test_the_name_of_a_sweep_ignores_where_and_how_fast_it_runs(irrelevant: str) -> None:
+    name = sweep_name(["seed=0,1", "tuning=full"])
+    assert sweep_name(["tuning=full", irrelevant, "seed=0,1"]) == name
+
+
+def test_the_name_of_a_sweep_depends_on_what_changes_its_runs() -> None:
+    name = sweep_name(["seed=0,1", "tuning=full"])
+    assert sweep_name(["tuning=full", "seed=0,2"]) != name
+    assert sweep_name(["tuning=full", "seed=0,1", "preset=debug"]) != name
+    assert sweep_name(["tuning=full", "seed=0,1", "scale=paper"]) != name
+    assert len(sweep_name([f"trainer.epochs={i}" for i in range(90)])) < 120
+
+
+def test_an_unknown_scale_is_refused() -> None:
+    with pytest.raises(UserError, match="did you mean paper"):
+        choose_scale({"embedded": {}, "paper": {}}, "papr")
+    with pytest.raises(UserError, match="changes nothing without an experiment"):
+        choose_scale({}, "paper")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_run_of_every_experiment_composes_and_its_report_is_valid(
+    experiment: str, compose: Compose, tmp_path: Path
+) -> None:
+    values = OmegaConf.to_container(
+        OmegaConf.load(conf_dir() / "experiment" / f"{experiment}.yaml")
+    )
+    assert isinstance(values, dict)
+    sweeper = values["hydra"]["sweeper"]
+    assert set(sweeper["scales"]) == {"embedded", "paper"}
+    for name in ("embedded", "paper"):
+        scale = choose_scale(sweeper["scales"], name)
+        axes = parse_axes({**(sweeper.get("axes") or {}), **scale.axes})
+        base_overrides = [*sweeper.get("base_overrides", ()), *scale.base_overrides]
+        runs = expand_runs(base_overrides, axes, [], PARSER)
+        configs = [compose(*run.overrides) for run in runs]
+        assert len({json.dumps(asdict(config), sort_keys=True) for config in configs}) == len(runs)
+        write_sweep_spec(
+            tmp_path / name, name=experiment, scale=name, command=[],
+            axes=sweeper.get("axes") or {}, scales=sweeper["scales"], report=sweeper["report"],
+            runs=[{"name": run.name, "labels": run.labels} for run in runs],
+        )  # fmt: skip
+        assert write_report(tmp_path / name).is_dir()
+        table_rows = {
+            axis for table in parse_report(sweeper["report"]).tables.values() for axis in table.rows
+        }
+        assert table_rows <= {axis.name for axis in axes}
+
+
+SPEC: dict[str, Any] = {
+    "name": "s", "scale": "embedded", "command": ["hyperfit", "-m"], "scales": {}, "axes": {},
+    "report": {"tables": {"main": {}}}, "runs": [{"name": "seed=0", "labels": {"seed": "0"}}],
+}  # fmt: skip
+
+
+def test_a_sweeps_description_is_read_back_as_written(tmp_path: Path) -> None:
+    written = write_sweep_spec(tmp_path / "s", **SPEC)
+    assert read_sweep_spec(tmp_path / "s") == written
+    assert labels_of(tmp_path / "s" / "seed=0") == {"seed": "0"}
+    assert labels_of(tmp_path / "s" / "seed=1") == {}
+    assert labels_of(tmp_path / "nowhere" / "seed=0") == {}
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", "..", "a\\b"])
+@pytest.mark.parametrize("section", ["runs", "tables", "figures"])
+def test_a_name_that_would_leave_the_folder_is_refused(
+    tmp_path: Path, section: str, name: str
+) -> None:
+    bad = SPEC | (
+        {"runs": [{"name": name, "labels": {}}]}
+        if section == "runs"
+        else {"report": {section: {name: {}}}}
+    )
+    with pytest.raises(UserError, match="is not a plain file name"):
+        write_sweep_spec(tmp_path, **bad)
+    assert not (tmp_path / SPEC_FILE).exists()
+    good = write_sweep_spec(tmp_path, **SPEC)
+    (tmp_path / SPEC_FILE).write_text(json.dumps(good.model_dump() | bad))
+    with pytest.raises(UserError, match="is not a plain file name"):
+        read_sweep_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{half", "is no sweep"),
+        ('{"version": 1}', "another version of this software"),
+        (json.dumps({"version": 2, "name": 3}), "is not a valid sweep.json: name"),
+    ],
+)
+def test_a_sweep_that_cannot_be_read_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / SPEC_FILE).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_sweep_spec(tmp_path)
+
+
+def test_a_run_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.is_locked()
+    with folder.lock() as acquired:
+        assert acquired
+        code = f"""
+from pathlib import Path
+from hyperfitting.sweep.state import RunFolder
+with RunFolder(Path({str(folder.path)!r})).lock() as acquired: print(acquired)
+"""
+        other = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert other.stdout.strip() == "False"
+    assert not folder.is_locked()
+
+
+def test_the_status_of_a_run_is_in_its_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert folder.status() == Status()
+    with folder.lock():
+        reporter = StatusReporter(folder)
+        with reporter.progress("training", 10, "tokens") as advance:
+            advance(4, loss=1.5)
+            advance(2, loss=0.5)
+            status = folder.read_status()
+            assert (status.kind, status.task, status.total) == ("running", "training", 10)
+        reporter.failed("too hot")
+        assert folder.read_status().reason == "too hot"
+    folder.write_status(Status("running"))
+    assert folder.status().kind == "interrupted"  # without a lock no process executes it
+    (folder.path / "status.json").write_text("{half")
+    assert folder.status() == Status()
+
+
+def test_a_run_that_never_started_can_be_marked_failed(tmp_path: Path) -> None:
+    """Its launcher may fail before it has a folder; the sweep would launch it forever."""
+    RunFolder(tmp_path / "sweep" / "seed=0").mark_failed(3)
+    status = RunFolder(tmp_path / "sweep" / "seed=0").status()
+    assert status.kind == "failed"
+    assert "died 3 times, last while starting" in status.reason
