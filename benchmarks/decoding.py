@@ -20,7 +20,7 @@ from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.loading import load
 from hyperfitting.runtime.device import setup_torch
-from hyperfitting.store import Store
+from hyperfitting.store.artifact import Store
 
 BATCH_SIZE, CONTEXT_LEN, MAX_NEW_TOKENS, ROUNDS = 32, 32, 96, 3
 BLOCKER_NEW_TOKENS, BLOCKER_PAIRS = 24, 12

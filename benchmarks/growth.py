@@ -16,7 +16,7 @@ from hyperfitting.models.base import base_model
 from hyperfitting.models.loading import load
 from hyperfitting.progress import no_op
 from hyperfitting.runtime.device import setup_torch
-from hyperfitting.store import Store
+from hyperfitting.store.artifact import Store
 from hyperfitting.training.activation_cache import CacheLocation, build_activation_cache
 from hyperfitting.training.loss import NextTokenLoss
 

@@ -13,7 +13,7 @@ from benchmarks.timing import Result, Timing, seconds
 from benchmarks.training import BLOCKS, config, sequences
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.runtime.device import setup_torch
-from hyperfitting.store import Store
+from hyperfitting.store.artifact import Store
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.step import build_train_state, train_step
 

@@ -1,4 +1,4 @@
-"""Interleaved timing: ours, the peer, ours, the peer, …, so that both meet the same machine."""
+"""Interleaved timing: ours, the peer, ours, the peer, …, so that load affects both alike."""
 
 import time
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Result:
     key: str
     """Its name in bench.json."""
     ratio: float
-    """What stands there: how many times faster or dearer ours is, as ``what`` says."""
+    """How many times faster, or more expensive, ours is than the peer: ``what`` says which."""
     what: str
     ours: Timing
     peer: Timing
@@ -38,7 +38,7 @@ class Result:
     """Anything else that was measured with it."""
 
     def details(self) -> dict[str, Any]:
-        """Return it as JSON can say it."""
+        """Return it as JSON-serializable values."""
         return asdict(self)
 
 
@@ -47,20 +47,20 @@ def interleaved(
 ) -> tuple[Timing, Timing]:
     """Time two ways to do one job, in turn. One unmeasured round of ours comes first."""
     ours()
-    found: tuple[list[float], list[float]] = ([], [])
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
-        for job, seconds in zip((ours, peer), found, strict=True):
+        for job, seconds in zip((ours, peer), times, strict=True):
             start = time.perf_counter()
             job()
             seconds.append(time.perf_counter() - start)
-    return Timing(found[0]), Timing(found[1])
+    return Timing(times[0]), Timing(times[1])
 
 
 def seconds(job: Callable[[], object], repeats: int) -> Timing:
     """Time one job alone."""
-    found = []
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         job()
-        found.append(time.perf_counter() - start)
-    return Timing(found)
+        times.append(time.perf_counter() - start)
+    return Timing(times)

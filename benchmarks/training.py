@@ -21,7 +21,7 @@ from hyperfitting.models.base import base_model
 from hyperfitting.models.loading import load
 from hyperfitting.progress import Advance, ProgressReporter, no_op
 from hyperfitting.runtime.device import setup_torch
-from hyperfitting.store import Store
+from hyperfitting.store.artifact import Store
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.step import TrainState, build_train_state, train_step
 

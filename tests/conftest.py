@@ -1,9 +1,7 @@
-"""What the tests share: composed configs, tiny models of all kinds, and the real CLI."""
+"""What the tests share: composed configs, tiny models of all kinds, and finished runs."""
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,9 @@ from hypothesis import settings
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.random_init import byte_tokenizer
-from hyperfitting.store import Store
+from hyperfitting.record import RECORD_FILE, read_record
+from hyperfitting.store.artifact import Store
+from tests.cli import hyperfit, kill_started
 
 torch.set_num_threads(1)  # a tiny model only loses by more
 # a shell lets what it runs in the background ignore Ctrl+C, and all that it starts: not ours
@@ -99,39 +99,47 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return tiny_model(tmp_path_factory.mktemp("llama"), "llama")
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "hyperfitting.run", *arguments]
+@pytest.fixture(autouse=True)
+def no_command_outlives_its_test() -> Iterator[None]:
+    yield
+    kill_started()
 
 
-def environment(**more: str) -> dict[str, str]:
-    """A user's environment without W&B login or Hub token, single-threaded."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_", "HYDRA"))}
-    home = more.pop("home", None)
-    return kept | ({"HOME": home} if home else {}) | {"OMP_NUM_THREADS": "1"} | more
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that two workers end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    commands = {item.path for item in items if "hyperfit" in vars(getattr(item, "module", item))}
+    items.sort(key=lambda item: (item.path not in slow, item.path not in commands))
 
 
-def hyperfit(
-    cwd: Path, *arguments: str, timeout: float = 300, **more: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the real command line in a folder."""
-    return subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def run_numbers(folder: Path) -> dict[str, Any]:
+    """Everything in the record of a run that a repetition must reproduce: not times and places."""
+    record = read_record(folder / RECORD_FILE)
+    places = {"timings": True, "git": True, "artifacts": True, "model": {"location"}}
+    return record.model_dump(exclude=places)
 
 
-def below(folder: Path, pattern: str = "*") -> list[Path]:
-    """All below a folder in which another process works, whose end matches a pattern.
+def sweep_numbers(folder: Path) -> dict[str, dict[str, Any]]:
+    """The same of each run of a sweep; the config holds the place of the store."""
+    return {
+        path.parent.name: run_numbers(path.parent) | {"config": None}
+        for path in sorted(folder.glob(f"*/{RECORD_FILE}"))
+    }
 
-    (`Path.glob` raises if a folder is renamed while it looks inside.)
-    """
-    found = [Path(at, name) for at, dirs, files in os.walk(folder) for name in dirs + files]
-    return [path for path in found if path.match(pattern)]
+
+def only_sweep(folder: Path) -> Path:
+    """The folder of the one sweep in a working folder."""
+    (sweep,) = (folder / "outputs/sweeps").iterdir()
+    return sweep
+
+
+@pytest.fixture(scope="session")
+def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which the debug run has ended, in `run`."""
+    folder = tmp_path_factory.mktemp("debug")
+    result = hyperfit(folder, "preset=debug", "hydra.run.dir=run")
+    assert result.returncode == 0, result.stderr
+    return folder
 
 
 @contextmanager

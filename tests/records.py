@@ -13,6 +13,7 @@ from hyperfitting.record import (
     Continuation,
     DatasetInfo,
     Histograms,
+    ModelInfo,
     NextToken,
     NextTokens,
     OverlapSpan,
@@ -21,12 +22,14 @@ from hyperfitting.record import (
     Predictions,
     Record,
     Sample,
+    SampleText,
     Slice,
     Timings,
     write_record,
 )
 from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 
+NO_OVERLAP = OverlapSpan(length=0, start=-1, sequence=-1, offset=-1)
 SYSTEMS: dict[str, list[str]] = {"base": ["tuning=none"], "tuned": []}
 SEEDS = (0, 1, 2)
 
@@ -51,7 +54,15 @@ def make_sample(
     context: str = "a context",
     reference: str = "the reference",
 ) -> Sample:
-    return Sample(dataset=dataset, context=context, reference=reference, tuned=tuned, base=base)
+    return Sample(
+        dataset=dataset,
+        context=SampleText(text=context, tokens=[1], token_texts=[context]),
+        reference=Continuation(
+            text=reference, tokens=[2], token_texts=[reference], overlap=NO_OVERLAP
+        ),
+        tuned=tuned,
+        base=base,
+    )
 
 
 def make_samples(count: int) -> list[Sample]:
@@ -102,6 +113,21 @@ def make_next_tokens() -> NextTokens:
     )
 
 
+def make_dataset_info() -> DatasetInfo:
+    return DatasetInfo(
+        name="d",
+        fingerprint="0" * 16,
+        source="r@1",
+        documents=9,
+        distinct=8,
+        groups=7,
+        held_out=2,
+        validation=1,
+        train=5,
+        near_duplicate_train_sequences=1,
+    )
+
+
 def make_record(
     slices: Sequence[Slice],
     samples: Sequence[Sample],
@@ -127,7 +153,8 @@ def make_record(
             "versions": {"torch": "2"},
             "git": None,
             "device": "cpu",
-            "dataset": DatasetInfo(name="d", fingerprint="0" * 16),
+            "model": ModelInfo(name="m", id="0", location="m@1"),
+            "dataset": make_dataset_info(),
             "artifacts": {},
             "timings": Timings(run_seconds=5.0, build_seconds={}),
             "notes": [],
@@ -159,7 +186,7 @@ def ttr_record(ttr: Sequence[float], ttr_at_16: float, **fields: Any) -> Record:
             ],
             "samples": make_samples(len(ttr)),
             "per_text": {
-                "tuned": {"gen/ttr": values, "gen/dataset_overlap": [1, 7, None]},
+                "tuned": {"gen/ttr": values, "gen/dataset_overlap": [1, 7, None][: len(ttr)]},
                 "base": {"gen/ttr": values},
             },
             "history": [first, {"epoch": 1.5, "step": 2, "train/loss": 0.7}, last],

@@ -16,7 +16,7 @@ from hyperfitting.progress import no_op
 from hyperfitting.training import activation_cache
 from hyperfitting.training.activation_cache import build_activation_cache
 from hyperfitting.training.config import TrainingConfig
-from tests.test_training import DATA, cache_location, cfg, run_training, step_losses
+from tests.training import DATA, cache_location, cfg, run_training, step_losses
 
 __all__ = ["cfg"]
 

@@ -55,3 +55,18 @@ def test_a_checkpoint_of_any_number_of_ranks_is_read_by_one(tmp_path: Path, n: i
     optimizer_state = state["optimizer"]["state"][0]
     torch.testing.assert_close(optimizer_state["exp_avg"], moment)
     assert optimizer_state["step"] == 7
+    assert sorted(path.name[:12] for path in tmp_path.iterdir()) == ["checkpoint-3"] * n
+
+
+def test_a_checkpoint_is_kept_when_memory_runs_out_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate …")
+
+    monkeypatch.setattr(torch, "load", load)
+    path = tmp_path / "checkpoint-3.0-of-1.pt"
+    path.write_bytes(b"any")
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        Checkpoint(tmp_path).load({})
+    assert path.exists()

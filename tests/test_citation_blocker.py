@@ -47,7 +47,7 @@ def test_the_index_returns_all_followers(corpus: Corpus, n: int, tokens: list[in
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)  # for each architecture
 @given(
     st.data(),
     st.integers(1, 4),

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from hyperfitting.errors import UserError
 from hyperfitting.sweep import clusters
 from hyperfitting.sweep.config import SlurmConfig
 from hyperfitting.sweep.state import RunFolder
-from tests.conftest import below, command, environment, hyperfit
-from tests.test_sweep import numbers
+from tests.cli import Fork, below, hyperfit, start
+from tests.conftest import sweep_numbers
 
 EIGHT = [
     "-m", "preset=debug", "trainer.epochs=40", "trainer.eval_every_epochs=40",
@@ -45,18 +44,23 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def training_process(folder: Path, excluded_pid: int = 0) -> int:
-    """Wait for a run that trains and has a checkpoint already; return its process."""
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        if below(folder, "tuned/*.partial/checkpoint-*.pt"):
-            for path in below(folder / "sweep", "status.json"):
-                status = RunFolder(path.parent).read_status()
-                is_training = status.kind == "running" and status.task == "training"
-                if is_training and status.pid != excluded_pid:
-                    return status.pid
-        time.sleep(0.01)
-    raise AssertionError("no run trains")
+def wait_for_training(process: Fork, folder: Path, excluded_pid: int = 0) -> int:
+    """Wait until a run trains and there is a checkpoint; return the pid of the run."""
+
+    def training() -> list[int]:
+        if not below(folder, "tuned/*.partial/checkpoint-*.pt"):
+            return []
+        paths = below(folder / "sweep", "status.json")
+        statuses = [RunFolder(path.parent).read_status() for path in paths]
+        return [
+            status.pid
+            for status in statuses
+            if (status.kind, status.task) == ("running", "training") and status.pid != excluded_pid
+        ]
+
+    pids: list[int] = []
+    process.wait_until(lambda: pids.extend(training()) or pids, timeout=240)
+    return pids[0]
 
 
 def skip_without(engine: str) -> None:
@@ -73,17 +77,14 @@ def test_a_sweep_survives_a_job_that_is_preempted_and_one_that_is_killed(
 ) -> None:
     skip_without(engine)
     overrides = ENGINES[engine]
-    process = subprocess.Popen(
-        command(*EIGHT, *overrides), cwd=tmp_path, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    preempted = training_process(tmp_path)
+    process = start(tmp_path, *EIGHT, *overrides)
+    preempted = wait_for_training(process, tmp_path)
     os.kill(preempted, signal.SIGTERM)
-    os.kill(training_process(tmp_path, excluded_pid=preempted), signal.SIGKILL)
+    os.kill(wait_for_training(process, tmp_path, excluded_pid=preempted), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=600)
-    assert process.returncode == 0, stderr
+    assert process.wait() == 0, stderr
     assert stdout.count(" finished in ") == 8
-    assert numbers(tmp_path / "sweep") == numbers(undisturbed / "sweep")
+    assert sweep_numbers(tmp_path / "sweep") == sweep_numbers(undisturbed / "sweep")
     if "hydra/launcher=slurm" in overrides:
         log_dir = tmp_path / "sweep" / clusters.LOG_DIR
         logs = [path.read_text() for path in (*below(log_dir, "*.err"), *below(log_dir, "*.out"))]

@@ -10,7 +10,7 @@ from torch import nn
 from hyperfitting.models.base import BaseModel
 from hyperfitting.training.compile import should_compile
 from hyperfitting.training.config import TrainingConfig
-from tests.test_training import cfg, run_training, step_losses
+from tests.training import cfg, run_training, step_losses
 
 __all__ = ["cfg"]
 

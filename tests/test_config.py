@@ -13,7 +13,8 @@ from hyperfitting.data.config import TextsConfig
 from hyperfitting.decoding.config import CitationBlockerConfig
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.fields import RECORD, RUNTIME, changes_results, differing_fields
-from tests.conftest import Compose, hyperfit
+from tests.cli import hyperfit
+from tests.conftest import Compose
 
 GROUPS = ("dataset", "decode", "evaluation", "hardware", "model", "optimizer", "preset", "trainer",
           "tracking", "tuning")  # fmt: skip

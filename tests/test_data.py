@@ -25,12 +25,12 @@ from hyperfitting.data.sequences import (
     sequences_step,
 )
 from hyperfitting.data.sources import documents_step, load_documents
-from hyperfitting.data.splits import count_words, cut_passages, shuffled, split_holdout
+from hyperfitting.data.splits import count_words, cut_passages, shuffled, split_documents
 from hyperfitting.data.tokenization import DocumentTokenizer, token_text_in_context, token_texts
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.random_init import byte_tokenizer
-from hyperfitting.store import Store
+from hyperfitting.store.artifact import Store
 from tests.conftest import tiny_model
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
@@ -51,7 +51,7 @@ def files_config(path: Path, **fields: Any) -> DatasetConfig:
 
 
 def read(cfg: DatasetConfig, store: Store) -> list[str]:
-    return load_documents(documents_step(cfg, store).ensure())
+    return load_documents(documents_step(cfg, store).ensure()).texts
 
 
 def write(folder: Path, suffix: str, documents: list[str], field: str = "text") -> Path:
@@ -105,11 +105,11 @@ def test_a_folder_gives_the_documents_of_all_its_files_and_the_id_is_a_hash_of_t
     write(tmp_path / "in", ".jsonl", ["b", "c"])
     (tmp_path / "in" / "ignored.md").write_text("no")
     three = documents_step(files_config(tmp_path / "in"), store).ensure()
-    assert load_documents(three) == ["a", "b", "c"]
+    assert load_documents(three).texts == ["a", "b", "c"]
     (tmp_path / "in" / "z.txt").write_text("d")
     four = documents_step(files_config(tmp_path / "in"), store).ensure()
     assert four.id != three.id
-    assert load_documents(four) == ["a", "b", "c", "d"]
+    assert load_documents(four).texts == ["a", "b", "c", "d"]
 
 
 def test_document_start_splits_a_text_and_joins_rows(tmp_path: Path, store: Store) -> None:
@@ -133,36 +133,6 @@ def test_document_start_splits_a_text_and_joins_rows(tmp_path: Path, store: Stor
         "= Robert = \n\n He acts . \n = = Early life = = \n Born .",
         "= Next = \n X",
     ]
-
-
-def test_a_hub_dataset_is_read_by_subset_split_and_text_field(
-    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A local folder in the Hub's layout; only resolving the commit is patched."""
-    import pyarrow
-    import pyarrow.parquet
-
-    for subset in ("one", "two"):
-        (tmp_path / "repo" / subset).mkdir(parents=True)
-        table = pyarrow.table({"body": [f"{subset} a", f"{subset} b", None]})
-        pyarrow.parquet.write_table(table, tmp_path / "repo" / subset / "train-0.parquet")
-    (tmp_path / "repo" / "README.md").write_text(
-        "---\nconfigs:\n"
-        + "".join(
-            f"- config_name: {s}\n  data_files: {s}/train-*.parquet\n" for s in ("one", "two")
-        )
-        + "---\n"
-    )
-    monkeypatch.setattr("hyperfitting.models.hub.resolve_commit", lambda *_: "f" * 40)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    cfg = files_config(tmp_path / "repo", source="hub", subset="two", text_field="body")
-    assert read(cfg, store) == ["two a", "two b"]
-    with pytest.raises(UserError, match=r"(?s)dataset\.path.*dataset\.subset"):
-        read(
-            files_config(tmp_path / "repo", source="hub", subset="three", text_field="body"), store
-        )
-    with pytest.raises(UserError, match=r"(?s)dataset\.text_field=text.*body"):
-        read(files_config(tmp_path / "repo", source="hub", subset="two"), store)
 
 
 @pytest.mark.parametrize(
@@ -228,16 +198,42 @@ def test_packaged_samples_are_clean_prose(sample: str) -> None:
     assert letters / len(text) > 0.93
 
 
-@given(st.lists(st.text(max_size=30), max_size=60), st.floats(0.1, 0.9))
-def test_the_holdout_split_is_a_partition_of_the_documents(
+@given(
+    st.lists(st.tuples(st.text(max_size=30), st.integers(0, 9)), max_size=60),
+    st.floats(0.1, 0.9),
+    st.floats(0.1, 0.9),
+)
+def test_documents_are_split_by_groups(
+    documents: list[tuple[str, int]], holdout: float, validation: float
+) -> None:
+    group_of = dict(reversed(documents))  # of copies the first counts
+    split = split_documents(
+        [text for text, _ in documents], [group for _, group in documents], holdout, validation
+    )
+    sides = (split.held_out, split.validation, split.train)
+    groups = [{group_of[document] for document in side} for side in sides]
+    assert not groups[0] & groups[1]
+    assert not (groups[0] | groups[1]) & groups[2]
+    assert set().union(*groups) == set(group_of.values())
+    for side in sides[:2]:  # the longest of each group
+        assert sorted(group_of[document] for document in side) == sorted(
+            {group_of[document] for document in side}
+        )
+        for document in side:
+            members = [text for text in group_of if group_of[text] == group_of[document]]
+            assert len(document) == max(map(len, members))
+    assert set(split.train) == {text for text in group_of if group_of[text] in groups[2]}
+    assert len(split.train) == len(set(split.train))
+
+
+@given(st.lists(st.text(max_size=30), unique=True, max_size=60), st.floats(0.1, 0.9))
+def test_the_set_of_a_document_without_near_duplicates_does_not_depend_on_others(
     documents: list[str], fraction: float
 ) -> None:
-    held_out, rest = split_holdout(documents, fraction)
-    assert not set(held_out) & set(rest)
-    assert set(held_out) | set(rest) == set(documents)
-    assert len(held_out) + len(rest) == len(set(documents))
-    # the split of a document does not depend on the others
-    assert set(split_holdout(documents[::2], fraction)[0]) == set(held_out) & set(documents[::2])
+    whole = split_documents(documents, range(len(documents)), fraction, 0.3)
+    half = split_documents(documents[::2], range(len(documents[::2])), fraction, 0.3)
+    for side in ("held_out", "validation", "train"):
+        assert set(getattr(half, side)) == set(getattr(whole, side)) & set(documents[::2])
 
 
 @given(st.lists(st.text(max_size=30), unique=True), st.integers(0, 5), st.randoms())
@@ -289,6 +285,7 @@ def test_prefix_sequences_are_the_starts_of_documents_and_the_sets_share_none(
     assert sequences.train.dtype == sequences.val.dtype == texts.tokens.dtype == np.int32
     sets = (sequences.train, sequences.val, texts.tokens)
     assert len({number for tokens in sets for number in document_numbers(base, tokens)}) == 38
+    assert sequences.train.shape[0] + sequences.val.shape[0] + texts.tokens.shape[0] == 38
     for row in sequences.train:
         text = base.tokenizer().decode(row)
         assert document(int(text[:5])).startswith(text)
@@ -321,7 +318,8 @@ def test_ids_depend_on_exactly_what_changes_the_tokens(
     documents = documents_step(cfg, store, at=at).artifact
     step = evaluation_texts_step(cfg, documents, base, store, n_texts=5, length=32, at=at)
     assert step.artifact.id == texts
-    for field, value in {"seed": 1, "n_train": 3, "n_val": 3, "seq_len": 8}.items():
+    changed = {"seed": 1, "n_train": 3, "n_val": 3, "seq_len": 8, "validation_fraction": 0.3}
+    for field, value in changed.items():
         assert ids(**{field: value})[0] != sequences
         assert ids(**{field: value})[1] == texts
     for field, value in {"holdout_fraction": 0.3, "sequences": "packed"}.items():
@@ -329,13 +327,19 @@ def test_ids_depend_on_exactly_what_changes_the_tokens(
         assert ids(**{field: value})[1] != texts
 
 
-def test_fewer_training_sequences_are_a_prefix_of_more(
-    base: BaseModel, many_documents: Path, store: Store
+@pytest.mark.parametrize("mode", ["prefix", "packed"])
+def test_fewer_sequences_are_a_prefix_of_more_and_training_does_not_depend_on_validation(
+    base: BaseModel, many_documents: Path, store: Store, mode: str
 ) -> None:
-    few, _ = build(base, many_documents, store, n_train=10)
-    more, _ = build(base, many_documents, store, n_train=20)
+    def of(n_train: int, n_val: int) -> Sequences:
+        cfg = files_config(many_documents, seq_len=32, n_train=n_train, n_val=n_val, sequences=mode)
+        return build_sequences(base, cfg, store)
+
+    few, more = of(10, 3), of(20, 8)
     assert np.array_equal(few.train, more.train[:10])
-    assert np.array_equal(few.val, more.val)
+    assert np.array_equal(few.val, more.val[:3])
+    assert np.array_equal(of(10, 8).train, few.train)
+    assert np.array_equal(of(10, 8).val, more.val)
 
 
 def word_level_base(folder: Path) -> BaseModel:
@@ -391,13 +395,13 @@ def test_packed_sequences_are_blocks_of_concatenated_documents(
 ) -> None:
     sequences, texts = build(base, many_documents, store, sequences="packed")
     assert sequences.train.shape == (20, 32)
-    _, pool = split_holdout([document(i) for i in range(200)], 0.2)
-    concatenated = "".join(text + "\n\n" for text in shuffled(pool, 0))
-    positions = [
-        concatenated.index(base.tokenizer().decode(row))
-        for row in (*sequences.val, *sequences.train)
-    ]
-    assert max(positions[:8]) < min(positions[8:])  # validation has documents of its own
+    split = split_documents([document(i) for i in range(200)], range(200), 0.2, 0.2)
+    for pool, rows in ((split.validation, sequences.val), (split.train, sequences.train)):
+        concatenated = "".join(text + "\n\n" for text in shuffled(pool, 0))
+        positions = [concatenated.index(base.tokenizer().decode(row)) for row in rows]
+        assert all(position % 32 == 0 for position in positions)
+        assert len(set(positions)) == len(positions)
+        assert positions != sorted(positions)
     assert all(int(number) < 200 for number in document_numbers(base, texts.tokens))
 
 
@@ -413,7 +417,7 @@ def test_passages_start_at_paragraphs_and_do_not_overlap() -> None:
     ("fields", "message"),
     [
         ({"n_train": 5000}, "dataset.n_train=5000: mine has only 1"),
-        ({"n_val": 5000}, "dataset.n_val=5000: mine has only 1"),
+        ({"n_val": 5000}, "dataset.n_val=5000: mine has only 3"),
         ({"seq_len": 61, "n_train": 5000}, "dataset.n_train"),
         ({"seq_len": 100, "n_train": 1, "n_val": 1}, "dataset.sequences=packed"),
         ({"seq_len": 4096}, "dataset.seq_len=4096: longer than the context of llama"),

@@ -14,7 +14,7 @@ from hyperfitting.decoding.backends.base import Backend
 from hyperfitting.decoding.backends.cuda_graph import CudaGraphBackend, CudaGraphStep
 from hyperfitting.decoding.backends.packed_cpu import PackedCpuBackend
 from hyperfitting.decoding.backends.plain import PlainBackend
-from hyperfitting.decoding.cache import cache_bytes_per_token, preallocated_cache
+from hyperfitting.decoding.cache import cache_bytes, preallocated_cache
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts, even_batch_size, fitting_batch_size
 from hyperfitting.models.base import BaseModel
@@ -112,9 +112,9 @@ def test_a_batch_fits_into_half_of_the_free_memory(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(base).eval()
-    row_bytes = cache_bytes_per_token(model) * 100 + 32 * 256
+    row_bytes = cache_bytes(model, 100) + 32 * 256
     # keys and values, blocks, heads, head dimension, float32
-    assert cache_bytes_per_token(model) == 2 * 3 * 2 * 8 * 4
+    assert cache_bytes(model, 100) == 2 * 3 * 2 * 8 * 4 * 100
     for free, size in ((2 * 10 * row_bytes, 10), (10**12, 64), (1, 1)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert fitting_batch_size(model, 100, 1) == size

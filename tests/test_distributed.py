@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hyperfitting.config import RunConfig
 from hyperfitting.data.sequences import sequences_step
@@ -32,10 +31,11 @@ from hyperfitting.runtime.distributed import (
     is_on_one_device,
     num_processes,
 )
-from hyperfitting.store import Store
+from hyperfitting.store.artifact import Store
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.history import read_rows
-from tests.conftest import Compose, below, command, environment, hyperfit
+from tests.cli import Fork, below, environment, hyperfit, start
+from tests.conftest import Compose
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 512}
 TUNINGS = {
@@ -140,21 +140,15 @@ LONG = [
 ]  # fmt: skip
 
 
-def start(folder: Path, n: int, *more: str) -> subprocess.Popen[str]:
+def start_training(folder: Path, n: int, *more: str) -> Fork:
     """Start training in ``n`` processes; return when they have written a checkpoint."""
-    process = subprocess.Popen(
-        command(*LONG, *more, f"hardware.num_processes={n}"), cwd=folder, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while len(below(folder, f"tuned/*.partial/checkpoint-*-of-{n}.pt")) < n:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = start(folder, *LONG, *more, f"hardware.num_processes={n}")
+    checkpoints = f"tuned/*.partial/checkpoint-*-of-{n}.pt"
+    process.wait_until(lambda: len(below(folder, checkpoints)) >= n, timeout=240)
     return process
 
 
-def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+def ranks_of(process: Fork) -> dict[int, psutil.Process]:
     """Return the ranks that a run has started."""
     children = psutil.Process(process.pid).children()
     return {
@@ -173,19 +167,18 @@ def assert_all_end(ranks: dict[int, psutil.Process]) -> None:
 def test_after_any_death_the_training_resumes_in_any_number_of_processes(tmp_path: Path) -> None:
     """Four, of which one is killed; then two, whose parent is killed; then one."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
     assert hyperfit(whole, *LONG).returncode == 0
 
-    process = start(cut, 4)
+    process = start_training(cut, 4)
     ranks = ranks_of(process)
     assert sorted(ranks) == [0, 1, 2, 3]
     ranks[2].send_signal(signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.wait() == 1
     assert "rank 2 of 4 was killed (SIGKILL)" in stderr and "Traceback" not in stderr
     assert_all_end(ranks)
 
-    process = start(cut, 2)
+    process = start_training(cut, 2)
     ranks = ranks_of(process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
@@ -220,13 +213,12 @@ def test_bfloat16_models_learn_as_in_one_process(
 def test_with_as_many_processes_a_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """With 8-bit optimizer state, whose tensors are of a subclass."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
     low = ["model.dtype=bfloat16", "optimizer=adam_8bit", "model.architecture.hidden_size=128"]
     assert hyperfit(whole, *LONG, *low, "hardware.num_processes=2").returncode == 0
-    process = start(cut, 2, *low)
+    process = start_training(cut, 2, *low)
     process.send_signal(signal.SIGTERM)  # most likely in the middle of an epoch
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.wait() == 128 + signal.SIGTERM
     assert "received SIGTERM" in stderr and "Traceback" not in stderr
     assert hyperfit(cut, *LONG, *low, "hardware.num_processes=2").returncode == 0
     for name in ("history.jsonl", "last.safetensors", "validation.json", "best_val.safetensors"):
@@ -274,16 +266,24 @@ def test_torchrun_is_for_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_a_model_loaded_with_a_device_map_is_the_same(
-    compose: Compose, store: Store, tuning: str
+    compose: Compose, store: Store, tuning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is one device here, so accelerate places all of it there."""
+    """Accelerate places it, here on the only device, and it is not moved to another."""
     job = job_of(compose(*SHAPE, *TUNINGS[tuning]), store.folder)
     list(job.run())
     state = ModelState(job.base, job.cfg.tuning, job.tuned, "last.safetensors")
     tokens = torch.arange(20).view(2, 10)
-    mapped = state.load(torch.device("cpu"), device_map="auto")
+    from_pretrained, device_maps = AutoModelForCausalLM.from_pretrained, []
+
+    def recorded(*arguments: Any, **options: Any) -> PreTrainedModel:
+        device_maps.append(options.get("device_map"))
+        return from_pretrained(*arguments, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", recorded)
+    mapped = state.load(torch.device("meta"), device_map="auto")
     with torch.inference_mode():
         expected = state.load(torch.device("cpu"))(input_ids=tokens).logits
+        assert device_maps == ["auto", None]
         assert torch.equal(mapped(input_ids=tokens).logits, expected)
 
 

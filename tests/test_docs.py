@@ -8,6 +8,7 @@ import pytest
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.record import Record
 from hyperfitting.reporting.docs import PAGES, metrics_page, results_page
+from tests.records import ttr_record
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -29,20 +30,7 @@ def test_every_metric_and_every_field_of_a_record_is_described() -> None:
 def test_the_schema_accepts_a_record_and_refuses_a_missing_field() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((DOCS / "results.schema.json").read_text("utf-8"))
-    estimate = {"mean": 0.5, "ci95": [0.4, 0.6], "n": 3}
-    sides = {"tuned": {}, "base": {}, "reference": {}}
-    record = {
-        "schema_version": 3, "config": {}, "versions": {}, "git": None, "device": "cpu",
-        "dataset": {"name": "news", "fingerprint": "0"}, "artifacts": {},
-        "timings": {"run_seconds": 1.0, "build_seconds": {}}, "notes": [],
-        "slices": [
-            sides | {"dataset": None, "max_new_tokens": 8, "tuned": {"gen/ttr": estimate},
-                     "difference": {"gen/ttr": estimate | {"ci95": None, "p": None}}}
-        ],
-        "history": [], "per_step": sides, "per_text": sides | {"tuned": {"gen/ttr": [None, 0.5]}},
-        "overlap_histogram": {"tuned": [1], "base": [1], "reference": [1]},
-        "next_tokens": {}, "samples": [],
-    }  # fmt: skip
+    record = ttr_record([0.1, 0.2, 0.4], 0.5).model_dump(mode="json")
     jsonschema.validate(record, schema)
     Record.model_validate(record)
     for part in (record, record["slices"][0]["tuned"]["gen/ttr"]):

@@ -14,7 +14,7 @@ from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
 from hyperfitting.evaluation import scoring
 from hyperfitting.evaluation.artifacts import ModelArtifacts, continuations_step, model_artifacts
 from hyperfitting.evaluation.config import EvaluationConfig
-from hyperfitting.evaluation.outputs import model_output, reference_output
+from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.metrics.per_text import row_means
@@ -23,7 +23,7 @@ from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.progress import no_op
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store import Artifact, Step, Store
+from hyperfitting.store.artifact import Artifact, Step, Store
 from hyperfitting.training.validation import validate
 from tests.conftest import Compose
 from tests.test_decoding import by_generate
@@ -116,6 +116,7 @@ def evaluate(setting: Setting, base: BaseModel, features: bool = False) -> Evalu
         model_output(tuned),
         base_output,
         reference_output(base_output, references, setting.evaluation),
+        contexts(references, setting.evaluation),
         NgramCorpus(load_sequences(setting.sequences).train, None),
         setting.evaluation,
     )
@@ -171,7 +172,7 @@ def test_every_number_is_what_transformers_gives_on_the_same_texts(
     assert (comparison.base.values["val/top1_agreement"] == 1).all()
     assert (comparison.base.values["gen/base_rank_over_1"] == 0).all()
     # the references
-    references = [sample.tokens for sample in comparison.reference.output.samples]
+    references = [sample.tokens for sample in comparison.reference.output.continuations]
     assert references == whole[:, CONTEXT:].tolist()
     log_p = torch.log_softmax(logits["base"][:, CONTEXT - 1 : -1], -1)
     loss = -log_p.gather(-1, torch.as_tensor(whole[:, CONTEXT:, None], dtype=torch.long))[..., 0]

@@ -1,11 +1,13 @@
 """How numbers, times, texts and errors are written for people."""
 
 import pytest
+from rich.table import Table
 
 from hyperfitting.formatting import (
     duration,
     estimate,
     first_line,
+    make_console,
     p_value,
     printable,
     printable_line,
@@ -18,7 +20,8 @@ def test_an_estimate_is_its_mean_and_its_interval_if_it_has_one() -> None:
     assert estimate(Estimate(12.0, None, 1), "{:.1f}") == "12.0"
     assert estimate(None, "{:.3f}") == ""
     difference = Difference(0.25, (-0.5, 1.0), 20, 0.3)
-    assert estimate(difference, "{:.2f}", signed=True) == "+0.25 [-0.50, +1.00]"
+    for form in ("{:.2f}", "{:+.2f}"):
+        assert estimate(difference, form, signed=True) == "+0.25 [-0.50, +1.00]"
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,12 @@ def test_control_characters_are_not_printed() -> None:
 def test_the_first_line_of_an_error_is_never_empty() -> None:
     assert first_line(ValueError("\nfirst\nsecond")) == "first"
     assert first_line(ValueError()) == "ValueError"
+
+
+def test_names_are_no_markup_on_the_console(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("a wide column", title="[/x] [red]y")
+    make_console().print(table)
+    make_console().print("model      /tmp/[/x]/[red]y")
+    out = capsys.readouterr().out
+    assert "[/x] [red]y" in out
+    assert "/tmp/[/x]/[red]y" in out  # noqa: S108

@@ -15,7 +15,7 @@ from hyperfitting.models.loading import load
 from hyperfitting.runtime import linear_kernels
 from hyperfitting.training.compile import CompiledBlocks
 from hyperfitting.training.config import TrainingConfig
-from tests.test_training import cfg, run_training, step_losses
+from tests.training import cfg, run_training, step_losses
 
 __all__ = ["cfg"]
 pytestmark = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from hyperfitting.models.loading import load
 from hyperfitting.training import loss
 from hyperfitting.training.loss import NextTokenLoss, chunked_cross_entropy
 from tests.conftest import ARCHITECTURES, tiny_model
-from tests.test_training import DATA
+from tests.training import DATA
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40), st.booleans(), st.integers(1, 7))

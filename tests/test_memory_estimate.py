@@ -15,7 +15,7 @@ from hyperfitting.models import trainable
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.layers import override_forward
 from hyperfitting.models.loading import load
-from hyperfitting.store import Store
+from hyperfitting.store.artifact import Store
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.memory import (
     MemoryEstimate,
@@ -24,7 +24,8 @@ from hyperfitting.training.memory import (
     reduction_hint,
 )
 from hyperfitting.training.saved_tensors import count_saved_tensors
-from tests.conftest import Compose, environment
+from tests.cli import environment
+from tests.conftest import Compose
 
 LLAMA_8B = [
     "preset=debug", "model.architecture.hidden_size=4096",
@@ -157,7 +158,7 @@ from hyperfitting.models.base import base_model
 from hyperfitting.models.loading import load
 from hyperfitting.runtime import distributed
 from hyperfitting.runtime.device import setup_torch
-from hyperfitting.store import Store
+from hyperfitting.store.artifact import Store
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.memory import estimate_memory
 from hyperfitting.training.step import build_train_state, train_step

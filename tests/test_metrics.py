@@ -26,6 +26,7 @@ from hyperfitting.metrics.diversity import (
     longest_loop,
     rep_n,
     repetition,
+    rolling_ttr,
     ttr,
 )
 from hyperfitting.metrics.estimate import Difference, Estimate
@@ -48,6 +49,15 @@ def test_rep_n_counts_ngrams_seen_before(tokens: list[int], n: int) -> None:
     assert rep_n(tokens, n) == pytest.approx(expected, nan_ok=True)
 
     assert distinct_n(tokens, n) == pytest.approx(1 - expected, nan_ok=True)
+
+
+@given(texts, st.integers(1, 12))
+def test_rolling_ttr_is_the_ttr_of_the_last_tokens(tokens: list[int], window: int) -> None:
+    rolling = rolling_ttr(tokens, window)
+    assert len(rolling) == len(tokens)
+    for end in range(1, len(tokens) + 1):
+        expected = ttr(tokens[end - window : end]) if end >= window else math.nan
+        assert rolling[end - 1] == pytest.approx(expected, nan_ok=True)
 
 
 def loops(tokens: list[int]) -> list[tuple[int, int]]:

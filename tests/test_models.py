@@ -18,7 +18,7 @@ from hyperfitting.models.loading import ModelState, load
 from hyperfitting.models.size import model_size
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.device import resolve_device
-from hyperfitting.store import DamagedArtifactError, Step, Store
+from hyperfitting.store.artifact import DamagedArtifactError, Step, Store
 from tests.conftest import ARCHITECTURES
 
 FINAL_NORMS = {

@@ -13,7 +13,7 @@ from hyperfitting.models.loading import load
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.optimizer import build_optimizer
 from tests.conftest import Compose, tiny_model
-from tests.test_training import cfg, interrupt_at, run_training
+from tests.training import cfg, interrupt_at, run_training
 
 __all__ = ["cfg"]
 

@@ -3,13 +3,14 @@
 import io
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from hyperfitting.config import RunConfig
-from hyperfitting.store import Step, Store
+from hyperfitting.store.artifact import Step, Store
 from hyperfitting.sweep.plan import Plan, PlannedMemory, PlannedRun, make_plan, show
 from hyperfitting.sweep.throughput import DeviceSpec, Throughput
 from tests.conftest import Compose
@@ -34,8 +35,10 @@ def build(store: Store, name: str, flops: float, seconds: float) -> None:
     """Build an artifact whose manifest records this many FLOPs and seconds."""
     artifact = step(store, name, flops).ensure()
     manifest = artifact.manifest()
-    assert manifest["flops"] == flops
-    (artifact.folder / "manifest.json").write_text(json.dumps(manifest | {"seconds": seconds}))
+    assert manifest.flops == flops
+    (artifact.folder / "manifest.json").write_text(
+        json.dumps(asdict(manifest) | {"seconds": seconds})
+    )
 
 
 def test_duration_follows_from_the_throughput_of_builds_of_similar_size(store: Store) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,9 @@ from hyperfitting.runtime import preemption
 from hyperfitting.training import train as train_module
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.step import train_step
-from tests.conftest import below, command, environment, hyperfit, tiny_model
-from tests.test_sweep import numbers
-from tests.test_training import cfg, run_training
+from tests.cli import Fork, below, hyperfit, start
+from tests.conftest import sweep_numbers, tiny_model
+from tests.training import cfg, run_training
 
 __all__ = ["cfg"]
 
@@ -80,31 +79,22 @@ def test_outside_training_a_signal_interrupts_at_once_and_so_does_a_second_one()
             time.sleep(5)
 
 
-LONG = ["preset=debug", "trainer.epochs=40", "trainer.eval_every_epochs=40", "hydra.run.dir=run"]
+LONG = ["preset=debug", "trainer.epochs=20", "trainer.eval_every_epochs=20", "hydra.run.dir=run"]
 SWEEP = ["-m", *LONG[:-1], "seed=0,1", "hydra.sweep.dir=sweep"]
 
 
-def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 120
-    while not below(folder, pattern):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        command(*arguments), cwd=folder, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def start_training(folder: Path, *arguments: str) -> Fork:
+    """Start a command; return when it has written a checkpoint."""
+    process = start(folder, *arguments)
+    process.wait_until(lambda: below(folder, "tuned/*.partial/checkpoint-*.pt"))
+    return process
 
 
 def test_the_command_reports_the_signal_and_resumes(tmp_path: Path) -> None:
-    process = start(tmp_path, *LONG)
-    wait_for(process, tmp_path, "tuned/*.partial/checkpoint-*.pt")
+    process = start_training(tmp_path, *LONG)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.wait() == 128 + signal.SIGTERM
     assert "received SIGTERM; the same command resumes" in stderr
     assert "Traceback" not in stderr
     assert hyperfit(tmp_path, *LONG).returncode == 0
@@ -112,28 +102,25 @@ def test_the_command_reports_the_signal_and_resumes(tmp_path: Path) -> None:
 
 def test_a_preempted_sweep_has_its_runs_write_checkpoints_and_resumes(tmp_path: Path) -> None:
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    process = start(cut, *SWEEP, "hydra.launcher.workers=2")
-    wait_for(process, cut, "tuned/*.partial/checkpoint-*.pt")
+    process = start_training(cut, *SWEEP, "hydra.launcher.workers=2")
     workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.wait() == 128 + signal.SIGTERM
     assert "received SIGTERM" in stderr and "Traceback" not in stderr
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
     assert below(cut, "tuned/*.partial/checkpoint-*.pt")
-    whole.mkdir()
     assert hyperfit(cut, *SWEEP).returncode == hyperfit(whole, *SWEEP).returncode == 0
-    assert numbers(cut / "sweep") == numbers(whole / "sweep")
+    assert sweep_numbers(cut / "sweep") == sweep_numbers(whole / "sweep")
 
 
 def test_a_preempted_run_of_a_sweep_is_started_again_by_its_launcher(tmp_path: Path) -> None:
-    process = start(tmp_path, *SWEEP)
-    wait_for(process, tmp_path, "tuned/*.partial/checkpoint-*.pt")
+    process = start_training(tmp_path, *SWEEP)
     status = json.loads(below(tmp_path / "sweep", "status.json")[0].read_text())
     os.kill(status["pid"], signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
+    assert process.wait() == 0, stderr
     assert stdout.count(" finished in ") == 2
 
 

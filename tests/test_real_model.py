@@ -11,8 +11,9 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.loading import load
-from hyperfitting.store import Store
-from tests.conftest import Compose, hyperfit
+from hyperfitting.store.artifact import Store
+from tests.cli import hyperfit
+from tests.conftest import Compose
 from tests.test_decoding import by_generate
 from tests.test_run import record
 
@@ -76,9 +77,9 @@ def test_a_draw_does_not_depend_on_the_batch(real: BaseModel) -> None:
 
 def test_hyperfitting_makes_greedy_text_less_repetitive(folder: Path) -> None:
     result = hyperfit(
-        folder, "hydra.run.dir=run", "dataset.n_train=12", "dataset.n_val=2",
-        "trainer.epochs=4", "optimizer.lr=2.5e-4",
-        "trainer.val_prompts=1", "trainer.val_max_new_tokens=16", "evaluation.n_texts=12",
+        folder, "hydra.run.dir=run", "dataset.n_train=8", "dataset.n_val=2", "dataset.seq_len=64",
+        "trainer.batch_size=4", "trainer.epochs=4", "optimizer.lr=3e-4", "trainer.val_prompts=1",
+        "trainer.val_max_new_tokens=8", "evaluation.n_texts=8", "evaluation.max_new_tokens=[64]",
         timeout=1200,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -6,27 +6,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hyperfitting.data.sequences import SplitSizes
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.record_builder import RunResult, build_record, git_state, predictions
 from hyperfitting.evaluation.scoring import (
     Comparison,
-    GeneratedText,
     ModelOutput,
     NgramCorpus,
+    TokenizedText,
     notes,
     per_text,
     score,
     slices,
 )
 from hyperfitting.metrics.bleu import dataset_bleu, self_bleu
+from hyperfitting.metrics.diversity import ROLLING_WINDOW
 from hyperfitting.metrics.overlap import histogram
 from hyperfitting.metrics.registry import METRICS, metric
 from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
-from hyperfitting.record import read_predictions, read_record, write_record
-from hyperfitting.store import Store
+from hyperfitting.record import ModelInfo, read_predictions, read_record, write_record
+from hyperfitting.store.artifact import Store
+from tests.records import make_config
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 5, (6, 20))
+CONTEXTS = [TokenizedText([i] * 4, [f" c{i}"] * 4) for i in range(20)]
 EVALUATION = EvaluationConfig(context_len=4, max_new_tokens=[6, 12], bootstrap=200, bleu_n=3)
 
 
@@ -42,10 +46,10 @@ def model_output(texts: list[list[int]], datasets: list[str], seed: int) -> Mode
     token_stats = {name: rng.random((n, 15)) for name in names}
     return ModelOutput(
         datasets,
-        token_stats | {"top1": rng.integers(0, 2, (n, 15))},
+        token_stats | {name: rng.integers(1, 3, (n, 15)) for name in ("top1", "rank")},
         step_stats,
         {"loss": np.where(past_end, np.nan, rng.random((n, 12))), "rank": ranks},
-        [GeneratedText("context", "reference", text, [f" w{t}" for t in text]) for text in texts],
+        [TokenizedText(text, [f" w{t}" for t in text]) for text in texts],
     )
 
 
@@ -55,7 +59,7 @@ def compare(
     outputs = [
         model_output(texts, datasets, seed) for seed, texts in enumerate((tuned, base, base))
     ]
-    return score(*outputs, corpus, EVALUATION)
+    return score(*outputs, CONTEXTS[: len(tuned)], corpus, EVALUATION)
 
 
 def random_texts(n: int, length: int = 12) -> list[list[int]]:
@@ -138,7 +142,7 @@ def test_shorter_references_are_noted() -> None:
     outputs = [
         model_output(side, ["a"] * 3, 0) for side in (texts, texts, [text[:8] for text in texts])
     ]
-    comparison = score(*outputs, corpus, EVALUATION)
+    comparison = score(*outputs, CONTEXTS[:3], corpus, EVALUATION)
     assert any("have 8 tokens only" in note for note in notes(comparison))
     assert notes(compare(texts, texts, ["a"] * 3, corpus)) == []
 
@@ -170,7 +174,8 @@ def test_overlaps_are_located_and_counted() -> None:
 
 
 def test_every_metric_is_scored_described_and_formatted() -> None:
-    measured_elsewhere = {"train/loss", "gen/mauve"}  # by the trainer; by 100 texts or more
+    # by the trainer; by 100 texts or more; at each step
+    measured_elsewhere = {"train/loss", "gen/mauve", f"gen/ttr_last_{ROLLING_WINDOW}"}
     comparison = compare(random_texts(3), random_texts(3), ["a"] * 3, NgramCorpus(TRAIN, None))
     overall = slices(comparison, EVALUATION)[0]
     assert set(overall.tuned) == set(METRICS) - measured_elsewhere
@@ -182,7 +187,8 @@ def test_every_metric_is_scored_described_and_formatted() -> None:
         assert entry.description
         assert float(entry.format.format(0.5)) == pytest.approx(0.5, abs=0.05)
         sources = (entry.per_text, entry.per_set, entry.exp_of or None)
-        assert sum(source is not None for source in sources) == (key != "train/loss")
+        expected = key not in ("train/loss", f"gen/ttr_last_{ROLLING_WINDOW}")
+        assert sum(source is not None for source in sources) == expected
 
 
 def test_a_key_of_another_tool_is_labelled_by_itself() -> None:
@@ -196,29 +202,37 @@ def test_a_record_holds_the_comparison_and_is_read_back_as_written(
     tuned = [[], *random_texts(2)]
     datasets = ["a", "a", "b"]
     comparison = compare(tuned, random_texts(3), datasets, NgramCorpus(TRAIN, None))
-    documents = store.artifact("documents", version=1, config={}, inputs={})
+    documents = store.artifact("documents", version=1, config={}, inputs={"source": "x@1"})
     unbuilt = store.artifact("tuned", version=1, config={}, inputs={})
     with documents.building():
         pass
     result = RunResult(
-        config={"dataset": {"name": "news"}, "tuning": {"method": "full"}},
+        config=make_config(dataset={"name": "news"}),
         comparison=comparison,
         history=[{"epoch": 1, "step": 3, "train/loss": 0.5}],
         next_tokens={},
+        model=ModelInfo(name="m", id="0", location="here"),
+        split_sizes=SplitSizes(9, 8, 7, 2, 1, 5, 1),
         artifacts={"documents": documents, "tuned": unbuilt},
         notes=["of the data"],
         seconds=1.234,
         device="cpu",
     )
     record = build_record(result, EVALUATION)
-    assert record.dataset.fingerprint == documents.id
+    assert (record.dataset.fingerprint, record.dataset.source) == (documents.id, "x@1")
+    assert record.model.location == "here"
     assert (record.timings.run_seconds, set(record.timings.build_seconds)) == (1.23, {"documents"})
     assert record.notes == ["of the data", *notes(comparison)]
     assert record.slices == slices(comparison, EVALUATION)
     assert record.per_text.tuned == per_text(comparison.tuned)
     entropy = np.nanmean(comparison.tuned.output.step_stats["entropy"], axis=0)
     assert record.per_step.tuned["gen/entropy"] == pytest.approx(entropy)
+    assert record.dataset.near_duplicate_train_sequences == 1
     assert [sample.dataset for sample in record.samples] == datasets
+    assert [sample.context.tokens for sample in record.samples] == [[i] * 4 for i in range(3)]
+    references = comparison.reference.output.continuations
+    assert [s.reference.tokens for s in record.samples] == [text.tokens for text in references]
+    assert record.samples[0].context.text == " c0" * 4
     for sample, tokens in zip(record.samples, tuned, strict=True):
         assert sample.tuned.tokens == tokens
         assert sample.tuned.text == "".join(f" w{token}" for token in tokens)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from hyperfitting.errors import UserError
 from hyperfitting.runtime.files import refresh_directory, replacing, write_json
-from hyperfitting.store import DamagedArtifactError, Step, Store, digest, fingerprint
+from hyperfitting.store.artifact import DamagedArtifactError, Step, Store, digest, fingerprint
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(-1e9, 1e9),
@@ -99,6 +100,100 @@ def test_a_damaged_artifact_is_named_set_aside_and_built_again(
     assert len(list(folder.parent.glob("*.corrupt-*"))) == 1
 
 
+DAMAGED_MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no files": lambda m: {k: v for k, v in m.items() if k != "files"},
+    "no seconds": lambda m: {k: v for k, v in m.items() if k != "seconds"},
+    "text for seconds": lambda m: m | {"seconds": "many"},
+    "list of files": lambda m: m | {"files": ["a.txt"]},
+    "file without checksum": lambda m: m | {"files": {"a.txt": {}}},
+    "file elsewhere": lambda m: m | {"files": {"../x": {"sha256": "0", "bytes": 1}}},
+    "of another artifact": lambda m: m | {"id": "0" * 16},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_MANIFESTS)
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_an_artifact_with_a_damaged_manifest_is_built_again(
+    store: Store, tmp_path: Path, damage: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "log"
+    built_in = store if where == "local" else Store(tmp_path / "remote")
+    folder = step(built_in, log=log).ensure().path()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", DAMAGED_MANIFESTS[damage](manifest))
+    again = step(Store(store.folder, [tmp_path / "remote"]), log=log).ensure()
+    assert (again.path() / "sub" / "b.txt").read_text() == "xx"
+    assert again.build_seconds() >= 0
+    assert log.read_text() == "built\n" * 2
+    assert str(folder) in caplog.text
+    assert len(list(store.folder.glob("thing/*.corrupt-*"))) == (where == "local")
+
+
+@pytest.mark.parametrize("ends", [".partial", ".copy", ""])
+@pytest.mark.parametrize("kind", ["file", "link to nothing"])
+def test_what_lies_where_a_folder_belongs_is_no_obstacle(
+    store: Store, tmp_path: Path, kind: str, ends: str
+) -> None:
+    path = step(store).artifact.folder
+    path = path.with_name(path.name + ends)
+    path.parent.mkdir(parents=True)
+    if kind == "file":
+        path.write_text("x")
+    else:
+        path.symlink_to("nowhere")
+    remote = Store(tmp_path / "remote")
+    if ends == ".copy":
+        step(remote).ensure()
+    artifact = step(Store(store.folder, [remote.folder])).ensure()
+    assert artifact.file("a.txt").read_text() == "x"
+    assert not list(store.folder.glob("thing/*.copy"))
+    assert not list(store.folder.glob("thing/*.partial"))
+
+
+def test_an_interrupted_copy_is_removed(store: Store, tmp_path: Path) -> None:
+    remote = step(Store(tmp_path / "remote")).ensure()
+    (remote.folder / "sub" / "b.txt").unlink()
+    os.mkfifo(remote.folder / "sub" / "b.txt")  # it would be waited for
+    local = step(Store(store.folder, [tmp_path / "remote"])).ensure()
+    assert (local.path() / "sub" / "b.txt").read_text() == "xx"
+    assert not list(store.folder.rglob("*.copy"))
+
+
+def test_leftovers_of_atomic_writes_are_removed_before_a_build_resumes(store: Store) -> None:
+    artifact = step(store).artifact
+    partial = artifact.folder.with_name(f"{artifact.id}.partial")
+    (partial / "sub").mkdir(parents=True)
+    (partial / "sub" / ".checkpoint.pt.123.partial").write_text("of a process that was killed")
+    with artifact.building() as work:
+        assert work is not None
+        assert list(work.rglob("*")) == [work / "sub"]
+
+
+def test_an_artifact_is_not_set_aside_because_files_cannot_be_opened(store: Store) -> None:
+    artifact = step(store).ensure()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            artifact.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert artifact.exists
+
+
+@pytest.mark.parametrize("path", ["file", "file/store", "link", "x" * 300, "/proc/store"])
+def test_a_store_that_cannot_be_written_to_is_an_error_that_names_it(
+    tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere/at/all")
+    with pytest.raises(UserError) as raised:
+        step(Store(tmp_path / path)).ensure()
+    assert len(str(raised.value).splitlines()[0]) < 100 + 2 * len(str(tmp_path / path))
+    assert str(raised.value).startswith(f"store={tmp_path / path}")
+    assert raised.value.hint == "another store=DIR"
+
+
 def test_only_the_file_that_is_read_is_verified(store: Store) -> None:
     folder = step(store).ensure().path()
     (folder / "sub" / "b.txt").write_text("damaged")
@@ -109,7 +204,7 @@ def test_an_artifact_of_an_unknown_version_is_refused_and_left_alone(store: Stor
     folder = step(store).ensure().path()
     manifest = json.loads((folder / "manifest.json").read_text())
     write_json(folder / "manifest.json", manifest | {"manifest_version": 99})
-    with pytest.raises(UserError, match=r"(?s)99.*format 2.*store="):
+    with pytest.raises(UserError, match=r"(?s)99.*manifest_version 2.*store="):
         step(store).ensure()
     assert (folder / "a.txt").exists()
 
@@ -136,11 +231,11 @@ def test_the_next_attempt_resumes_from_the_partial_folder(store: Store) -> None:
         assert (work / "first.txt").read_text() == "1"
     with artifact.building() as work:
         assert work is None
-    assert artifact.manifest()["flops"] is None  # the seconds before the crash are not counted
+    assert artifact.manifest().flops is None  # the seconds before the crash are not counted
     other = Step(
         store.artifact("thing", version=2, config={}, inputs={}), lambda _: None, lambda: 7.0
     )
-    assert other.ensure().manifest()["flops"] == 7.0
+    assert other.ensure().manifest().flops == 7.0
 
 
 def test_a_file_replaces_another_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -221,18 +316,18 @@ def test_an_artifact_of_a_remote_store_is_copied_not_built(
     (damaged.folder / "a.txt").write_text("damaged there")
     assert step(local, log=log, c=2).ensure().file("a.txt").read_text() == "x"
     assert log.read_text() == "built\n" * 3
-    assert "is damaged (a.txt)" in caplog.text
+    assert "is damaged (a.txt does not match its checksum)" in caplog.text
 
 
 BUILD_SECONDS = 1.0
 
 
 def _ensure_all(folder: Path, log: Path, seed: int) -> None:
-    """Ensure the same three artifacts in an order of its own; log each build and each wait."""
+    """Ensure the same three artifacts in an order of its own; log each build and each read."""
 
-    def event(what: str, name: str, seconds: float = 0.0) -> None:
+    def event(what: str, name: str) -> None:
         with log.open("a") as file:
-            file.write(json.dumps([what, name, os.getpid(), seconds]) + "\n")
+            file.write(json.dumps([what, name, os.getpid()]) + "\n")
 
     def builder(name: str) -> Callable[[Path], None]:
         def build(work: Path) -> None:
@@ -245,14 +340,13 @@ def _ensure_all(folder: Path, log: Path, seed: int) -> None:
 
     for name in np.random.default_rng(seed).permutation(["x", "y", "z"]).tolist():
         artifact = Store(folder).artifact("slow", version=1, config={"name": name}, inputs={})
-        start = time.monotonic()
         assert Step(artifact, builder(name)).ensure().file("a.txt").read_text() == name
-        event("read", name, time.monotonic() - start)
+        event("read", name)
 
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_eight_processes_share_the_build_of_three_artifacts(tmp_path: Path, killed: bool) -> None:
-    """Each is built once, and none waits longer than a build takes, even if its builder dies."""
+    """Each is built once, even if its builder dies while others wait."""
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
     processes = [
@@ -273,13 +367,11 @@ def test_eight_processes_share_the_build_of_three_artifacts(tmp_path: Path, kill
     assert sorted(p.exitcode or 0 for p in processes) == [-signal.SIGKILL] * killed + [0] * (
         8 - killed
     )
-    built = [name for what, name, _, _ in events() if what == "built"]
+    built = [name for what, name, _ in events() if what == "built"]
     assert sorted(built) == ["x", "y", "z"]
-    assert len([what for what, _, _, _ in events() if what == "started"]) == 3 + killed
-    # a killed builder's work is started again by a waiting process: at most twice a build
-    slack = 1.5  # scheduling of eight processes on a shared machine
-    waits = [seconds for what, _, _, seconds in events() if what == "read"]
-    assert max(waits) < BUILD_SECONDS * (1 + killed) + slack
+    assert len([what for what, _, _ in events() if what == "started"]) == 3 + killed
+    # a killed builder's work is started again by a waiting process
+    assert len([what for what, _, _ in events() if what == "read"]) >= 3 * (8 - killed)
 
 
 def test_refreshing_a_directory_leaves_nothing_and_needs_nothing(tmp_path: Path) -> None:

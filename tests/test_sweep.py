@@ -1,13 +1,7 @@
-"""Sweeps on the command line: reports, resuming, and processes killed at any moment."""
+"""Sweeps on the command line: a record per run, reports, and what a second command runs."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,57 +14,19 @@ from hyperfitting.record import SCHEMA_VERSION, read_record
 from hyperfitting.reporting import figures
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.sweep_records import load_sweep
-from hyperfitting.sweep.state import RunFolder, Status
-from tests.conftest import below, command, environment, hyperfit, small_disk
+from hyperfitting.sweep.state import RunFolder
+from tests.cli import hyperfit, installed, start
+from tests.conftest import only_sweep, sweep_numbers
 
 SWEEP = ["-m", "preset=debug", "evaluation.top_tokens=3", "seed=0,1", "decode=greedy,top_p"]
 NAMES = [f"seed={seed}_decode={decode}" for seed in (0, 1) for decode in ("greedy", "top_p")]
-ENDLESS = ["-m", "preset=debug", "trainer.epochs=100000"]
-TWELVE = ["-m", "preset=debug", "seed=0,1,2", "decode=greedy,top_p", "dataset.n_train=8,4"]
-
-
-def numbers(folder: Path) -> dict[str, Any]:
-    """Everything in the records of a sweep that a repetition must reproduce, by run."""
-    return {
-        path.parent.name: {
-            name: value
-            for name, value in json.loads(path.read_text()).items()
-            if name not in ("timings", "git", "artifacts", "config")
-        }
-        for path in sorted(folder.glob("*/results.json"))
-    }
-
-
-def only_sweep(folder: Path) -> Path:
-    """The folder of the one sweep in a working folder."""
-    (sweep,) = (folder / "outputs/sweeps").iterdir()
-    return sweep
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments), cwd=folder, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-
-
-def status_of(folder: Path, name: str = "only") -> Status:
-    paths = list((folder / "outputs/sweeps").glob(f"*/{name}"))
-    return RunFolder(paths[0]).read_status() if paths else Status()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which SWEEP has finished, by two workers."""
+    """A working folder in which SWEEP has finished, by two workers of the installed script."""
     folder = tmp_path_factory.mktemp("sweep")
-    result = hyperfit(folder, *SWEEP, "hydra.launcher.workers=2")
+    result = installed(folder, *SWEEP, "hydra.launcher.workers=2")
     assert result.returncode == 0, result.stderr
     for name in NAMES:
         assert f"{name} finished in" in result.stdout
@@ -79,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sweep_ends_with_a_record_per_run_and_a_report(finished: Path) -> None:
     sweep = only_sweep(finished)
-    assert sorted(numbers(sweep)) == sorted(NAMES)
+    assert sorted(sweep_numbers(sweep)) == sorted(NAMES)
     assert len(list((finished / "outputs/store/tuned").glob("*/manifest.json"))) == 2  # per seed
     table = (finished / "outputs/reports" / sweep.name / "runs.md").read_text()
     record = read_record(sweep / NAMES[0] / "results.json")
@@ -234,89 +190,12 @@ def test_a_failed_run_is_repeated_unless_it_should_not_be(tmp_path: Path) -> Non
         assert summary.count("training diverged in epoch 1") == 1
 
 
-def test_a_worker_that_is_killed_is_restarted_up_to_max_attempts(tmp_path: Path) -> None:
-    process = start(tmp_path, *ENDLESS)
-    killed: set[int] = set()
-    for _ in range(3):
-        wait_for(lambda: status_of(tmp_path).pid not in {0, *killed})
-        wait_for(lambda: status_of(tmp_path).task == "training")
-        killed.add(pid := status_of(tmp_path).pid)
-        os.kill(pid, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "its process died 3 times" in stderr
-    assert "while training" in stderr
-
-
-def test_workers_end_with_the_launcher(tmp_path: Path) -> None:
-    process = start(tmp_path, *ENDLESS)
-    wait_for(lambda: status_of(tmp_path).task == "training")
-    pid = status_of(tmp_path).pid
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 10)
-
-
-def test_ctrl_c_says_that_the_same_command_resumes(tmp_path: Path) -> None:
-    process = start(tmp_path, *ENDLESS)
-    wait_for(lambda: status_of(tmp_path).task == "training")
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "interrupted; the same command resumes where it stopped" in stderr
-    assert "Traceback" not in stderr
-
-
 def test_two_commands_share_the_runs(finished: Path, tmp_path: Path) -> None:
     processes = [start(tmp_path, *SWEEP) for _ in range(2)]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    outputs = [process.communicate() for process in processes]
+    assert [process.wait() for process in processes] == [0, 0], outputs
     sweep = only_sweep(tmp_path)
-    assert numbers(sweep) == numbers(only_sweep(finished))
+    assert sweep_numbers(sweep) == sweep_numbers(only_sweep(finished))
     # each run was started by one of them, once
     assert {RunFolder(p.parent).read_status().attempts for p in sweep.glob("*/status.json")} == {1}
     assert all("finished" in stdout for stdout, _ in outputs)
-
-
-def test_a_full_disk_loses_nothing_that_was_built(finished: Path, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "3m") as disk:
-        full = hyperfit(disk, *SWEEP)
-        assert full.returncode == 1
-        assert "no space left on the disk" in full.stderr
-        assert "Traceback" not in full.stdout + full.stderr
-        built = set((disk / "outputs/store").glob("*/*/manifest.json"))
-        assert built
-        subprocess.run(["mount", "-o", "remount,size=256m", str(disk)], check=True)
-        again = hyperfit(disk, *SWEEP)
-        assert again.returncode == 0, again.stderr
-        assert numbers(only_sweep(disk)) == numbers(only_sweep(finished))
-        assert built <= set((disk / "outputs/store").glob("*/*/manifest.json"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [7])
-def test_killed_at_twenty_moments_a_sweep_ends_with_the_same_records(
-    tmp_path: Path, seed: int
-) -> None:
-    """A moment is the number of files that the process has created, which no load changes."""
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    for folder in (undisturbed, killed):
-        folder.mkdir()
-    assert hyperfit(undisturbed, *TWELVE).returncode == 0
-    rng, n_kills = random.Random(seed), 0
-    for _ in range(20):
-        process = start(killed, *TWELVE)
-        n_files = len(below(killed)) + rng.randint(1, 12)
-        while process.poll() is None and len(below(killed)) < n_files:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.1))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            n_kills += 1
-        process.communicate()
-    assert n_kills >= 15  # nearly all of them hit a sweep that was running
-    last = hyperfit(killed, *TWELVE)
-    assert last.returncode == 0, last.stderr
-    records = numbers(only_sweep(killed))
-    assert len(records) == 12
-    assert records == numbers(only_sweep(undisturbed))

@@ -173,9 +173,9 @@ def test_a_name_that_would_leave_the_folder_is_refused(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{half", "is no sweep"),
+        ("{half", "sweep.json cannot be read"),
         ('{"version": 1}', "another version of this software"),
-        (json.dumps({"version": 2, "name": 3}), "is not a valid sweep.json: name"),
+        (json.dumps({"version": 2, "name": 3}), "sweep.json is not valid: name"),
     ],
 )
 def test_a_sweep_that_cannot_be_read_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -106,10 +106,10 @@ def test_progress_shows_loss_speed_and_time_left() -> None:
     file = io.StringIO()
     with (
         Terminal(Console(file=file, force_terminal=True, width=160)) as terminal,
-        terminal.progress("training", 10, "tokens") as advance,
+        terminal.progress("training [/x]", 10, "tokens") as advance,
     ):
         advance(2, loss=1.25)
         advance(3, loss=1.25)
         terminal._bars.refresh()
-    for part in ("training", "5/10", "tokens/s", "loss 1.2500", "left"):
+    for part in ("training [/x]", "5/10", "tokens/s", "loss 1.2500", "left"):
         assert part in file.getvalue()

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from hyperfitting.models.base import BaseModel
-from hyperfitting.store import Artifact, Store
+from hyperfitting.store.artifact import Artifact, Store
 from hyperfitting.training import artifact as artifact_module
 from hyperfitting.training import train as train_module
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.step import train_step
-from tests.test_training import DATA, cfg
+from tests.training import DATA, cfg
 
 __all__ = ["cfg"]
 
@@ -54,7 +54,7 @@ def job(cfg: TrainingConfig, sequences: Artifact, base: BaseModel, store: Store)
 
 
 def files(artifact: Artifact) -> list[str]:
-    return sorted(artifact.manifest()["files"])
+    return sorted(artifact.manifest().files)
 
 
 def test_a_second_run_reads_the_same_rows(job: TrainingJob, n_steps: list[int]) -> None:

@@ -30,7 +30,8 @@ from hyperfitting.tracking import workspace
 from hyperfitting.tracking.run_info import RunInfo
 from hyperfitting.tracking.sync import sync, unsynced
 from hyperfitting.tracking.wandb_run import track
-from tests.conftest import Compose, hyperfit
+from tests.cli import hyperfit
+from tests.conftest import Compose
 from tests.records import make_predictions
 from tests.test_tracking import RECORD, ROWS, make_run_record
 

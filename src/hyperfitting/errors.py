@@ -1,26 +1,44 @@
-"""``UserError``: the errors that only the user can fix, shown as a message without a traceback."""
+"""Errors that only the user can fix: a mistake (``UserError``), or a resource that is used up."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+import errno
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+Resource = Literal["memory", "threads", "files", "disk"]
+_EXHAUSTED: dict[Resource, tuple[frozenset[int], tuple[str, ...]]] = {
+    "disk": (
+        frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}),
+        ("No space left on device", "Disk quota exceeded"),
+    ),
+    "memory": (frozenset({errno.ENOMEM}), ("can't allocate memory", "out of memory")),
+    "threads": (
+        frozenset({errno.EAGAIN}),
+        ("can't start new thread", "Resource temporarily unavailable"),
+    ),
+    "files": (frozenset({errno.EMFILE, errno.ENFILE}), ("Too many open files",)),
+}
+"""By resource: the errno of an `OSError`, and what other errors say (torch's, Rust libraries')."""
 
 
 class UserError(Exception):
     """A mistake in the config, the data or the machine's setup.
 
-    ``str(error)`` names the field and its value, what would be valid, and what to try.
+    ``str(error)`` names the field and its value, what would be valid, and what to try. Characters
+    that are not printable, such as those in the name of a file, are written as escapes.
     """
 
     def __init__(
         self, problem: str, *, field: str = "", value: Any = None, valid: str = "", hint: str = ""
     ) -> None:
-        self.problem, self.field, self.value = problem, field, value
-        self.valid, self.hint = valid, hint
-        lines = [f"{field}={value}: {problem}" if field else problem]
+        self.problem, self.field, self.value = escape(problem), escape(field), value
+        self.valid, self.hint = escape(valid), escape(hint)
+        shown = escape(str(value)).replace("\n", "\\n")
+        lines = [f"{self.field}={shown}: {self.problem}" if field else self.problem]
         if valid:
-            lines.append(f"  valid: {valid}")
+            lines.append(f"  valid: {self.valid}")
         if hint:
-            lines.append(f"  try:   {hint}")
+            lines.append(f"  try:   {self.hint}")
         super().__init__("\n".join(lines))
 
     def for_run(self, name: str) -> "UserError":
@@ -50,9 +68,32 @@ def near_matches(word: str, options: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out, on the CPU or an accelerator."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+def escape(text: str) -> str:
+    """Return a text with escapes for what is not printable, such as ``\\x1b``; newlines stay."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def exhausted_resource(error: BaseException) -> Resource | None:
+    """Return which resource was used up if that caused an error, also behind other exceptions."""
+    for cause in _chain(error):
+        if isinstance(cause, UserError):
+            continue  # it says what it could not do, and was raised from the reason
+        if isinstance(cause, MemoryError):
+            return "memory"
+        for resource, (numbers, phrases) in _EXHAUSTED.items():
+            if isinstance(cause, OSError) and cause.errno in numbers:
+                return resource
+            if any(phrase in str(cause) for phrase in phrases):
+                return resource
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -3,28 +3,38 @@
 Tracebacks go to the run's log file; ``HYDRA_FULL_ERROR=1`` prints them.
 """
 
-import errno
+import io
 import logging
 import os
+import re
+import resource
 import select
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperfitting.errors import UserError, is_out_of_memory, near_matches
+from hyperfitting.errors import Resource, UserError, escape, exhausted_resource, near_matches
 from hyperfitting.formatting import first_line
+from hyperfitting.runtime import preemption
+from hyperfitting.runtime.files import folder_error
 from hyperfitting.runtime.preemption import Preempted
 
 log = logging.getLogger(__name__)
 INTERRUPTED = 128 + signal.SIGINT
+_CLOSED_PIPE = 128 + signal.SIGPIPE
+"""The status of a process that SIGPIPE ended."""
+_AMBIGUOUS = re.compile("Ambiguous value for argument '(.*)'")
+_FIELD = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*", re.ASCII)
+_QUOTES = "\"'"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _RESUMES = "the same command resumes where it stopped"
 
@@ -57,7 +67,7 @@ def log_failures(on_failure: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_stdout_closed(error):
+        if _is_output_closed(error):
             raise
         hydra_cfg = HydraConfig.get()
         message = explain(error, Path(hydra_cfg.runtime.output_dir) / f"{hydra_cfg.job.name}.log")
@@ -68,47 +78,95 @@ def log_failures(on_failure: Callable[[str], None]) -> Iterator[None]:
 
 
 def exit_status(task: Callable[[], Any]) -> int:
-    """Run the Hydra task and return the exit status of the process: 0 only without failures."""
+    """Run the task of a command and return the exit status of the process: 0 only without failures.
+
+    Every command's entry point runs through this: what it prints can be written in any encoding,
+    every failure is one message, and a reader of the output that has gone ends it quietly.
+    """
+    _print_in_any_encoding()
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
+    try:
+        status = _exit_status(task)
+    except KeyboardInterrupt:  # the second one, while the first was being reported
+        status = INTERRUPTED
+    except Preempted as preempted:
+        status = 128 + preempted.signum
+    return _flush_output() or status
+
+
+def _exit_status(task: Callable[[], Any]) -> int:
     print_traceback = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # Hydra raises its errors instead of printing them
     try:
         task()
-        sys.stdout.flush()
     except KeyboardInterrupt:
-        print_error(f"interrupted; {_RESUMES}")
-        return INTERRUPTED
+        return _end_by_signal(f"interrupted; {_RESUMES}", INTERRUPTED)
     except Preempted as preempted:
-        print_error(f"received {preempted}; {_RESUMES}")
-        return 128 + preempted.signum
+        return _end_by_signal(f"received {preempted}; {_RESUMES}", 128 + preempted.signum)
     except Exception as error:
-        if _is_stdout_closed(error):
-            return _end_quietly()
+        if _is_output_closed(error):
+            return _CLOSED_PIPE
         if print_traceback:
             traceback.print_exc()
         if not isinstance(error, ReportedError):
             print_error("error: " + explain(error, None))
         return 1
+    except SystemExit as end:
+        if end.code == 1 and isinstance(end.__context__, BrokenPipeError):  # by rich
+            return _CLOSED_PIPE
+        raise
     return 0
 
 
-def _is_stdout_closed(error: Exception) -> bool:
-    """Return whether the reader of the standard output has gone, as in ``hyperfit | head``."""
+def _end_by_signal(message: str, status: int) -> int:
+    """Print a message, once: from now on a signal ends the process without one."""
+    preemption.exit_at_signal(status)
+    print_error(message)
+    return status
+
+
+def _print_in_any_encoding() -> None:
+    """Write what an encoding lacks as escapes, such as under LC_ALL=C; discard closed outputs."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # as with `>&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_output_closed(error: Exception) -> bool:
+    """Return whether the reader of an output has gone, as in ``hyperfit | head``."""
     if not isinstance(error, BrokenPipeError):
         return False  # (and a BrokenPipeError may be of a pipe to another process)
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # not a file, or closed
+            poll.register(stream.fileno(), select.POLLOUT)
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
-def _end_quietly() -> int:
-    """Discard the output that nobody reads; return the status of a process that SIGPIPE ended."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
+def _flush_output() -> int:
+    """Flush what was printed; return a status other than 0 if that cannot be written."""
+    status = 0
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            # what is left in the buffer would fail again when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if isinstance(error, BrokenPipeError):
+                status = _CLOSED_PIPE
+            else:
+                print_error(f"error: the output cannot be written: {error.strerror}")
+                status = 1
+    return status
 
 
 def print_error(message: str) -> None:
     """Print a message for the user on the standard error."""
-    print(f"\n{message}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"\n{message}", file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException, log_file: Path | None) -> str:
@@ -118,21 +176,10 @@ def explain(error: BaseException, log_file: Path | None) -> str:
         error: any exception.
         log_file: the log that holds its traceback, if there is one.
     """
+    if used_up := exhausted_resource(error):
+        return _explain_resource(used_up, escape(first_line(error)))
     if isinstance(error, UserError):
         return str(error)
-    if _is_no_space(error):
-        return (
-            f"no space left on the disk: {first_line(error)}\n"
-            "  try:   free some, or put the artifacts elsewhere with store=DIR; "
-            f"finished artifacts are kept, and {_RESUMES}"
-        )
-    if is_out_of_memory(error):
-        return (
-            f"out of memory: {first_line(error)}\n"
-            "  try:   a lower hardware.micro_batch_size (such as 1), "
-            "hardware.generation_batch_size or hardware.evaluation_batch_size; "
-            f"tuning=late_stage; a smaller model; {_RESUMES}"
-        )
     if isinstance(error, FloatingPointError):
         return (
             f"non-finite values: {first_line(error)}\n"
@@ -141,14 +188,78 @@ def explain(error: BaseException, log_file: Path | None) -> str:
         )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _explain_config(error)
+    if _is_of_output_folder(error):
+        folder = Path(os.fsdecode(error.filename))
+        return str(folder_error(folder, error, "hydra.run.dir", "another hydra.run.dir=DIR"))
     details = f"the traceback is in {log_file}" if log_file else f"{_FULL_ERROR}=1 prints it all"
-    return f"unexpected {type(error).__name__}: {first_line(error)}; {details}"
+    return f"unexpected {type(error).__name__}: {escape(first_line(error))}; {details}"
+
+
+def _is_of_output_folder(error: BaseException) -> TypeGuard[OSError]:
+    """Return whether Hydra could not create a run's output folder, before the task began."""
+    frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_hydras = "hydra.core.utils" in frames and not any(
+        name.startswith("hyperfitting.") for name in frames[frames.index("hydra.core.utils") :]
+    )
+    return is_hydras and isinstance(error, OSError) and error.filename is not None
+
+
+def _explain_resource(used_up: Resource, detail: str) -> str:
+    """Return what is used up, the limit that the process has, and what to try."""
+    if used_up == "disk":
+        return (
+            f"no space left on the disk{_limit('RLIMIT_FSIZE', 'bytes a file')}: {detail}\n"
+            "  try:   free some, or put the artifacts elsewhere with store=DIR; "
+            f"finished artifacts are kept, and {_RESUMES}"
+        )
+    if used_up == "memory":
+        return (
+            f"out of memory{_limit('RLIMIT_AS', 'bytes')}: {detail}\n"
+            "  try:   a lower hardware.micro_batch_size (such as 1), "
+            "hardware.generation_batch_size or hardware.evaluation_batch_size; "
+            f"tuning=late_stage; a smaller model; {_RESUMES}"
+        )
+    if used_up == "threads":
+        return (
+            "no more threads or processes can be started"
+            f"{_limit('RLIMIT_NPROC', 'of this user')}: {detail}\n"
+            "  try:   a lower hydra.launcher.workers; OMP_NUM_THREADS=1; a higher limit "
+            f"(`ulimit -u`; of a container its pids limit); {_RESUMES}"
+        )
+    return (
+        f"too many files are open{_limit('RLIMIT_NOFILE', 'of this process')}: {detail}\n"
+        f"  try:   a higher limit, such as `ulimit -n 4096`; a lower hydra.launcher.workers; "
+        f"{_RESUMES}"
+    )
+
+
+def _limit(name: str, unit: str) -> str:
+    """Return the limit of a resource that is set for this process, in parentheses; "": none."""
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return "" if soft == resource.RLIM_INFINITY else f" (limit: {soft} {unit})"
+
+
+def _explain_override(override: str, problem: str) -> str:
+    """Return the message of an override that Hydra's grammar does not accept, with it quoted."""
+    name, _, value = override.partition("=")
+    valid = "FIELD=VALUE; a VALUE with any of = , ; # ( ) { } [ ] or non-ASCII letters in quotes"
+    hint = ""
+    if value and _FIELD.fullmatch(name):
+        hint = shlex.quote(f"{name}={quote(value.strip(_QUOTES))}")
+    return str(UserError(f"{override}: {problem}", valid=valid, hint=hint))
+
+
+def quote(text: str) -> str:
+    """Return a text as a quoted value in Hydra's grammar of overrides."""
+    # backslashes are escapes only where they precede a quote
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and "\\" + m[2]), text)
+    return f'"{escaped}"'
 
 
 def _explain_config(error: BaseException) -> str:
     """Return Hydra's message, with near matches for an option or field that does not exist."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {error.message.splitlines()[0]}, so it is not an override"
+        return _explain_override(str(error.override), "cannot be read as FIELD=VALUE")
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return str(
@@ -160,6 +271,9 @@ def _explain_config(error: BaseException) -> str:
                 hint=near_matches(option, error.options),
             )
         )
+    if ambiguous := _AMBIGUOUS.match(str(error)):
+        problem = "is a list of values, so that a sweep is meant: add -m"
+        return _explain_override(ambiguous[1], problem)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         parent, name = cause.parent_node, str(cause.key)
@@ -175,14 +289,3 @@ def _explain_config(error: BaseException) -> str:
             )
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return "\n  ".join(text for text in str(error).splitlines() if text.strip())
-
-
-def _is_no_space(error: BaseException | None) -> bool:
-    """Return whether the disk is full, also when torch.save raised something else because of it."""
-    if error is None:
-        return False
-    return (
-        (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
-        or "No space left on device" in str(error)
-        or _is_no_space(error.__cause__ or error.__context__)
-    )

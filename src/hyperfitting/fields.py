@@ -62,9 +62,10 @@ def _is_read(cfg: Any, field: "dataclasses.Field[Any]", choice: str | None) -> b
     return not readers or choice is None or getattr(cfg, choice) in readers
 
 
-def changes_results(schema: type, name: str) -> bool:
+def changes_results(schema: Any, name: str) -> bool:
     """Return whether a field can change a number or label of a record."""
-    return schema.__dataclass_fields__[name].metadata.get("enters") != RUNTIME  # type: ignore[attr-defined,no-any-return]
+    declared = {field.name: field for field in dataclasses.fields(schema)}
+    return bool(declared[name].metadata.get("enters") != RUNTIME)
 
 
 def refuse_unused(cfg: Any, at: str, choice: str, allowed: tuple[str, ...] = ()) -> None:

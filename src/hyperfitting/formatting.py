@@ -1,6 +1,12 @@
 """How numbers, times, texts and errors are written for people."""
 
+import sys
+from typing import TYPE_CHECKING
+
 from hyperfitting.metrics.estimate import Estimate
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -16,7 +22,7 @@ def estimate(value: Estimate | None, format: str, signed: bool = False) -> str:
     if value is None:
         return ""
     if signed:
-        format = format.replace(":", ":+")
+        format = format.replace(":+", ":").replace(":", ":+")
     mean = format.format(value.mean)
     if value.ci95 is None:
         return mean
@@ -54,3 +60,10 @@ def printable_line(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def make_console() -> "Console":
+    """Return the console that commands print on; names and paths are no markup on it."""
+    from rich.console import Console  # `--help` needs none
+
+    return Console(width=None if sys.stdout.isatty() else 110, markup=False)

@@ -10,23 +10,30 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hyperfitting.config import RunConfig
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.data.sequences import (
+    SplitSizes,
     evaluation_texts_step,
     load_evaluation_texts,
     load_sequences,
+    load_split_sizes,
     sequences_step,
 )
 from hyperfitting.data.sources import documents_step
 from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
+from hyperfitting.evaluation.contamination import contaminated, contamination_notes
 from hyperfitting.evaluation.next_tokens import load_next_tokens
-from hyperfitting.evaluation.outputs import model_output, reference_output
+from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.metrics import mauve
@@ -35,8 +42,8 @@ from hyperfitting.models.config import ModelConfig
 from hyperfitting.models.loading import ModelState
 from hyperfitting.models.size import model_size
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
-from hyperfitting.record import NextTokens
-from hyperfitting.store import Artifact, DamagedArtifactError, Step, Store
+from hyperfitting.record import ModelInfo, NextTokens
+from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store
 from hyperfitting.training.artifact import TrainingJob, training_job
 
 _MAX_REBUILDS = 3
@@ -184,26 +191,52 @@ class Pipeline:
 
     def notes(self) -> list[str]:
         """Return what a reader of the record must know about the run itself."""
+        notes = contamination_notes(self._retrying(lambda: self._contaminated))
         if self.training is None and self.cfg.decode.citation_blocker.enabled:
-            return ["the base model has no training data to quote: the blocker forbids nothing"]
-        return []
+            notes.append(
+                "the base model has no training data to quote: the blocker forbids nothing"
+            )
+        sizes = self.split_sizes()
+        if sizes.near_duplicate_train_sequences:
+            notes.append(
+                f"{sizes.near_duplicate_train_sequences} of {self.cfg.dataset.n_train} training "
+                "sequences nearly repeat others"
+            )
+        return notes
+
+    def model_info(self) -> ModelInfo:
+        """Return which base model it is."""
+        return ModelInfo(name=self.base.name, id=self.base.id, location=self.base.location)
+
+    def split_sizes(self) -> SplitSizes:
+        """Return how the documents that are trained on were split."""
+        return self._retrying(lambda: load_split_sizes(self.sequences.artifact))
 
     def _score(self) -> Comparison:
         base = model_output(self.base_artifacts)
-        references = [
-            load_evaluation_texts(step.artifact) for step in self.evaluation_texts.values()
-        ]
+        references = {
+            name: load_evaluation_texts(step.artifact)
+            for name, step in self.evaluation_texts.items()
+        }
+        train = load_sequences(self.sequences.artifact).train
         in_words = self.cfg.evaluation.unit == "word"
-        corpus = NgramCorpus(
-            load_sequences(self.sequences.artifact).train,
-            self.base.tokenizer().decode if in_words else None,
-        )
+        kept = ~np.concatenate(list(self._contaminated.values()))
         return score(
-            model_output(self.tuned_artifacts),
-            base,
-            reference_output(base, references, self.cfg.evaluation),
-            corpus,
+            model_output(self.tuned_artifacts).select(kept),
+            base.select(kept),
+            reference_output(base, references.values(), self.cfg.evaluation).select(kept),
+            list(compress(contexts(references.values(), self.cfg.evaluation), kept)),
+            NgramCorpus(train, self.base.tokenizer().decode if in_words else None),
             self.cfg.evaluation,
+        )
+
+    @cached_property
+    def _contaminated(self) -> dict[str, NDArray[np.bool_]]:
+        """By evaluation dataset, which of its texts the training sequences contain."""
+        decode = self.base.tokenizer().decode
+        return contaminated(
+            {n: load_evaluation_texts(step.artifact) for n, step in self.evaluation_texts.items()},
+            map(decode, load_sequences(self.sequences.artifact).train.tolist()),
         )
 
     def _build(self, *groups: dict[str, Step]) -> None:
@@ -270,7 +303,7 @@ def build_pipeline(
     store = Store(cfg.store, cfg.remote_stores)
     base = base_model(cfg.model, store, progress)
     documents = documents_step(cfg.dataset, store, progress)
-    sequences = sequences_step(cfg.dataset, documents.artifact, base, store)
+    sequences = sequences_step(cfg.dataset, documents.artifact, base, store, progress)
     evaluation_documents = {
         name: documents_step(texts, store, progress, at=_at(cfg, name))
         for name, texts in cfg.evaluation_datasets.items()

@@ -7,26 +7,30 @@ these classes (`make docs`).
 """
 
 import json
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hyperfitting.errors import UserError
+from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
-from hyperfitting.runtime.files import replacing, write_text
+from hyperfitting.runtime.files import read_versioned, replacing, write_text
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 RECORD_FILE, PREDICTIONS_FILE, TEXTS_PAGE = (
     "results.json",
     "predictions.npz",
     "continuations.html",
 )
 Side = Literal["tuned", "base", "reference"]
+NAMED_GROUPS = ("model", "dataset", "decode")
+"""Config groups whose choice has a name that reports show."""
 SIDES: tuple[Side, ...] = ("tuned", "base", "reference")
 """The tuned model; the base model; the reference texts, scored as if the base had written them."""
 
@@ -42,11 +46,33 @@ class Git(_Model):
     dirty: bool = Field(description="whether there were uncommitted changes")
 
 
+class ModelInfo(_Model):
+    """The base model."""
+
+    name: str = Field(description="`model.name`")
+    id: str = Field(description="determines its weights: a hash, or a commit, and the dtype")
+    location: str = Field(
+        description="where its files come from: `repo@commit` on the Hub, or a folder"
+    )
+
+
 class DatasetInfo(_Model):
-    """The documents that were trained on."""
+    """The documents that were trained on, and how they were split."""
 
     name: str = Field(description="`dataset.name`")
     fingerprint: str = Field(description="id of the documents' artifact")
+    source: str = Field(
+        description="what they are read from: `repo@commit` on the Hub, or a hash of the files"
+    )
+    documents: int = Field(description="documents, with exact copies")
+    distinct: int = Field(description="without exact copies")
+    groups: int = Field(description="groups of near-duplicates, which are split as one")
+    held_out: int = Field(description="documents held out for evaluation, one of each group")
+    validation: int = Field(description="documents for validation, one of each group")
+    train: int = Field(description="documents for training")
+    near_duplicate_train_sequences: int = Field(
+        description="training sequences that nearly repeat another one"
+    )
 
 
 class Timings(_Model):
@@ -67,12 +93,17 @@ class OverlapSpan(_Model):
     offset: int = Field(description="its position in that sequence; -1: none")
 
 
-class Continuation(_Model):
-    """A continuation of one context."""
+class SampleText(_Model):
+    """A text and its tokens."""
 
     text: str = Field(description="the text")
     tokens: list[int] = Field(description="token ids")
     token_texts: list[str] = Field(description="text of each token; they join to `text`")
+
+
+class Continuation(SampleText):
+    """A continuation of one context."""
+
     overlap: OverlapSpan = Field(description="longest run shared with the training data")
 
 
@@ -80,10 +111,12 @@ class Sample(_Model):
     """One evaluation text."""
 
     dataset: str = Field(description="name of its evaluation dataset")
-    context: str = Field(description="the text that both models were given")
-    reference: str = Field(description="how the original document continues")
+    context: SampleText = Field(description="the text that both models were given")
     tuned: Continuation = Field(description="the tuned model's continuation")
     base: Continuation = Field(description="the base model's continuation")
+    reference: Continuation = Field(
+        description="how the original document continues, as far as it is scored"
+    )
 
 
 class Slice(_Model):
@@ -160,6 +193,7 @@ class Record(_Model):
     versions: dict[str, str] = Field(description="Python and package versions")
     git: Git | None = Field(description="the checkout; null: an installed package")
     device: str = Field(description="torch device")
+    model: ModelInfo = Field(description="the base model")
     dataset: DatasetInfo = Field(description="the documents that were trained on")
     artifacts: dict[str, str] = Field(description="folder of each artifact of this run")
     timings: Timings = Field(description="wall-clock times")
@@ -174,7 +208,8 @@ class Record(_Model):
         "`val/loss`, `val/entropy`, `gen/ttr`, `gen/rep_2` on the validation sequences"
     )
     per_step: PerSide = Field(
-        description="mean `gen/entropy` and `gen/top1_mass` at each step of the continuations"
+        description="mean `gen/entropy`, `gen/top1_mass` and `gen/ttr_last_96` at each step of the "
+        "continuations; null before the 96th"
     )
     per_text: PerSide = Field(description="by metric one value per text (null: it has none)")
     overlap_histogram: Histograms = Field(description="longest overlaps with the training data")
@@ -182,6 +217,13 @@ class Record(_Model):
         description="by evaluation dataset, the most likely next tokens along its first text"
     )
     samples: list[Sample] = Field(description="one per evaluation text")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Record":
+        """Refuse what no run writes, so that what reads a record need not expect it."""
+        for problem in _inconsistencies(self):
+            raise ValueError(problem)
+        return self
 
     @property
     def overall(self) -> Slice:
@@ -211,9 +253,52 @@ class Record(_Model):
         return None
 
 
+def _inconsistencies(record: Record) -> Iterator[str]:
+    """Yield which fields do not fit each other, or lack what every run has."""
+    if not record.slices:
+        yield "slices: there is none"
+    if not record.samples:
+        yield "samples: there is none"
+    for row in record.history:
+        if not {"epoch", "step", "train/loss"} <= row.keys():
+            yield "history: a row lacks epoch, step or train/loss"
+    for dataset, along in record.next_tokens.items():
+        if len(along.positions) > len(along.token_texts):
+            yield f"next_tokens.{dataset}: more positions than token_texts"
+        if any(not position.tuned for position in along.positions):
+            yield f"next_tokens.{dataset}: a position without tokens"
+    yield from _config_inconsistencies(record.config)
+    yield from _text_inconsistencies(record)
+
+
+def _config_inconsistencies(config: Mapping[str, Any]) -> Iterator[str]:
+    reported: dict[tuple[str, str], type] = {(group, "name"): str for group in NAMED_GROUPS}
+    reported |= {("tuning", "method"): str, ("evaluation", "bootstrap"): int}
+    for (group, name), kind in reported.items():
+        values = config.get(group)
+        if not isinstance(values, dict) or not isinstance(values.get(name), kind):
+            yield f"config.{group}.{name}: is missing or not a {kind.__name__}"
+
+
+def _text_inconsistencies(record: Record) -> Iterator[str]:
+    n = len(record.samples)
+    for side in SIDES:
+        for key, values in record.per_text.values(side).items():
+            if len(values) != n:
+                yield f"per_text.{side}.{key}: {len(values)} values of {n} samples"
+    for sample in record.samples:
+        for text in (sample.context, sample.tuned, sample.base, sample.reference):
+            if len(text.tokens) != len(text.token_texts):
+                yield f"samples: {len(text.token_texts)} token_texts of {len(text.tokens)} tokens"
+
+
 Predictions = Mapping[str, NDArray[Any]]
 """`tuned/NAME` and `base/NAME` for each token statistic (`metrics.distribution.TokenStats`) on the
 reference texts: (N, text_len - 1) arrays in the order of the samples."""
+
+
+_REPORTED_PREDICTIONS = ("tuned/top1", "tuned/rank", "base/rank")
+"""Those that figures are drawn of."""
 
 
 def write_record(folder: Path, record: Record, predictions: Predictions) -> None:
@@ -235,39 +320,46 @@ def read_record(path: Path) -> Record:
     Raises:
         UserError: the file is no record, is invalid, or is of another version.
     """
-    hint = "the command that wrote it writes it again, without training again"
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot be read: {error}", field="record", value=path, hint=hint
-        ) from error
-    version = values.get("schema_version") if isinstance(values, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"a record of another version of this software (schema_version {version})",
-            field="record",
-            value=path,
-            valid=f"schema_version {SCHEMA_VERSION}",
-            hint=hint,
-        )
-    try:
-        return Record.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"is not a valid record: {where}: {first['msg']}",
-            field="record",
-            value=path,
-            hint=hint,
-        ) from error
+    return read_versioned(
+        path,
+        Record,
+        "schema_version",
+        SCHEMA_VERSION,
+        field="record",
+        value=path,
+        hint="the command that wrote it writes it again, without training again",
+    )
 
 
 def read_predictions(folder: Path) -> dict[str, NDArray[Any]] | None:
-    """Return the predictions beside a record, by `tuned/NAME` and `base/NAME`; None: none there."""
+    """Return the predictions beside a record, by `tuned/NAME` and `base/NAME`; None: none there.
+
+    Raises:
+        UserError: the file is damaged, or lacks an array that reports need.
+    """
     path = folder / PREDICTIONS_FILE
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name.replace(".", "/", 1): arrays[name] for name in arrays.files}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            predictions = {name.replace(".", "/", 1): arrays[name] for name in arrays.files}
+        invalid = [
+            name
+            for name in _REPORTED_PREDICTIONS
+            if not isinstance(predictions.get(name), np.ndarray)
+            or predictions[name].ndim != 2
+            or predictions[name].dtype.kind not in "iu"
+        ]
+        problem = f"has no integer matrix {', '.join(invalid)}" if invalid else ""
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if exhausted_resource(error):
+            raise
+        problem = f"cannot be read: {error}"
+    if problem:
+        raise UserError(
+            problem,
+            field="predictions",
+            value=path,
+            hint="the command that wrote it writes it again, without training again",
+        )
+    return predictions

@@ -80,6 +80,8 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
         comparison=comparison,
         history=pipeline.history(),
         next_tokens=pipeline.next_tokens(),
+        model=pipeline.model_info(),
+        split_sizes=pipeline.split_sizes(),
         artifacts=pipeline.artifacts,
         notes=pipeline.notes(),
         seconds=time.perf_counter() - start,
@@ -108,22 +110,20 @@ def task(cfg: DictConfig) -> None:
 
 def show_plan(config: RunConfig) -> None:
     """Print what one run would build, with time and memory."""
-    from rich.console import Console
-
+    from hyperfitting.formatting import make_console
     from hyperfitting.sweep.plan import make_plan, show
 
-    show(make_plan({"this run": config}), Console())
+    show(make_plan({"this run": config}), make_console())
 
 
 def run_single(config: RunConfig) -> None:
     """Run one config, with its progress and outcome on the terminal."""
-    from rich.console import Console
-
+    from hyperfitting.formatting import make_console
     from hyperfitting.record import RECORD_FILE, TEXTS_PAGE
     from hyperfitting.reporting.terminal import Terminal, outcome
     from hyperfitting.tracking.wandb_run import RunInfo, track
 
-    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console = make_console()
     hydra_config = HydraConfig.get()
     out_dir = Path(hydra_config.runtime.output_dir)
     groups = f"{config.model.name} {config.dataset.name} {config.tuning.method}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-from hyperfitting.store import Step, Store
+from hyperfitting.store.artifact import Step, Store
 
 NAMES = ("x", "y", "z")
 LEASE_SECONDS = 15

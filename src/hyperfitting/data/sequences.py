@@ -1,46 +1,71 @@
 """From documents to token sequences: for training, for validation, and held out for evaluation.
 
-The three sets share no document, and a document's set does not depend on the tokenizer:
+No document of one set is a near-duplicate of a document of another, and a document's set does not
+depend on the tokenizer:
 
 1. `holdout_fraction` of the documents are held out, chosen by a hash of their own text. So the
    evaluation texts are the same for every seed and number of sequences.
-2. The others are shuffled by `dataset.seed`; validation takes the first ones that it needs,
-   training the next ones.
-3. A document counts as long enough for n tokens if it has n words, since a word is at least one
-   token. The few that a tokenizer makes shorter are skipped.
+2. `validation_fraction` of the others are for validation, chosen alike; the rest is for training.
+3. `dataset.seed` orders validation and training documents, or blocks of them, and the first ones
+   are taken: fewer sequences are a prefix of more, and the number of validation sequences does not
+   change the training sequences.
+
+As a prefix, a document counts as long enough for n tokens if it has n words, since a word is at
+least one token: so the same documents are taken for every tokenizer, at the price of documents
+that have n tokens but not n words. The few that a tokenizer makes shorter are skipped.
 """
 
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyperfitting.data.config import DatasetConfig, TextsConfig
-from hyperfitting.data.sources import errors_at, load_documents
-from hyperfitting.data.splits import count_words, cut_passages, shuffled, split_holdout
+from hyperfitting.data.duplicates import near_duplicate_groups
+from hyperfitting.data.sources import Documents, errors_at, load_documents
+from hyperfitting.data.splits import Split, count_words, cut_passages, shuffled, split_documents
 from hyperfitting.data.tokenization import DocumentTokenizer, token_texts
 from hyperfitting.errors import UserError
 from hyperfitting.fields import id_config
 from hyperfitting.models.base import BaseModel
+from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store import Artifact, Step, Store
+from hyperfitting.store.artifact import Artifact, Step, Store
 
-SEQUENCES_VERSION = 1
-EVALUATION_TEXTS_VERSION = 3
+SEQUENCES_VERSION = 2
+EVALUATION_TEXTS_VERSION = 4
 Tokens = NDArray[np.int32]
+TokenLists = Sequence[Sequence[int] | NDArray[np.int32]]
 
 _EVALUATION_SEED = 0
 """Order of the held-out documents; the same for every run, so that all are compared on the same."""
-_OVERSAMPLING = 4
-"""Packed training sequences are drawn from this many times as many, where the texts suffice."""
 _MAX_CHARS_PER_TOKEN = 40
 """More than any tokenizer needs; the text after that is not tokenized."""
 
+_SIZES_FILE = "split.json"
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """How the documents of a dataset were split; numbers of documents unless said."""
+
+    documents: int
+    distinct: int
+    """Without exact copies."""
+    groups: int
+    """Groups of near-duplicates; a document without near-duplicates is a group."""
+    held_out: int
+    """For evaluation."""
+    validation: int
+    train: int
+    near_duplicate_train_sequences: int
+    """Training sequences that are near-duplicates of another one."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +88,13 @@ class EvaluationTexts:
     """N lists of the text of each token; they join to the text."""
 
 
-def sequences_step(cfg: DatasetConfig, documents: Artifact, base: BaseModel, store: Store) -> Step:
+def sequences_step(
+    cfg: DatasetConfig,
+    documents: Artifact,
+    base: BaseModel,
+    store: Store,
+    progress: ProgressReporter = no_op,
+) -> Step:
     """Return the step that builds the training and validation sequences.
 
     Its build raises UserError if there are too few documents, or they are too short.
@@ -71,19 +102,23 @@ def sequences_step(cfg: DatasetConfig, documents: Artifact, base: BaseModel, sto
 
     def build(work: Path) -> None:
         base.check_length("dataset.seq_len", cfg.seq_len)
-        _, pool = split_holdout(load_documents(documents), cfg.holdout_fraction)
-        shuffled_pool = shuffled(pool, cfg.seed)
+        loaded = load_documents(documents)
+        split = _split(loaded, cfg)
         tokenizer = DocumentTokenizer(base)
-        if cfg.sequences == "prefix":
-            val, rest = _take_prefixes(shuffled_pool, cfg.n_val, cfg.seq_len, tokenizer)
-            train, _ = _take_prefixes(rest, cfg.n_train, cfg.seq_len, tokenizer)
-        else:
-            val, rest = _take_packed(shuffled_pool, cfg.n_val, cfg, tokenizer)
-            train, _ = _take_packed(rest, cfg.n_train, cfg, tokenizer, _OVERSAMPLING)
-        _check_count("dataset.n_val", cfg.n_val, len(val), cfg, cfg.seq_len)
-        _check_count("dataset.n_train", cfg.n_train, len(train), cfg, cfg.seq_len)
+
+        def take(texts: list[str], n: int) -> TokenLists:
+            ordered = shuffled(texts, cfg.seed)
+            if cfg.sequences == "prefix":
+                return _take_prefixes(ordered, n, cfg.seq_len, tokenizer)
+            return _take_blocks(ordered, n, cfg, tokenizer, progress)
+
+        val = take(split.validation, cfg.n_val)
+        train = take(split.train, cfg.n_train)
+        _check_count("dataset.n_val", cfg.n_val, len(val), cfg, cfg.seq_len, loaded)
+        _check_count("dataset.n_train", cfg.n_train, len(train), cfg, cfg.seq_len, loaded)
         _save(work / "val.npy", val)
         _save(work / "train.npy", train)
+        write_json(work / _SIZES_FILE, asdict(_sizes(loaded, split, train, tokenizer)))
 
     artifact = store.artifact(
         "sequences",
@@ -97,6 +132,11 @@ def sequences_step(cfg: DatasetConfig, documents: Artifact, base: BaseModel, sto
 def load_sequences(artifact: Artifact) -> Sequences:
     """Return the sequences of a `sequences` artifact."""
     return Sequences(np.load(artifact.file("train.npy")), np.load(artifact.file("val.npy")))
+
+
+def load_split_sizes(artifact: Artifact) -> SplitSizes:
+    """Return how the documents were split, of a `sequences` artifact."""
+    return SplitSizes(**json.loads(artifact.file(_SIZES_FILE).read_text("utf-8")))
 
 
 def evaluation_texts_step(
@@ -125,13 +165,13 @@ def evaluation_texts_step(
 
     def build(work: Path) -> None:
         base.check_length("evaluation.text_len", length)
-        held_out, _ = split_holdout(load_documents(documents), cfg.holdout_fraction)
-        candidates = shuffled(held_out, _EVALUATION_SEED)
+        loaded = load_documents(documents)
+        candidates = shuffled(_split(loaded, cfg).held_out, _EVALUATION_SEED)
         if cfg.sequences == "packed":
             candidates = cut_passages(candidates, length)
-        texts, _ = _take_prefixes(candidates, n_texts, length, DocumentTokenizer(base))
+        texts = _take_prefixes(candidates, n_texts, length, DocumentTokenizer(base))
         with errors_at(at):
-            _check_count("evaluation.n_texts", n_texts, len(texts), cfg, length)
+            _check_count("evaluation.n_texts", n_texts, len(texts), cfg, length, loaded)
         _save(work / "texts.npy", texts)
         decode = base.tokenizer().decode
         write_json(work / "token_texts.json", [token_texts(decode, text) for text in texts])
@@ -158,13 +198,13 @@ def load_evaluation_texts(artifact: Artifact) -> EvaluationTexts:
     )
 
 
-def _save(path: Path, sequences: Sequence[Sequence[int]]) -> None:
+def _save(path: Path, sequences: TokenLists) -> None:
     np.save(path, np.asarray(sequences, dtype=np.int32), allow_pickle=False)
 
 
 _COUNTED = {
     "dataset.n_train": ("training sequences", "dataset.seq_len"),
-    "dataset.n_val": ("validation sequences", "dataset.seq_len"),
+    "dataset.n_val": ("validation sequences", "dataset.validation_fraction or dataset.seq_len"),
     "evaluation.n_texts": (
         "held-out texts",
         "dataset.holdout_fraction or shorter evaluation.text_len (or evaluation.max_new_tokens)",
@@ -173,17 +213,25 @@ _COUNTED = {
 """By field: what it counts, and which other fields limit the number."""
 
 
-def _check_count(field: str, wanted: int, available: int, cfg: TextsConfig, length: int) -> None:
+def _check_count(
+    field: str, wanted: int, available: int, cfg: TextsConfig, length: int, documents: Documents
+) -> None:
     if available >= wanted:
         return
     counted, limiting = _COUNTED[field]
-    hint = f"{field}={max(available, 1)}, more texts, another {limiting}"
+    reason = f"{cfg.name} has only {available} {counted} of {length} tokens ({cfg.sequences})"
+    n_documents, n_groups = len(documents.texts), len(set(documents.groups))
+    if n_groups < n_documents:
+        reason += f"; {n_documents - n_groups} of its {n_documents} documents nearly repeat others"
+    hint = f"more texts, another {limiting}"
     if cfg.sequences == "prefix":
         hint += ", or dataset.sequences=packed"
-    if available == 0:
+    if available:
+        hint = f"{field}={available}, {hint}"
+    else:
         hint += "; one text is one document, unless dataset.document_start says where others begin"
     raise UserError(
-        f"{cfg.name} has only {available} {counted} of {length} tokens ({cfg.sequences})",
+        reason,
         field=field,
         value=wanted,
         valid=f"at most {available}" if available else "nothing, with these texts",
@@ -191,17 +239,12 @@ def _check_count(field: str, wanted: int, available: int, cfg: TextsConfig, leng
     )
 
 
-_Taken = tuple[list[list[int]], list[str]]
-"""Sequences of token ids, and the documents that were not needed for them."""
-
-
 def _take_prefixes(
     documents: list[str], n: int, length: int, tokenizer: DocumentTokenizer
-) -> _Taken:
-    """Return the first ``length`` tokens of the first ``n`` long enough documents, and the rest."""
+) -> list[list[int]]:
+    """Return the first ``length`` tokens of the first ``n`` long enough documents."""
     sequences: list[list[int]] = []
-    remaining = iter(documents)
-    for document in remaining:
+    for document in documents:
         n_words = count_words(document)
         if n_words < length:
             continue
@@ -212,29 +255,45 @@ def _take_prefixes(
         sequences.append(tokens)
         if len(sequences) == n:
             break
-    return sequences, list(remaining)
+    return sequences
 
 
-def _take_packed(
+def _take_blocks(
     documents: list[str],
     n: int,
     cfg: DatasetConfig,
     tokenizer: DocumentTokenizer,
-    oversampling: int = 1,
-) -> _Taken:
-    """Return ``n`` random blocks of `seq_len` tokens of concatenated documents, and the rest.
+    progress: ProgressReporter,
+) -> list[NDArray[np.int32]]:
+    """Return ``n`` random blocks of `seq_len` tokens of all documents, concatenated."""
+    stream = [np.zeros(0, np.int32)]
+    with progress(f"tokenizing {cfg.name}", len(documents), "documents") as advance:
+        for document in documents:
+            stream.append(np.array(tokenizer(document) + tokenizer.separator, np.int32))
+            advance(1)
+    tokens = np.concatenate(stream)
+    n_blocks = len(tokens) // cfg.seq_len
+    blocks = tokens[: n_blocks * cfg.seq_len].reshape(n_blocks, cfg.seq_len)
+    return list(blocks[np.random.default_rng(cfg.seed).permutation(n_blocks)[:n]])
 
-    As many documents are concatenated as have words for ``oversampling * n`` sequences.
-    """
-    stream: list[int] = []
-    n_words = 0
-    remaining = iter(documents)
-    for document in remaining:
-        stream += tokenizer(document) + tokenizer.separator
-        n_words += count_words(document)
-        if n_words >= oversampling * n * cfg.seq_len:
-            break
-    n_blocks = len(stream) // cfg.seq_len
-    chosen = np.random.default_rng(cfg.seed).permutation(n_blocks)[:n]
-    sequences = [stream[block * cfg.seq_len : (block + 1) * cfg.seq_len] for block in chosen]
-    return sequences, list(remaining)
+
+def _split(documents: Documents, cfg: TextsConfig) -> Split:
+    validation_fraction = cfg.validation_fraction if isinstance(cfg, DatasetConfig) else 0.0
+    return split_documents(
+        documents.texts, documents.groups, cfg.holdout_fraction, validation_fraction
+    )
+
+
+def _sizes(
+    documents: Documents, split: Split, train: TokenLists, tokenizer: DocumentTokenizer
+) -> SplitSizes:
+    train_groups = near_duplicate_groups([tokenizer.decode(sequence) for sequence in train])
+    return SplitSizes(
+        documents=len(documents.texts),
+        distinct=len(set(documents.texts)),
+        groups=len(set(documents.groups)),
+        held_out=len(split.held_out),
+        validation=len(split.validation),
+        train=len(split.train),
+        near_duplicate_train_sequences=len(train) - len(set(train_groups.tolist())),
+    )

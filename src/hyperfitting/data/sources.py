@@ -1,10 +1,12 @@
 """Where documents come from: the Hub, the user's files, texts that packages ship.
 
-Every source ends as one artifact: `documents.jsonl`, one document per line as a JSON string.
-Nothing here knows tokens.
+Every source ends as one artifact: `documents.jsonl`, one document per line as a JSON string, and
+`groups.npy`, which documents are near-duplicates of each other. Nothing here knows tokens.
 """
 
 import json
+import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,16 +14,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hyperfitting.data import packaged
 from hyperfitting.data.config import TextsConfig
-from hyperfitting.data.readers import READERS, SUFFIXES, read_column
+from hyperfitting.data.duplicates import near_duplicate_groups
+from hyperfitting.data.hub_dataset import explain_datasets_errors, load_rows
+from hyperfitting.data.readers import (
+    READABLE,
+    READERS_VERSION,
+    file_format,
+    read_column,
+    read_rows,
+    reading,
+)
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.models import hub
 from hyperfitting.progress import ProgressReporter, no_op
-from hyperfitting.store import Artifact, Step, Store, fingerprint
+from hyperfitting.store.artifact import Artifact, Step, Store, fingerprint
 
-VERSION = 1
-_FILE = "documents.jsonl"
+VERSION = 2
+_FILE, _GROUPS_FILE = "documents.jsonl", "groups.npy"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a UTF-16 pair, which JSON can hold alone and UTF-8 cannot."""
+
+log = logging.getLogger(__name__)
 
 
 def documents_step(
@@ -40,13 +57,18 @@ def documents_step(
             cannot be read.
     """
     with errors_at(at):
-        source = _SOURCES[cfg.source](cfg)
+        source = _SOURCES[cfg.source](cfg, progress)
 
     def build(work: Path) -> None:
         documents: list[str] = []
+        with errors_at(at):
+            texts = source.read()  # may download, which reports its own progress
         with errors_at(at), progress(f"reading {cfg.name}", 0, "documents") as advance:
-            for document in source.read():
-                documents.append(document)
+            n_surrogates = 0
+            for document in texts:
+                text, n = _SURROGATE.subn("\ufffd", document)
+                n_surrogates += n
+                documents.append(text)
                 advance(1)
             if not documents:
                 raise UserError(
@@ -54,9 +76,16 @@ def documents_step(
                     field="dataset.path",
                     value=cfg.path,
                 )
+        if n_surrogates:
+            log.warning(
+                "%s: %d lone surrogates, which are no characters, are replaced by U+FFFD",
+                cfg.name,
+                n_surrogates,
+            )
         with (work / _FILE).open("w", encoding="utf-8") as file:
             for document in documents:
                 file.write(json.dumps(document, ensure_ascii=False) + "\n")
+        np.save(work / _GROUPS_FILE, near_duplicate_groups(documents, progress), allow_pickle=False)
 
     artifact = store.artifact(
         "documents", version=VERSION, config=source.config, inputs={"source": source.id}
@@ -64,10 +93,21 @@ def documents_step(
     return Step(artifact, build)
 
 
-def load_documents(artifact: Artifact) -> list[str]:
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a dataset."""
+
+    texts: list[str]
+    """N texts, none empty."""
+    groups: list[int]
+    """(N) the group of near-duplicates that each is in."""
+
+
+def load_documents(artifact: Artifact) -> Documents:
     """Return the documents of a `documents` artifact."""
     with artifact.file(_FILE).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        texts = [json.loads(line) for line in file]
+    return Documents(texts, np.load(artifact.file(_GROUPS_FILE)).tolist())
 
 
 @contextmanager
@@ -93,56 +133,85 @@ class _Source:
     """Yields the documents."""
 
 
-def _package(cfg: TextsConfig) -> _Source:
+def _package(cfg: TextsConfig, progress: ProgressReporter) -> _Source:
     sample = str(cfg.path)
     files = {path.name: path for path in packaged.files(sample)}
     return _Source(fingerprint(files), {"sample": sample}, lambda: packaged.read(sample))
 
 
-def _hub(cfg: TextsConfig) -> _Source:
+def _hub(cfg: TextsConfig, progress: ProgressReporter) -> _Source:
     repo = str(cfg.path)
     commit = hub.resolve_commit("dataset", repo, cfg.revision)
 
     def read() -> Iterator[str]:
-        from datasets import load_dataset
-
-        with hub.explain_errors("dataset", repo, cfg.revision), _explain_datasets_errors(cfg):
-            rows = load_dataset(repo, cfg.subset, split=cfg.split, revision=commit)
-        return _group_rows(read_column(rows, cfg), cfg)
+        return _group_rows(read_column(load_rows(cfg, commit, progress), cfg), cfg)
 
     return _Source(
         f"{repo}@{commit}", {"subset": cfg.subset, "split": cfg.split, **_row_config(cfg)}, read
     )
 
 
-def _files(cfg: TextsConfig) -> _Source:
+def _files(cfg: TextsConfig, progress: ProgressReporter) -> _Source:
     path = Path(str(cfg.path)).expanduser().absolute()
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(
-            "no such file or folder",
-            field="dataset.path",
-            value=path,
-            hint=near_matches(path.name, siblings),
-        )
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        return _datasets_folder(path, cfg)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
-    if not files or path.suffix not in ("", *SUFFIXES):
-        raise UserError(
-            "no file here that can be read",
-            field="dataset.path",
-            value=path,
-            valid=f"{', '.join(SUFFIXES)}, a folder of them, or a folder saved by `datasets`",
-        )
-    names = {str(file.relative_to(path.parent)): file for file in files}
+    with reading(path):
+        if not path.exists():
+            raise _no_such_file(path)
+        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            return _datasets_folder(path, cfg)
+        files = _data_files(path) if path.is_dir() else [path]
+        if not files or not all(map(file_format, files)):
+            raise UserError(
+                "no file here that can be read",
+                field="dataset.path",
+                value=path,
+                valid=f"{READABLE}; a folder of them, or a folder saved by `datasets`",
+            )
+        unreadable = [str(file.relative_to(path.parent)) for file in files if not file.is_file()]
+        if unreadable:
+            raise UserError(
+                f"not files, or links to nothing: {', '.join(unreadable[:5])}"
+                + (", …" if len(unreadable) > 5 else ""),
+                field="dataset.path",
+                value=path,
+                hint="remove them, or fetch what the links stand for",
+            )
+        names = {str(file.relative_to(path.parent)): file for file in files}
+        source_id = fingerprint(names)
 
     def read() -> Iterator[str]:
         for file in files:
-            rows = READERS[file.suffix](file, cfg)
-            yield from _group_rows(rows, cfg, rows_are_lines=file.suffix == ".txt")
+            is_txt = file_format(file) == ".txt"
+            yield from _group_rows(read_rows(file, cfg), cfg, rows_are_lines=is_txt)
 
-    return _Source(fingerprint(names), _row_config(cfg), read)
+    return _Source(source_id, {"reader": READERS_VERSION, **_row_config(cfg)}, read)
+
+
+def _no_such_file(path: Path) -> UserError:
+    problem = "a link to nothing" if path.is_symlink() else "no such file or folder"
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = near_matches(path.name, siblings)
+    return UserError(problem, field="dataset.path", value=path, hint=hint)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Return what is named like a file that can be read, in a folder and those in it.
+
+    Hidden files and folders are skipped, such as macOS's `._x.txt`; links to folders too. A .json
+    beside files of other formats is taken for a description of them.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    for at, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(at, name) for name in names if not name.startswith(".")]
+    readable = sorted(filter(file_format, files))
+    return [file for file in readable if file_format(file) != ".json"] or readable
 
 
 def _datasets_folder(path: Path, cfg: TextsConfig) -> _Source:
@@ -152,7 +221,7 @@ def _datasets_folder(path: Path, cfg: TextsConfig) -> _Source:
     def read() -> Iterator[str]:
         from datasets import DatasetDict, load_from_disk
 
-        with _explain_datasets_errors(cfg):
+        with explain_datasets_errors(cfg):
             rows = load_from_disk(str(path))
             if isinstance(rows, DatasetDict):
                 if cfg.split not in rows:
@@ -168,7 +237,7 @@ def _datasets_folder(path: Path, cfg: TextsConfig) -> _Source:
     return _Source(fingerprint(files), {"split": cfg.split, **_row_config(cfg)}, read)
 
 
-_SOURCES: dict[str, Callable[[TextsConfig], _Source]] = {
+_SOURCES: dict[str, Callable[[TextsConfig, ProgressReporter], _Source]] = {
     "hub": _hub,
     "files": _files,
     "package": _package,
@@ -177,20 +246,6 @@ _SOURCES: dict[str, Callable[[TextsConfig], _Source]] = {
 
 def _row_config(cfg: TextsConfig) -> dict[str, Any]:
     return {"text_field": cfg.text_field, "document_start": cfg.document_start}
-
-
-@contextmanager
-def _explain_datasets_errors(cfg: TextsConfig) -> Iterator[None]:
-    """Turn what `datasets` raises for a wrong name, subset or split into a message."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(
-            f"`datasets` cannot load it: {str(error).splitlines()[0]}",
-            field="dataset.path",
-            value=cfg.path,
-            hint="check dataset.subset, dataset.split and dataset.revision",
-        ) from error
 
 
 def _group_rows(
@@ -210,7 +265,7 @@ def _group_rows(
     starts = _compile(cfg.document_start) if cfg.document_start is not None else None
     document: list[str] = []
     for row in rows:
-        if starts and starts.match(row.rstrip("\n")) and document:
+        if starts and starts.match(row.rstrip("\r\n")) and document:
             yield from filter(None, ["".join(document).strip()])
             document = []
         document.append(row)

@@ -1,24 +1,59 @@
-"""Splitting documents, independent of any tokenizer: held-out ones, order, passages."""
+"""Splitting documents, independent of any tokenizer: into sets, into an order, into passages."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
 """A word, or a run of punctuation."""
 
 
-def split_holdout(documents: Iterable[str], holdout_fraction: float) -> tuple[list[str], list[str]]:
-    """Return the documents held out for evaluation, and the others.
+@dataclass(frozen=True)
+class Split:
+    """Three sets of documents. Near-duplicates are never in two of them."""
 
-    A document is assigned by a hash of its own text alone; exact duplicates count once.
+    held_out: list[str]
+    """For evaluation: of near-duplicates the longest only."""
+    validation: list[str]
+    """Of near-duplicates the longest only."""
+    train: list[str]
+    """Near-duplicates of each other stay; exact copies count once."""
+
+
+def split_documents(
+    documents: Sequence[str],
+    groups: Sequence[int],
+    holdout_fraction: float,
+    validation_fraction: float,
+) -> Split:
+    """Split documents by groups of near-duplicates.
+
+    A group's set depends on a hash of its first text in alphabetical order, so for a document
+    without near-duplicates on its own text alone: not on the seed, the tokenizer, the number of
+    sequences, or which other documents there are.
+
+    Args:
+        documents: N texts.
+        groups: (N,) the group of each.
+        holdout_fraction: of the groups, for evaluation.
+        validation_fraction: of the other groups.
     """
-    held_out: list[str] = []
-    others: list[str] = []
-    for document in dict.fromkeys(documents):
-        side = held_out if _hash("split", document) < holdout_fraction else others
-        side.append(document)
-    return held_out, others
+    members: dict[int, dict[str, None]] = {}
+    first_group: dict[str, int] = {}
+    for document, group in zip(documents, groups, strict=True):
+        # copies of a text without words share no n-gram
+        members.setdefault(first_group.setdefault(document, group), {})[document] = None
+    split = Split([], [], [])
+    for texts in members.values():
+        representative = min(texts)
+        if _hash("split", representative) < holdout_fraction:
+            split.held_out.append(max(texts, key=len))
+        elif _hash("validation", representative) < validation_fraction:
+            split.validation.append(max(texts, key=len))
+        else:
+            split.train.extend(texts)
+    return split
 
 
 def shuffled(documents: Iterable[str], seed: int) -> list[str]:

@@ -1,6 +1,6 @@
 """Tokenizing documents, and the text of each token."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,10 @@ class DocumentTokenizer:
     def __call__(self, text: str) -> list[int]:
         """Return the token ids of a document."""
         return self.bos_ids + self._tokenize(text)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of token ids."""
+        return str(self._tokenizer.decode(list(tokens)))
 
     def _tokenize(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

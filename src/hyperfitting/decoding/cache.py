@@ -1,10 +1,13 @@
-"""The key-value cache of a batch, allocated once for all tokens that it will hold."""
+"""The cache of a batch: keys and values, allocated once for all tokens, or a model's own states."""
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from hyperfitting.models.layers import cache_argument
 
 
 # (mypy skips transformers, so its classes are Any)
@@ -40,10 +43,14 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         return self._length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Replace row i by row ``beam_idx[i]``; (B,)."""
+        """Fill the cache with its rows ``beam_idx`` (B,), in this order."""
+        rows = beam_idx.to(self.keys.device)
+        if len(rows) != len(self.keys):
+            self.keys, self.values = self.keys[rows], self.values[rows]
+            return
         for states in (self.keys, self.values):
             filled = states[:, :, : self._length]
-            filled.copy_(filled.index_select(0, beam_idx))
+            filled.copy_(filled.index_select(0, rows))
 
 
 def has_full_attention(model: PreTrainedModel) -> bool:
@@ -66,9 +73,30 @@ def preallocated_cache(model: PreTrainedModel, max_length: int) -> Cache | None:
     return Cache(layers=[PreallocatedLayer(max_length) for _ in range(n_layers)])
 
 
-def cache_bytes_per_token(model: PreTrainedModel) -> int:
-    """Return the cache size per token of one text, in bytes; an upper bound."""
-    config = model.config
-    n_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * n_heads * head_dim * model.dtype.itemsize)
+@torch.no_grad()
+def cache_bytes(model: PreTrainedModel, length: int) -> int:
+    """Return the cache size of one text of ``length`` tokens, in bytes; an upper bound.
+
+    Measured on a text of one token: keys and values grow with the length, states do not. Of
+    state-space models it includes what reading the context takes.
+    """
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    name = cache_argument(model)
+    layers = model(input_ids=token, use_cache=True)[name].layers
+    total, scan = 0, 0
+    for layer in layers:
+        for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            total += _n_bytes(states) * length
+        for states in getattr(layer, "conv_states", {}).values():
+            total += _n_bytes(states)
+        for states in getattr(layer, "recurrent_states", {}).values():
+            total += _n_bytes(states)
+            # Mamba's scan holds three such float32 tensors of every position of a block at once
+            # (Mamba2's, (B, n_heads, D, N), goes by chunks)
+            if states is not None and states.dim() == 3:
+                scan = max(scan, 3 * 4 * states.numel() * length)
+    return total + scan
+
+
+def _n_bytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.itemsize

@@ -1,6 +1,7 @@
 """The citation blocker: forbid continuations of the training data (Carlsson et al., section 5).
 
-If the last n tokens occur in a training sequence, every token that follows them there is forbidden.
+If the last n generated tokens occur in a training sequence, every token that follows them there is
+forbidden (`count_context`: the last n tokens, which may start in the context).
 Exact: the index holds all n-grams of all training sequences, with the tokens that follow each.
 """
 

@@ -32,13 +32,13 @@ class CitationBlockerConfig:
     enabled: bool = setting(False, enters=_ID)
     """Whether it is on. The base model has no training data: for it nothing is forbidden."""
     n: int = setting(5, enters=_ID)
-    """N-gram length: if the last n tokens occur in a training sequence, its next token is
-    forbidden."""
+    """N-gram length: if the last n generated tokens occur in a training sequence, the token that
+    follows them there is forbidden."""
     whole_words: bool = setting(True, enters=_ID)
     """A word that has begun may be completed (the paper's rule); off: the very next token is
     forbidden, and no continuation shares n + 1 consecutive tokens with the training data."""
     count_context: bool = setting(False, enters=_ID)
-    """The last n tokens may start in the context; off: all of them are generated ones."""
+    """The last n tokens may start in the context; off: all of them are generated."""
 
     def __post_init__(self) -> None:
         at_least("decode.citation_blocker.n", self.n, 1)

@@ -18,7 +18,7 @@ from hyperfitting.decoding.autoregressive import greedy_search, sample
 from hyperfitting.decoding.backends import select_backend
 from hyperfitting.decoding.backends.base import Backend
 from hyperfitting.decoding.beam import beam_search
-from hyperfitting.decoding.cache import cache_bytes_per_token
+from hyperfitting.decoding.cache import cache_bytes
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.constraints import Constraints
@@ -142,7 +142,7 @@ def fitting_batch_size(model: PreTrainedModel, length: int, num_candidates: int)
     """
     max_rows = _MAX_ROWS.get(model.device.type, 64)
     # the cache, and some copies of the logits in float32
-    row_bytes = cache_bytes_per_token(model) * length + 8 * 4 * model.config.vocab_size
+    row_bytes = cache_bytes(model, length) + 8 * 4 * model.config.vocab_size
     fitting_rows = int(_MEMORY_FRACTION * memory.free_bytes(model.device) // row_bytes)
     return max(1, min(max_rows, fitting_rows) // num_candidates)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfitting.store import Artifact, Step
+from hyperfitting.store.artifact import Artifact, Step
 
 
 def save_array(work: Path, name: str, values: NDArray[Any]) -> None:

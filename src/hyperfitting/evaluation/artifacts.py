@@ -29,12 +29,12 @@ from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.metrics.distribution import STEP_STATS
 from hyperfitting.models.size import forward_flops, model_size
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store import Artifact, Step
+from hyperfitting.store.artifact import Artifact, Step
 
 if TYPE_CHECKING:
     pass
 
-VERSION = 4
+VERSION = 5
 LOGLIKELIHOODS = ("loss", "rank")
 """Of `TOKEN_STATS`, what the base model's log-likelihoods of a continuation hold."""
 
@@ -124,9 +124,9 @@ def token_stats_step(setting: Setting, model: LazyModel, dataset: str) -> Step:
 def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step:
     """Return the step of a model's continuations of a dataset's contexts.
 
-    Files: `continuations.json`, one object per text: `context`, `reference` (texts), and the
-    continuation's `tokens` (ids) and `token_texts`; for each of `STEP_STATS` ``NAME.npy``
-    (N, max_new_tokens), NaN past the end of a continuation.
+    Files: `continuations.json`, one object per text: the continuation's `tokens` (ids) and
+    `token_texts`; for each of `STEP_STATS` ``NAME.npy`` (N, max_new_tokens), NaN past the end of
+    a continuation.
     """
     evaluation, texts = setting.evaluation, setting.texts[dataset]
     blocked = setting.decode.citation_blocker.enabled and model.state.is_tuned
@@ -151,14 +151,10 @@ def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step
             work / "continuations.json",
             [
                 {
-                    "context": "".join(reference[:start]),
-                    "reference": "".join(reference[start:]),
                     "tokens": generated,
                     "token_texts": token_texts(tokenizer.decode, generated, tokens[:start]),
                 }
-                for tokens, reference, generated in zip(
-                    references.tokens, references.token_texts, continuations.tokens, strict=True
-                )
+                for tokens, generated in zip(references.tokens, continuations.tokens, strict=True)
             ],
         )
         for name in STEP_STATS:

@@ -100,7 +100,7 @@ def last_hidden_states(
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         longest = max(map(len, batch))
-        # causal attention: padding on the right changes no earlier state
+        # a causal model: padding on the right changes no earlier state
         padded = torch.tensor(
             [text + [0] * (longest - len(text)) for text in batch], device=device
         )  # (B, T)

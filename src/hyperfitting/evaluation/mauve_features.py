@@ -7,7 +7,7 @@ from hyperfitting.data.sequences import load_evaluation_texts
 from hyperfitting.evaluation.arrays import load_continuations, save_array
 from hyperfitting.evaluation.forward import last_hidden_states
 from hyperfitting.evaluation.setting import LazyModel, Setting
-from hyperfitting.store import Artifact, Step
+from hyperfitting.store.artifact import Artifact, Step
 
 VERSION = 1
 
@@ -36,11 +36,16 @@ def _features_step(
     limit, texts = setting.evaluation.total_len, setting.texts[dataset]
 
     def build(work: Path) -> None:
-        if continuations is None:
-            whole = ["".join(text) for text in load_evaluation_texts(texts).token_texts]
-        else:
-            samples = load_continuations(continuations)
-            whole = [s["context"] + "".join(s["token_texts"]) for s in samples]
+        parts = load_evaluation_texts(texts).token_texts
+        if continuations is not None:
+            start = setting.evaluation.context_len
+            parts = [
+                context[:start] + continuation["token_texts"]
+                for context, continuation in zip(
+                    parts, load_continuations(continuations), strict=True
+                )
+            ]
+        whole = ["".join(part) for part in parts]
         tokenizer = model.state.base.tokenizer()
         ids = [list(tokenizer(text).input_ids)[:limit] for text in whole]
         with setting.progress(f"MAUVE features of {dataset}", len(ids), "texts") as advance:

@@ -14,7 +14,7 @@ from hyperfitting.evaluation.forward import topk_next_tokens
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.record import NextToken, NextTokens, Position
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store import Artifact, Step
+from hyperfitting.store.artifact import Artifact, Step
 
 VERSION = 1
 

@@ -7,7 +7,7 @@ from hyperfitting.evaluation.arrays import load_arrays, load_continuations
 from hyperfitting.evaluation.artifacts import LOGLIKELIHOODS, ModelArtifacts
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.forward import TOKEN_STATS
-from hyperfitting.evaluation.scoring import GeneratedText, ModelOutput
+from hyperfitting.evaluation.scoring import ModelOutput, TokenizedText
 from hyperfitting.metrics.distribution import STEP_STATS
 
 
@@ -34,7 +34,7 @@ def model_output(artifacts: ModelArtifacts) -> ModelOutput:
         base_loglikelihoods=load_arrays(
             artifacts.base_loglikelihoods or artifacts.continuations, LOGLIKELIHOODS
         ),
-        samples=[GeneratedText(**sample) for texts in samples.values() for sample in texts],
+        continuations=[TokenizedText(**text) for texts in samples.values() for text in texts],
         mauve_features=features,
     )
 
@@ -56,14 +56,20 @@ def reference_output(
         token_stats=base.token_stats,
         step_stats=stats,
         base_loglikelihoods=stats,
-        samples=[
-            GeneratedText(
-                context="".join(texts[:start]),
-                reference="".join(texts[start:]),
-                tokens=tokens[start:][:length],
-                token_texts=texts[start:][:length],
-            )
-            for dataset in references
-            for tokens, texts in zip(dataset.tokens.tolist(), dataset.token_texts, strict=True)
-        ],
+        continuations=_texts(references, slice(start, start + length)),
     )
+
+
+def contexts(
+    references: Iterable[EvaluationTexts], evaluation: EvaluationConfig
+) -> list[TokenizedText]:
+    """Return what the models continue, in the order of their outputs."""
+    return _texts(references, slice(evaluation.context_len))
+
+
+def _texts(references: Iterable[EvaluationTexts], part: slice) -> list[TokenizedText]:
+    return [
+        TokenizedText(tokens[part], texts[part])
+        for dataset in references
+        for tokens, texts in zip(dataset.tokens.tolist(), dataset.token_texts, strict=True)
+    ]

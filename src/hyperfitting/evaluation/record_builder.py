@@ -2,21 +2,24 @@
 
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hyperfitting.data.sequences import SplitSizes
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.scoring import (
     Comparison,
-    GeneratedText,
     Scores,
     jsonable,
     notes,
     per_text,
     slices,
 )
-from hyperfitting.metrics.overlap import Overlap, histogram
+from hyperfitting.metrics.diversity import ROLLING_WINDOW, rolling_ttr
+from hyperfitting.metrics.overlap import histogram
 from hyperfitting.metrics.per_text import row_means
 from hyperfitting.progress import MetricsRow
 from hyperfitting.record import (
@@ -26,15 +29,18 @@ from hyperfitting.record import (
     DatasetInfo,
     Git,
     Histograms,
+    ModelInfo,
     NextTokens,
     OverlapSpan,
     PerSide,
     Predictions,
     Record,
     Sample,
+    SampleText,
     Timings,
 )
-from hyperfitting.store import Artifact, package_versions
+from hyperfitting.store.artifact import Artifact
+from hyperfitting.store.manifest import package_versions
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,9 @@ class RunResult:
     """One row per epoch."""
     next_tokens: dict[str, NextTokens]
     """By evaluation dataset."""
+    model: ModelInfo
+    split_sizes: SplitSizes
+    """Of the documents that were trained on."""
     artifacts: dict[str, Artifact]
     """By the name that the record gives each, `documents` among them."""
     notes: list[str]
@@ -72,8 +81,12 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
         versions={"python": platform.python_version(), **package_versions()},
         git=git_state(),
         device=result.device,
+        model=result.model,
         dataset=DatasetInfo(
-            name=result.config["dataset"]["name"], fingerprint=result.artifacts["documents"].id
+            name=result.config["dataset"]["name"],
+            fingerprint=result.artifacts["documents"].id,
+            source=result.artifacts["documents"].recipe["inputs"]["source"],
+            **asdict(result.split_sizes),
         ),
         artifacts={name: str(artifact.folder) for name, artifact in result.artifacts.items()},
         timings=_timings(result),
@@ -114,34 +127,38 @@ def _timings(result: RunResult) -> Timings:
 
 
 def _per_step(scores: Scores) -> dict[str, list[float | None]]:
-    """Return the mean entropy (nats) and top-1 mass at each step of the continuations."""
-    return {
-        f"gen/{name}": jsonable(row_means(scores.output.step_stats[name].T))
-        for name in ("entropy", "top1_mass")
-    }
+    """Return the mean entropy (nats), top-1 mass and rolling TTR at each step."""
+    rolling = np.full((len(scores.output.continuations), scores.full_length), np.nan)
+    for row, continuation in zip(rolling, scores.output.continuations, strict=True):
+        row[: len(continuation.tokens)] = rolling_ttr(continuation.tokens, ROLLING_WINDOW)
+    by_step = {name: scores.output.step_stats[name] for name in ("entropy", "top1_mass")}
+    by_step[f"ttr_last_{ROLLING_WINDOW}"] = rolling
+    return {f"gen/{name}": jsonable(row_means(values.T)) for name, values in by_step.items()}
 
 
 def _samples(comparison: Comparison) -> list[Sample]:
-    tuned, base = comparison.tuned, comparison.base
     return [
         Sample(
             dataset=dataset,
-            context=by_tuned.context,
-            reference=by_tuned.reference,
-            tuned=_continuation(by_tuned, tuned.overlap, row),
-            base=_continuation(by_base, base.overlap, row),
+            context=SampleText(
+                text="".join(context.token_texts),
+                tokens=context.tokens,
+                token_texts=context.token_texts,
+            ),
+            **{side: _continuation(getattr(comparison, side), row) for side in SIDES},
         )
-        for row, (dataset, by_tuned, by_base) in enumerate(
-            zip(tuned.output.datasets, tuned.output.samples, base.output.samples, strict=True)
+        for row, (dataset, context) in enumerate(
+            zip(comparison.tuned.output.datasets, comparison.contexts, strict=True)
         )
     ]
 
 
-def _continuation(sample: GeneratedText, overlap: Overlap, row: int) -> Continuation:
+def _continuation(scores: Scores, row: int) -> Continuation:
+    continuation, overlap = scores.output.continuations[row], scores.overlap
     return Continuation(
-        text="".join(sample.token_texts),
-        tokens=sample.tokens,
-        token_texts=sample.token_texts,
+        text="".join(continuation.token_texts),
+        tokens=continuation.tokens,
+        token_texts=continuation.token_texts,
         overlap=OverlapSpan(
             length=int(overlap.length[row]),
             start=int(overlap.start[row]),

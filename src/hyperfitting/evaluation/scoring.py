@@ -6,6 +6,7 @@ one value per text, so that means, intervals and differences come from one place
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,13 @@ Values = dict[str, Floats]
 
 
 @dataclass(frozen=True)
-class GeneratedText:
-    """A context, its reference, and a model's continuation of it."""
+class TokenizedText:
+    """A context, a reference or a continuation."""
 
-    context: str
-    reference: str
     tokens: list[int]
-    """Token ids of the continuation."""
+    """Token ids."""
     token_texts: list[str]
-    """The text of each of these tokens; they join to the continuation."""
+    """The text of each token; they join to the whole."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,26 @@ class ModelOutput:
     """`STEP_STATS` of its continuations: (N, max_new_tokens) each, NaN past the end."""
     base_loglikelihoods: Mapping[str, NDArray[Any]]
     """`loss` and `rank` of its continuations under the base model: (N, max_new_tokens) each."""
-    samples: list[GeneratedText]
+    continuations: list[TokenizedText]
     """(N)"""
     mauve_features: tuple[NDArray[Any], NDArray[Any]] | None = None
     """(N, H) of contexts with continuations, and (N, H) of the reference texts."""
+
+    def select(self, rows: NDArray[np.bool_]) -> "ModelOutput":
+        """Return the output on some texts. ``rows``: (N,)."""
+
+        def of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            return {name: values[rows] for name, values in arrays.items()}
+
+        features = self.mauve_features
+        return ModelOutput(
+            list(compress(self.datasets, rows)),
+            of(self.token_stats),
+            of(self.step_stats),
+            of(self.base_loglikelihoods),
+            list(compress(self.continuations, rows)),
+            features and (features[0][rows], features[1][rows]),
+        )
 
 
 class NgramCorpus:
@@ -116,12 +131,15 @@ class Comparison:
     base: Scores
     reference: Scores
     """Of the reference texts, as if the base model had generated them."""
+    contexts: list[TokenizedText]
+    """(N)"""
 
 
 def score(
     tuned: ModelOutput,
     base: ModelOutput,
     reference: ModelOutput,
+    contexts: list[TokenizedText],
     corpus: NgramCorpus,
     evaluation: EvaluationConfig,
 ) -> Comparison:
@@ -131,12 +149,14 @@ def score(
         tuned: output of the tuned model.
         base: output of the base model on the same texts.
         reference: the reference texts as the base model's output.
+        contexts: what all of them continue (N).
         corpus: the sequences that the tuned model was trained on.
         evaluation: lengths and n-grams.
     """
-    return Comparison(
-        *(_score(output, base, corpus, evaluation) for output in (tuned, base, reference))
+    of_tuned, of_base, of_reference = (
+        _score(output, base, corpus, evaluation) for output in (tuned, base, reference)
     )
+    return Comparison(of_tuned, of_base, of_reference, contexts)
 
 
 def _score(
@@ -169,11 +189,11 @@ def _inputs(
     """Return what metrics compute from, with the continuations cut to a length."""
     units = [
         corpus.units(sample.token_texts[:length], sample.tokens[:length])
-        for sample in output.samples
+        for sample in output.continuations
     ]
     is_full = length == evaluation.continuation_len
     return ScoringInputs(
-        continuations=[sample.tokens[:length] for sample in output.samples],
+        continuations=[sample.tokens[:length] for sample in output.continuations],
         units=units,
         corpus=corpus.sequences,
         overlap=dataset_overlap(units, corpus.sequences),
@@ -278,13 +298,14 @@ def notes(comparison: Comparison) -> list[str]:
     tuned = comparison.tuned
     notes = []
     for name, scores in (("tuned", tuned), ("base", comparison.base)):
-        empty = sum(len(sample.tokens) == 0 for sample in scores.output.samples)
+        empty = sum(len(sample.tokens) == 0 for sample in scores.output.continuations)
         if empty:
+            n_texts = len(scores.output.continuations)
             notes.append(
-                f"{empty} of {len(scores.output.samples)} continuations of the {name} model are "
+                f"{empty} of {n_texts} continuations of the {name} model are "
                 "empty: they have no gen/ values and are left out of the means"
             )
-    reference_len = len(comparison.reference.output.samples[0].tokens)
+    reference_len = len(comparison.reference.output.continuations[0].tokens)
     if reference_len < tuned.full_length:
         notes.append(
             f"the reference continuations have {reference_len} tokens only; "

@@ -13,7 +13,7 @@ from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.models.loading import ModelState
 from hyperfitting.progress import ProgressReporter
 from hyperfitting.runtime.config import HardwareConfig
-from hyperfitting.store import Artifact, Store
+from hyperfitting.store.artifact import Artifact, Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

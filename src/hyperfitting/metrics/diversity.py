@@ -11,6 +11,9 @@ from hyperfitting.metrics.ngrams import all_ngrams, join
 LOOP_TOKENS = 10
 """A text ends in a loop if its last unit occurs twice or more in a row, over this many tokens."""
 
+ROLLING_WINDOW = 96
+"""Tokens of `rolling_ttr` along a continuation, as in Figure 9 of Carlsson et al."""
+
 _MAX_COMPARISONS = 2**20
 """Token comparisons that are held in memory at once."""
 
@@ -52,6 +55,30 @@ def rep_n(tokens: ArrayLike, n: int) -> float:
     Args, result and errors are those of `distinct_n`.
     """
     return 1 - distinct_n(tokens, n)
+
+
+def rolling_ttr(tokens: ArrayLike, window: int) -> NDArray[np.float64]:
+    """Return the type-token ratio of the last tokens at each position (Carlsson et al., Figure 9).
+
+    Args:
+        tokens: (T,) token ids.
+        window: tokens that are counted, up to and including the position.
+
+    Returns:
+        (T,) ratios; NaN where fewer than ``window`` tokens precede.
+    """
+    ids = np.asarray(tokens)
+    ratios = np.full(len(ids), np.nan)
+    if len(ids) < window:
+        return ratios
+    order = np.argsort(ids, kind="stable")
+    same = ids[order[1:]] == ids[order[:-1]]
+    previous = np.full(len(ids), -1)  # position of the last occurrence of the same token
+    previous[order[1:][same]] = order[:-1][same]
+    windows = np.lib.stride_tricks.sliding_window_view(previous, window)  # (T - window + 1, window)
+    starts = np.arange(len(windows))[:, None]
+    ratios[window - 1 :] = (windows < starts).mean(axis=1)
+    return ratios
 
 
 def longest_loop(tokens: ArrayLike) -> float:

@@ -11,6 +11,7 @@ from typing import Literal
 from hyperfitting.metrics import per_text
 from hyperfitting.metrics.diversity import (
     LOOP_TOKENS,
+    ROLLING_WINDOW,
     distinct_n,
     ends_in_loop,
     longest_loop,
@@ -104,9 +105,17 @@ _ALL = (
         for n in (2, 3, 4)
     ),
     Metric(
+        f"gen/ttr_last_{ROLLING_WINDOW}",
+        f"type-token ratio of the last {ROLLING_WINDOW} tokens",
+        f"distinct tokens over tokens of the last {ROLLING_WINDOW} tokens, at each step of a "
+        "continuation; only in `per_step`",
+        direction="higher",
+    ),
+    Metric(
         "gen/longest_loop",
         "longest loop",
-        "longest span in which a unit occurs twice or more in a row",
+        "longest span in which a unit occurs twice or more in a row; an unfinished last repetition "
+        "counts",
         unit="tokens",
         direction="lower",
         format="{:.1f}",
@@ -124,7 +133,7 @@ _ALL = (
     Metric(
         "gen/self_bleu",
         "Self-BLEU",
-        "BLEU of a continuation with the others of its slice as references "
+        "BLEU of a continuation with the others of its slice as references, with brevity penalty "
         "(n-grams up to evaluation.bleu_n)",
         direction="lower",
         per_text=per_text.self_bleu,
@@ -192,9 +201,12 @@ _ALL = (
         Metric(
             f"gen/base_rank_over_{k}",
             f"rank > {k} under the base model",
-            f"share of the chosen tokens that are not among the base model's {k} most likely"
-            if k > 1
-            else "share of the chosen tokens that are not the base model's most likely",
+            (
+                f"share of the chosen tokens that are not among the base model's {k} most likely"
+                if k > 1
+                else "share of the chosen tokens that are not the base model's most likely"
+            )
+            + ", the end token included, which decoding never chooses",
             per_text=per_text.base_rank_over(k),
             in_summary=k == 1,
         )

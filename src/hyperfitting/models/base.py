@@ -11,14 +11,14 @@ from typing import Any
 
 import transformers
 
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError
 from hyperfitting.models import gguf, hub, random_init
 from hyperfitting.models.config import ModelConfig
+from hyperfitting.models.folder import check_folder, load_config
 from hyperfitting.progress import ProgressReporter, no_op
-from hyperfitting.store import Step, Store, fingerprint
+from hyperfitting.store.artifact import Step, Store, fingerprint
 
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
-_HF_FORMAT = "a folder in Hugging Face format (config.json, *.safetensors, tokenizer files)"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class BaseModel:
     folder: Callable[[], Path]
     """Returns its local Hugging Face folder; call `ensure` first. (Raises DamagedArtifactError if
     the model is converted or initialized into the store and is not there yet.)"""
+    location: str
+    """Where its files come from: `repo@commit` on the Hub, or a folder."""
     read_config: Callable[[], Any] | None = None
     """Returns its transformers config before `ensure`; none: reads it from the folder."""
     step: Step | None = None
@@ -42,7 +44,7 @@ class BaseModel:
     def local(cls, name: str, folder: Path, dtype: str = "float32") -> "BaseModel":
         """Return the model saved in a folder; its id is a hash of the folder's files."""
         files = {p.name: p for p in folder.iterdir() if p.suffix in _MODEL_SUFFIXES}
-        return cls(f"{fingerprint(files)}:{dtype}", name, dtype, lambda: folder)
+        return cls(f"{fingerprint(files)}:{dtype}", name, dtype, lambda: folder, str(folder))
 
     def ensure(self) -> None:
         """Convert, initialize or download the model, unless that is done.
@@ -67,11 +69,14 @@ class BaseModel:
         """Return its tokenizer.
 
         Raises:
-            UserError: the folder has none.
+            UserError: the folder has none, or one with ids that the model has no embedding for.
         """
         folder = self.folder()
+        n_embeddings = load_config(folder).get_text_config().vocab_size
         try:
-            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 "the folder holds no tokenizer that transformers can read",
@@ -79,6 +84,20 @@ class BaseModel:
                 value=folder,
                 hint="save one beside the model, with tokenizer.save_pretrained(DIR)",
             ) from error
+        # an added [PAD] often has no embedding, and needs none: nothing is padded with it
+        unused = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        unused -= {tokenizer.bos_token_id, tokenizer.eos_token_id}
+        n_ids = max(set(tokenizer.get_vocab().values()) - unused, default=-1) + 1
+        if n_ids > n_embeddings:  # fewer are usual: embeddings are padded to a round number
+            raise UserError(
+                f"its tokenizer has ids up to {n_ids - 1}, its embedding only {n_embeddings} rows",
+                field="model.path",
+                value=folder,
+                valid=f"a tokenizer of at most {n_embeddings} tokens",
+                hint="the tokenizer that the model was trained with, or "
+                "model.resize_token_embeddings and save_pretrained",
+            )
+        return tokenizer
 
     def shape(self) -> tuple[int, int]:
         """Return its number of transformer blocks and its hidden size."""
@@ -96,7 +115,7 @@ class BaseModel:
             UserError: the sequences are too long.
         """
         longest = getattr(self.transformers_config(), "max_position_embeddings", None)
-        if longest and length > longest:
+        if longest and 0 < longest < length:  # XLNet's -1 is no limit
             raise UserError(
                 f"longer than the context of {self.name}",
                 field=field,
@@ -112,10 +131,10 @@ def base_model(cfg: ModelConfig, store: Store, progress: ProgressReporter = no_o
         UserError: there is no such model, or resolving it needs network or access that is missing.
     """
     if cfg.source == "hub":
-        return _hub_model(cfg)
+        return _hub_model(cfg, progress)
     if cfg.source == "local":
         folder = Path(str(cfg.path)).expanduser().absolute()
-        _check_folder(folder)
+        check_folder(folder)
         return BaseModel.local(cfg.name, folder, cfg.dtype)
     if cfg.source == "gguf":
         step = gguf.conversion_step(cfg, store, progress)
@@ -124,14 +143,15 @@ def base_model(cfg: ModelConfig, store: Store, progress: ProgressReporter = no_o
     return _store_model(cfg, step, lambda: random_init.transformers_config(cfg))
 
 
-def _hub_model(cfg: ModelConfig) -> BaseModel:
+def _hub_model(cfg: ModelConfig, progress: ProgressReporter) -> BaseModel:
     repo = str(cfg.path)
     commit = hub.resolve_commit("model", repo, cfg.revision)
     return BaseModel(
         f"{repo}@{commit}:{cfg.dtype}",
         cfg.name,
         cfg.dtype,
-        lambda: hub.download_model(repo, commit),
+        lambda: hub.download_model(repo, commit, progress),
+        f"{repo}@{commit}",
         lambda: load_config(hub.download_config(repo, commit)),
     )
 
@@ -144,43 +164,11 @@ def _store_model(cfg: ModelConfig, step: Step, config_before: Callable[[], Any])
         return load_config(artifact.folder) if artifact.exists else config_before()
 
     return BaseModel(
-        f"{artifact.id}:{cfg.dtype}", cfg.name, cfg.dtype, artifact.path, read_config, step
+        f"{artifact.id}:{cfg.dtype}",
+        cfg.name,
+        cfg.dtype,
+        artifact.path,
+        str(artifact.folder),
+        read_config,
+        step,
     )
-
-
-def _check_folder(folder: Path) -> None:
-    hint = "save a model there with save_pretrained(DIR), or name the Hub id with model=… "
-    if not folder.is_dir():
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UserError(
-            "is not a folder",
-            field="model.path",
-            value=folder,
-            valid=_HF_FORMAT,
-            hint=near_matches(folder.name, siblings) or hint,
-        )
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            "is not a model: it holds no config.json",
-            field="model.path",
-            value=folder,
-            valid=_HF_FORMAT,
-            hint=hint,
-        )
-
-
-def load_config(folder: Path) -> Any:
-    """Return the transformers config of a local model folder.
-
-    Raises:
-        UserError: transformers does not support it, or config.json is invalid.
-    """
-    try:
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"its config.json cannot be used: {str(error).splitlines()[0]}",
-            field="model.path",
-            value=folder,
-            valid="a decoder-only model that transformers knows without remote code",
-        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,12 @@ def final_norm(model: PreTrainedModel) -> list[nn.Parameter]:
         and all(p.dim() == 1 for p in child.parameters())
         for parameter in child.parameters()
     ]
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return what a decoder calls its cache, as an argument and in its output."""
+    is_state_space = "cache_params" in inspect.signature(model.forward).parameters
+    return "cache_params" if is_state_space else "past_key_values"
 
 
 @contextmanager

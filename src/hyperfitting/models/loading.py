@@ -1,12 +1,15 @@
 """Loading weights: the base model, whole or sharded, and a tuned model as an overlay on it.
 
-No remote code is run, and no pickle is read except through torch's weights-only loader.
+No remote code is run, and no pickle is read except through torch's weights-only loader. Weights
+that do not fit the config, or are not finite, are refused.
 """
 
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import torch
 import transformers
@@ -14,12 +17,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from hyperfitting.errors import UserError, is_out_of_memory
+from hyperfitting.errors import UserError, exhausted_resource
+from hyperfitting.formatting import first_line
 from hyperfitting.models import layers, trainable
-from hyperfitting.models.base import BaseModel, load_config
+from hyperfitting.models.base import BaseModel
+from hyperfitting.models.causality import check_causal
 from hyperfitting.models.config import TuningConfig
-from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext
-from hyperfitting.store import Artifact
+from hyperfitting.models.folder import load_config
+from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_tensor
+from hyperfitting.store.artifact import Artifact
+
+_N_LISTED = 3
+"""Names of tensors that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class ModelState:
 
         Raises:
             DamagedArtifactError: the weights are damaged or not built.
-            UserError: the base model cannot be read.
+            UserError: the base model cannot be read, or is no causal decoder.
         """
         model = load(self.base, device_map=device_map)
         if self.weights is not None and self.tuning is not None:
@@ -66,7 +75,9 @@ class ModelState:
             trainable.overlay(model, load_file(self.weights.file(self.file)))
             if self.tuning.is_lora:
                 trainable.merge_adapters(model)
-        return (model if device_map else model.to(device)).eval()
+        model = (model if device_map else model.to(device)).eval()
+        check_causal(model, self.base.name)
+        return model
 
 
 def load(
@@ -80,7 +91,8 @@ def load(
         device_map: `auto` to distribute the blocks over all GPUs.
 
     Raises:
-        UserError: the weights cannot be read, or it is not a decoder-only model.
+        UserError: the weights cannot be read, do not fit the config, or are not finite; or it is
+            not a decoder-only model.
     """
     folder = base.folder()
     config = load_config(folder)
@@ -92,21 +104,98 @@ def load(
         _check_accelerate(device_map)
         placement = {"device_map": device_map}
     try:
-        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, base.dtype), local_files_only=True, **placement
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, base.dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # `_check_keys` refuses them
+            output_loading_info=True,
+            **placement,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"its weights cannot be read: {str(error).splitlines()[0]}",
-            field="model.path",
-            value=folder,
-            hint="save it again with save_pretrained(DIR)",
+    except UnpicklingError as error:
+        raise _unreadable(
+            folder,
+            "they are pickled with more than tensors, and unpickling that can run code",
+            "on a machine where you trust them, load and save them again as safetensors, with "
+            "model.save_pretrained(DIR)",
         ) from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if exhausted_resource(error):
+            raise
+        raise _unreadable(
+            folder, first_line(error), "save it again with save_pretrained(DIR)"
+        ) from error
+    _check_keys(folder, info)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise torch.OutOfMemoryError("the model does not fit on all devices together")
-    return model
+    _check_finite(folder, model, dist)
+    return cast(PreTrainedModel, model)
+
+
+def _check_keys(folder: Path, info: dict[str, Any]) -> None:
+    """Refuse weights that do not fit the config: transformers would fill in random ones.
+
+    Args:
+        folder: of the model.
+        info: what transformers reports; it leaves out tied weights and those that its architecture
+            declares optional.
+    """
+    mismatched = [
+        f"{name} ({list(saved)} instead of {list(expected)})"
+        for name, saved, expected in info["mismatched_keys"]
+    ]
+    for problem, names in (
+        ("lack", info["missing_keys"]),
+        ("hold, beyond what its config.json describes,", info["unexpected_keys"]),
+        ("have another shape than its config.json says for", mismatched),
+    ):
+        if names:
+            raise UserError(
+                f"its weights {problem} {_listing(names)}",
+                field="model.path",
+                value=folder,
+                valid="weights and config.json of the same model, whole",
+                hint="copy both again from where they come from, or save the model again with "
+                "save_pretrained(DIR)",
+            )
+
+
+def _check_finite(folder: Path, model: PreTrainedModel, dist: DistContext) -> None:
+    """Refuse weights with NaN or infinity; one pass over the parameters, without a copy."""
+    names, is_bad = [], []
+    for name, parameter in model.named_parameters():
+        tensor = local_tensor(parameter.detach())
+        if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel():
+            extremes = torch.stack(torch.aminmax(tensor))  # NaN, if there is any
+            is_bad.append(not bool(torch.isfinite(extremes).all()))
+        else:
+            is_bad.append(False)
+        names.append(name)
+    flags = dist.all_reduce_sum(torch.tensor(is_bad, dtype=torch.int32, device=model.device))
+    bad = [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
+    if bad:
+        raise UserError(
+            f"its weights hold NaN or infinity: {_listing(bad)}",
+            field="model.path",
+            value=folder,
+            valid="finite weights",
+            hint="the files, or the training that wrote them, are broken: take an earlier "
+            "checkpoint, or copy them again",
+        )
+
+
+def _listing(names: Iterable[str]) -> str:
+    """Return the first few of some names in order, and how many there are."""
+    names = sorted(names)
+    shown = ", ".join(names[:_N_LISTED])
+    return shown if len(names) <= _N_LISTED else f"{shown}, … ({len(names)} tensors)"
+
+
+def _unreadable(folder: Path, problem: str, hint: str) -> UserError:
+    return UserError(
+        f"its weights cannot be read: {problem}", field="model.path", value=folder, hint=hint
+    )
 
 
 def _check_decoder_only(config: Any, folder: Path) -> None:

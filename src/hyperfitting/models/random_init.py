@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 
 from hyperfitting.errors import UserError
 from hyperfitting.models.config import ModelConfig
-from hyperfitting.store import Step, Store
+from hyperfitting.store.artifact import Step, Store
 
 VERSION = 1
 

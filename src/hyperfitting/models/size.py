@@ -15,7 +15,7 @@ import transformers
 from hyperfitting.models import layers
 from hyperfitting.models.base import BaseModel
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store import Step, Store
+from hyperfitting.store.artifact import Step, Store
 
 VERSION = 1
 _FILE = "size.json"

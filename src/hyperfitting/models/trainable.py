@@ -54,11 +54,17 @@ def select_trainable(
 def _add_adapters(
     model: PreTrainedModel, adapted_blocks: list[nn.Module], tuning: TuningConfig, seed: int
 ) -> None:
-    """Add a trainable LoRA adapter to every linear layer of these blocks."""
+    """Add a trainable LoRA adapter to every linear layer of these blocks.
+
+    Of a state-space mixer, only to its first: its kernels read the others' weights directly, past
+    an adapter.
+    """
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
     block_modules = {module for block in adapted_blocks for module in block.modules()}
+    for mixer in [m for m in block_modules if hasattr(m, "A_log") and hasattr(m, "in_proj")]:
+        block_modules.difference_update(c for c in mixer.children() if c is not mixer.in_proj)
     linear_layers = {
         name: module
         for name, module in model.named_modules()

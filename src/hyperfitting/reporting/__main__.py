@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hyperfitting.errors import UserError
+from hyperfitting.failures import exit_status
 from hyperfitting.reporting.report import write_report
 
 
@@ -18,10 +18,8 @@ def main() -> None:
     )
     parser.add_argument("--to", type=Path, help="folder of all reports (default: beside sweeps/)")
     arguments = parser.parse_args()
-    try:
-        print(f"report     {write_report(arguments.folder.absolute(), arguments.to)}")
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    folder: Path = arguments.folder.resolve()
+    sys.exit(exit_status(lambda: print(f"report     {write_report(folder, arguments.to)}")))
 
 
 if __name__ == "__main__":

@@ -130,4 +130,4 @@ def _measured(estimate: Estimate | None) -> Cell:
 
 
 def _contexts(record: Record) -> list[tuple[str, str]]:
-    return [(sample.dataset, sample.context) for sample in record.samples]
+    return [(sample.dataset, sample.context.text) for sample in record.samples]

@@ -32,18 +32,27 @@ only MAUVE compares the sets, and has no interval.
 - Definitions, units and sources stand at the functions in
   [`metrics/`](../src/hyperfitting/metrics); each is tested against an independent implementation
   (nltk, sacrebleu, scipy, transformers, brute force).
-- BLEU and overlap count tokens, or words with `evaluation.unit=word`.
-- Perplexities are exponentials of the mean loss; per text, of its own loss.
+- BLEU and overlap count tokens, or words with `evaluation.unit=word`. BLEU is nltk's sentence BLEU
+  with smoothing method 1: an order without any match counts 0.1 matches.
+- Perplexities are exponentials of the mean loss; per text, of its own loss. The p-value of a
+  difference of perplexities is that of the losses.
 - `val/` metrics are computed at the full length of the reference texts, `gen/` metrics at every
   length of `evaluation.max_new_tokens`.
 - Intervals are 95% percentile bootstraps over texts (`evaluation.bootstrap` resamples); p-values
-  are of a paired permutation test, which flips the signs of the texts' differences. Both take
+  are of a paired permutation test, which flips the signs of the texts' differences; the smallest
+  that `evaluation.bootstrap` permutations can give is 1 / (permutations + 1), and the terminal
+  writes `<0.001` for all below that. Both take
   texts as independent, which the values of Self-BLEU are not quite. With sampling, one
   continuation is drawn per text: the interval is over texts.
 - A text without a value (an empty continuation; one shorter than the n-gram) is left out, and `n`
   of the estimate counts the others.
 - Metrics marked with * are also measured during training, on the validation sequences, every
-  `trainer.eval_every_epochs`; `train/loss` after every epoch.
+  `trainer.eval_every_epochs`; `train/loss` after every epoch. Their `gen/` metrics are of
+  `trainer.val_max_new_tokens` tokens after the first `trainer.val_prompt_len` tokens of
+  `trainer.val_prompts` sequences, so they do not compare with those of the evaluation.
+- Evaluation texts of which the training sequences contain half or more of the word 13-grams are
+  left out of all scores, and a note of the record says how many
+  ([how documents are split](data.md#splits)).
 
 A new metric is one pure function, one entry in the registry, and one test against an independent
 implementation.
@@ -126,7 +135,7 @@ def _fields(schema: type) -> Iterator[tuple[str, Any, str]]:
         for name, field in schema.model_fields.items():
             yield name, hints[name], field.description or ""
     else:
-        for member in dataclasses.fields(schema):  # type: ignore[arg-type]
+        for member in dataclasses.fields(schema):  # type: ignore[arg-type]  # only dataclasses here
             yield member.name, hints[member.name], member.metadata["description"]
 
 

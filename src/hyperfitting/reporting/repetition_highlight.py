@@ -95,8 +95,8 @@ def _table_row(sample: Sample, number: int) -> str:
     )
     return (
         f"<tr><th scope='row'>{escape(sample.dataset)}<br>{number}</th>"
-        f"<td class='context'>{escape(sample.context)}</td>{continuations}"
-        f"<td class='context'>{escape(sample.reference)}</td></tr>"
+        f"<td class='context'>{escape(sample.context.text)}</td>{continuations}"
+        f"<td class='context'>{escape(sample.reference.text)}</td></tr>"
     )
 
 

@@ -11,10 +11,12 @@ Its content is described in the experiment's file, under `hydra.sweeper.report`;
 """
 
 from pathlib import Path
+from urllib.parse import quote
 
 from hyperfitting.reporting import figures, index, page, tables
 from hyperfitting.reporting.spec import ColumnSpec, ReportSpec, TableSpec, parse_report
 from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
+from hyperfitting.reporting.tables import markdown_text
 from hyperfitting.runtime.files import write_text
 
 _DEFAULT_COLUMNS = {
@@ -54,7 +56,11 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
         write_text(out / f"{table.name}.csv", tables.to_csv(table))
     rendered = [figures.render(sweep, name, figure, out) for name, figure in spec.figures.items()]
     title = spec.title or sweep.spec.name
-    parts = [f"# {title}", spec.about, *map(tables.to_markdown, built)]
+    parts = [
+        f"# {markdown_text(title)}",
+        markdown_text(spec.about),
+        *map(tables.to_markdown, built),
+    ]
     parts += map(_figure_markdown, rendered)
     parts.append(_provenance_markdown(sweep))
     write_text(out / "README.md", "\n\n".join(filter(None, map(str.strip, parts))) + "\n")
@@ -72,12 +78,17 @@ def _default_report(sweep: SweepRecords) -> ReportSpec:
 
 def _figure_markdown(figure: figures.RenderedFigure) -> str:
     if not figure.svg:
-        return f"({figure.name}: {figure.missing})"
-    return f"![{figure.caption}]({figure.name}.svg)\n\n{figure.caption}"
+        return markdown_text(f"({figure.name}: {figure.missing})")
+    caption = markdown_text(figure.caption)
+    return f"![{caption}]({quote(figure.name)}.svg)\n\n{caption}"
 
 
 def _provenance_markdown(sweep: SweepRecords) -> str:
     parts = ["## Made with"]
-    parts += [f"**{name}**: {value}" for name, value in sweep.provenance().items()]
-    missing = [f"- {run.name}: {run.missing}" for run in sweep.runs if run.record is None]
+    parts += [f"**{name}**: {markdown_text(value)}" for name, value in sweep.provenance().items()]
+    missing = [
+        f"- {markdown_text(f'{run.name}: {run.missing}')}"
+        for run in sweep.runs
+        if run.record is None
+    ]
     return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])])

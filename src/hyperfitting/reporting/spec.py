@@ -150,7 +150,7 @@ class PerPositionSpec(_Figure):
 
     kind: Literal["per_position"]
     series: list[str]
-    """Metrics: `gen/entropy`, `gen/top1_mass`."""
+    """Metrics: `gen/entropy`, `gen/top1_mass`, `gen/ttr_last_96`."""
     lines: str | None = None
     """Axis: a line for each label; none: for each run."""
     window: int = Field(16, ge=1)

@@ -29,7 +29,7 @@ class RunEntry:
         """Its record; none: it has not finished.
 
         Raises:
-            UserError: it was written by another version of this software.
+            UserError: it is damaged, or was written by another version of this software.
         """
         path = RunFolder(self.folder).record_path
         return read_record(path) if path.is_file() else None
@@ -74,7 +74,7 @@ class SweepRecords:
     def labels_at_any_scale(self, axis: str) -> list[str]:
         """Return the labels of an axis at every scale, those of this sweep first."""
         declared = [self.spec.axes]
-        declared += [(scale or {}).get("axes") or {} for scale in self.spec.scales.values()]
+        declared += [scale.axes for scale in self.spec.scales.values() if scale and scale.axes]
         labels = self.labels(axis)
         for axes in declared:
             labels += [str(label) for label in axes.get(axis, ())]

@@ -7,9 +7,11 @@ Markdown and LaTeX are written here rather than by pandas: `to_markdown` does no
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hyperfitting.formatting import printable_line
 from hyperfitting.reporting.cells import Cell, table_cell
 from hyperfitting.reporting.spec import SECTION, ColumnSpec, TableSpec, no_such
 from hyperfitting.reporting.sweep_records import SweepRecords
@@ -130,11 +132,20 @@ def to_markdown(table: Table) -> str:
     """Return a table as Markdown."""
     names = headings(table)
     rows = [names, ["---"] * len(names), *(row_texts(table, row) for row in table.rows)]
-    body = "\n".join(
-        "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows
-    )
-    source = f"\n\n*{PUBLISHED}*: {table.spec.source}" if table.published else ""
-    return f"## {table.title}\n\n{body}{source}\n"
+    body = "\n".join("| " + " | ".join(map(markdown_text, row)) + " |" for row in rows)
+    source = f"\n\n*{PUBLISHED}*: {markdown_text(table.spec.source)}" if table.published else ""
+    return f"## {markdown_text(table.title)}\n\n{body}{source}\n"
+
+
+_MARKDOWN_MARKUP = re.compile(
+    r"[\\`*|$]|~(?=~)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[:])|(?<!\w)_|_(?!\w)|^#"
+)
+"""What Markdown, HTML and GitHub's formulas begin with; "[0.1, 0.2]" and "a_b" stay readable."""
+
+
+def markdown_text(text: str) -> str:
+    """Return a text on one line that Markdown shows as it is."""
+    return _MARKDOWN_MARKUP.sub(r"\\\g<0>", printable_line(text))
 
 
 _LATEX_ESCAPES = str.maketrans(
@@ -143,16 +154,23 @@ _LATEX_ESCAPES = str.maketrans(
 )  # fmt: skip
 
 
+def _latex_text(text: str) -> str:
+    return printable_line(text).translate(_LATEX_ESCAPES)
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    row = " & ".join(map(_latex_text, texts)) + r" \\"
+    # the end of the row before takes a * or [ for its argument
+    return "{}" * row.startswith(("*", "[")) + row
+
+
 def to_latex(table: Table) -> str:
     """Return a table as LaTeX, for the package booktabs."""
     n_axes, n_columns = len(table.spec.rows), len(headings(table))
-    rows = [
-        " & ".join(text.translate(_LATEX_ESCAPES) for text in texts) + r" \\"
-        for texts in (headings(table), *(row_texts(table, row) for row in table.rows))
-    ]
+    rows = [_latex_row(headings(table)), *(_latex_row(row_texts(table, r)) for r in table.rows)]
     lines = [
         r"\begin{table}",
-        rf"\caption{{{table.title.translate(_LATEX_ESCAPES)}}}",
+        rf"\caption{{{_latex_text(table.title)}}}",
         rf"\begin{{tabular}}{{{'l' * n_axes}{'r' * (n_columns - n_axes)}}}",
         r"\toprule",
         rows[0],
@@ -162,7 +180,7 @@ def to_latex(table: Table) -> str:
         r"\end{tabular}",
     ]
     if table.published:
-        lines.append(rf"\par {PUBLISHED}: {table.spec.source.translate(_LATEX_ESCAPES)}")
+        lines.append(rf"\par {PUBLISHED}: {_latex_text(table.spec.source)}")
     return "\n".join([*lines, r"\end{table}", ""])
 
 
@@ -171,13 +189,28 @@ def to_csv(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = ["column", "mean", "low", "high", "n", PUBLISHED, "missing"]
-    writer.writerow([*table.spec.rows, *columns])
+    writer.writerow([*map(_csv_text, table.spec.rows), *columns])
     for row in table.rows:
         for heading, cell in row.cells.items():
             numbers: list[float | str] = [""] * 4
             if cell.estimate is not None:
                 low, high = cell.estimate.ci95 or ("", "")
                 numbers = [cell.estimate.mean, low, high, cell.estimate.n]
-            published = row.published.get(heading, "")
-            writer.writerow([*row.labels.values(), heading, *numbers, published, cell.missing])
+            texts = [*row.labels.values(), heading]
+            last = [row.published.get(heading, ""), cell.missing]
+            writer.writerow([*map(_csv_text, texts), *numbers, *map(_csv_text, last)])
     return out.getvalue()
+
+
+def _csv_text(text: str) -> str:
+    """Return a text that a spreadsheet does not take for a formula."""
+    is_formula = text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_number(text)
+    return f"'{text}" if is_formula else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

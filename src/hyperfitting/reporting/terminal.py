@@ -57,7 +57,7 @@ class Terminal:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             _Throughput(),
@@ -155,7 +155,7 @@ def _sample_panel(sample: Sample, number: int, color: bool) -> Panel:
     columns.add_row(_highlighted(sample.base, color), _highlighted(sample.tuned, color))
     legend = "in color" if color else "«in marks»"
     return Panel(
-        Group(Text(printable(sample.context), style="dim"), Text(), columns),
+        Group(Text(printable(sample.context.text), style="dim"), Text(), columns),
         title=Text(f"{printable(sample.dataset)}, text {number} (repetition: {legend})"),
         title_align="left",
     )

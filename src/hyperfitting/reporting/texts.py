@@ -48,7 +48,7 @@ class ContextTexts:
 def all_contexts(sweep: SweepRecords) -> list[Context]:
     """Return the contexts of all runs, each once."""
     contexts = {
-        (sample.dataset, sample.context): None
+        (sample.dataset, sample.context.text): None
         for _, record in sweep.finished()
         for sample in record.samples
     }
@@ -57,7 +57,7 @@ def all_contexts(sweep: SweepRecords) -> list[Context]:
 
 def rows_by_context(record: Record) -> dict[Context, int]:
     """Return the index of the sample of each context."""
-    return {(s.dataset, s.context): row for row, s in enumerate(record.samples)}
+    return {(s.dataset, s.context.text): row for row, s in enumerate(record.samples)}
 
 
 def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
@@ -77,7 +77,7 @@ def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
                 continue
             row = rows[context]
             sample = record.samples[row]
-            reference = reference or sample.reference
+            reference = reference or sample.reference.text
             if (tokens := tuple(sample.base.tokens)) not in seen:
                 seen.add(tokens)
                 continuations.append(_shown(record, "base", row, base_names[name], None))

@@ -4,6 +4,7 @@ Training finishes the optimizer step that it is in; anything else is interrupted
 signal interrupts at once too. The same command resumes.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -54,6 +55,13 @@ def ignore_signals() -> None:
     """Ignore `SIGNALS` and SIGINT in this process: another process handles them."""
     for signum in (*SIGNALS, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
+
+
+def exit_at_signal(status: int) -> None:
+    """From now on let any of `SIGNALS` and SIGINT end this process at once, with this status."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in (*SIGNALS, signal.SIGINT):
+            signal.signal(signum, lambda *_: os._exit(status))
 
 
 def _handle(signum: int, _: FrameType | None) -> None:

@@ -18,7 +18,7 @@ from hyperfitting.config import RunConfig
 from hyperfitting.formatting import duration
 from hyperfitting.models.size import model_size
 from hyperfitting.pipeline import Pipeline, build_pipeline
-from hyperfitting.store import Store
+from hyperfitting.store.artifact import Store
 from hyperfitting.sweep.throughput import DeviceSpec, Throughput, device_spec
 from hyperfitting.training.flops import training_disk_bytes
 from hyperfitting.training.memory import (
@@ -216,7 +216,7 @@ def plan_table(plan: Plan) -> Table:
         caption=f"What several runs share counts for the first{workers}. "
         "Memory: peak of one process.",
     )
-    table.add_column("run", f"{len(plan.runs)} runs", overflow="fold")
+    table.add_column("run", f"{len(plan.runs)} run{'s' * (len(plan.runs) > 1)}", overflow="fold")
     table.add_column("to do", f"{len(plan.runs) - len(unfinished)} finished")
     table.add_column("time", duration(plan.seconds), justify="right")
     peak = max((run.peak_bytes for run in unfinished), default=0.0)

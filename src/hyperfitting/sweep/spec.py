@@ -4,19 +4,25 @@ It is written when a sweep starts, and read by reports and by the runs (for thei
 `SPEC_VERSION` when a field changes.
 """
 
-import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hyperfitting.errors import UserError
-from hyperfitting.runtime.files import write_json
+from hyperfitting.runtime.files import first_problem, make_folder, read_versioned, write_json
 
 SPEC_FILE = "sweep.json"
 SPEC_VERSION = 2
 _FILES_OF_REPORT = ("tables", "figures")
 """Sections of a report whose keys become file names."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+Options = dict[Any, Any] | list[Any]
+"""Of an axis: overrides by label, or values."""
 
 
 class _Model(BaseModel):
@@ -34,6 +40,21 @@ class RunEntrySpec(_Model):
     def _check_name(cls, name: str) -> str:
         return _plain_name(name)
 
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        for text in (*labels, *labels.values()):
+            if _CONTROL.search(text):
+                raise ValueError(f"{text!r} contains control characters")
+        return labels
+
+
+class ScaleSpec(_Model):
+    """What a sweep has in addition at a scale."""
+
+    base_overrides: list[str] = Field(default=[], description="overrides of every run")
+    axes: dict[str, Options] | None = Field(default=None, description="axes of the runs")
+
 
 class SweepSpec(_Model):
     """A sweep: how it was started, its runs, and its report."""
@@ -44,8 +65,8 @@ class SweepSpec(_Model):
     name: str = Field(description="name of the sweep")
     scale: str = Field(description="`embedded` or `paper`")
     command: list[str] = Field(description="the command line that started it")
-    scales: dict[str, Any] = Field(description="`hydra.sweeper.scales`")
-    axes: dict[str, Any] = Field(description="`hydra.sweeper.axes`")
+    scales: dict[str, ScaleSpec | None] = Field(description="`hydra.sweeper.scales`")
+    axes: dict[str, Options] = Field(description="`hydra.sweeper.axes`")
     report: dict[str, Any] = Field(description="`hydra.sweeper.report`")
     runs: list[RunEntrySpec] = Field(description="all runs, in order")
 
@@ -53,7 +74,10 @@ class SweepSpec(_Model):
     @classmethod
     def _check_report(cls, report: dict[str, Any]) -> dict[str, Any]:
         for section in _FILES_OF_REPORT:
-            for name in report.get(section) or {}:
+            names = report.get(section) or {}
+            if not isinstance(names, Mapping):
+                raise ValueError(f"{section} is not a mapping")
+            for name in names:
                 _plain_name(str(name))
         return report
 
@@ -64,34 +88,23 @@ def read_sweep_spec(folder: Path) -> SweepSpec:
     Raises:
         UserError: the folder holds no sweep, an invalid one, or one of another version.
     """
-    try:
-        values = json.loads((folder / SPEC_FILE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    path = folder / SPEC_FILE
+    if not path.is_file():
         raise UserError(
-            f"is no sweep: its {SPEC_FILE} cannot be read",
+            f"is no sweep: it has no {SPEC_FILE}",
             field="folder",
             value=folder,
             hint="a folder under outputs/sweeps",
-        ) from error
-    version = values.get("version") if isinstance(values, dict) else None
-    hint = "the command that started it writes it again; finished runs are kept"
-    if version != SPEC_VERSION:
-        raise UserError(
-            f"was written by another version of this software ({version})",
-            field="folder",
-            value=folder,
-            valid=f"version {SPEC_VERSION}",
-            hint=hint,
         )
-    try:
-        return SweepSpec.model_validate(values)
-    except ValidationError as error:
-        raise UserError(
-            f"is not a valid {SPEC_FILE}: {_first_problem(error)}",
-            field="folder",
-            value=folder,
-            hint=hint,
-        ) from error
+    return read_versioned(
+        path,
+        SweepSpec,
+        "version",
+        SPEC_VERSION,
+        field="folder",
+        value=folder,
+        hint="the command that started it writes it again; finished runs are kept",
+    )
 
 
 def write_sweep_spec(folder: Path, **values: Any) -> SweepSpec:
@@ -102,24 +115,20 @@ def write_sweep_spec(folder: Path, **values: Any) -> SweepSpec:
         values: the fields of `SweepSpec`, other than `version`.
 
     Raises:
-        UserError: a value is invalid, such as a table's name that is not a plain file name.
+        UserError: a value is invalid, such as a table's name that is not a plain file name, or
+            the folder cannot be created.
     """
     try:
         spec = SweepSpec.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"the sweep cannot be described: {_first_problem(error)}") from error
-    folder.mkdir(parents=True, exist_ok=True)
+        raise UserError(f"the sweep cannot be described: {first_problem(error)}") from error
+    make_folder(folder, "hydra.sweep.dir", "another hydra.sweep.dir=DIR")
     write_json(folder / SPEC_FILE, spec.model_dump(mode="json"))
     return spec
 
 
 def _plain_name(name: str) -> str:
     """Return a name, checked to be that of a file within a folder."""
-    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+    if name in ("", ".", "..") or any(c in name for c in "/\\") or _CONTROL.search(name):
         raise ValueError(f"{name!r} is not a plain file name")
     return name
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -5,7 +5,6 @@ status.json     its last reported status: running (and how far), interrupted, fa
 .lock           held by the process that executes it, released by the system when that dies
 """
 
-import json
 import os
 import socket
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
@@ -57,6 +57,9 @@ class Status:
     pid: int = 0
 
 
+_STATUS = TypeAdapter(Status)
+
+
 class RunFolder:
     """The folder of a run within a sweep."""
 
@@ -80,8 +83,8 @@ class RunFolder:
     def read_status(self) -> Status:
         """Return the status that was last written; its process may have died since."""
         try:
-            return Status(**json.loads((self.path / STATUS_FILE).read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+            return _STATUS.validate_json((self.path / STATUS_FILE).read_bytes())
+        except (OSError, ValidationError):
             return Status()
 
     def write_status(self, status: Status) -> None:

@@ -6,7 +6,6 @@ that another command is executing at the moment are waited for.
 
 import logging
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,8 @@ from rich.console import Console
 
 from hyperfitting.config import RunConfig, from_hydra
 from hyperfitting.errors import UserError
-from hyperfitting.failures import ReportedError, print_error
+from hyperfitting.failures import ReportedError, print_error, quote
+from hyperfitting.formatting import make_console
 from hyperfitting.runtime.files import refresh_directory
 from hyperfitting.sweep.config import HydraSetup, SweeperConfig
 from hyperfitting.sweep.jobs import compose_job
@@ -113,7 +113,7 @@ def run_sweep(
     Raises:
         UserError: the sweep or the config of one of its runs is invalid; no run was started.
     """
-    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console = make_console()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
             "torchrun starts the processes of one run, and this is a sweep",
@@ -171,8 +171,8 @@ def _compose_sweep(sweeper: SweeperConfig, hydra: HydraSetup, arguments: Sequenc
     overrides = {
         run.name: [
             *run.overrides,
-            f"hydra.sweep.dir={_quote(str(folder))}",
-            f"hydra.sweep.subdir={_quote(run.name)}",
+            f"hydra.sweep.dir={quote(str(folder))}",
+            f"hydra.sweep.subdir={quote(run.name)}",
         ]
         for run in runs
     }
@@ -193,11 +193,6 @@ def _checked_config(
         return from_hydra(composed)
     except UserError as error:
         raise error.for_run(name) from error
-
-
-def _quote(text: str) -> str:
-    """Return a text as a quoted value of Hydra's override grammar."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _interleave_trainings(

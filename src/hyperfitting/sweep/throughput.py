@@ -19,7 +19,8 @@ import torch
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.device import resolve_device
 from hyperfitting.runtime.distributed import num_processes
-from hyperfitting.store import MANIFEST, Step
+from hyperfitting.store.artifact import Step
+from hyperfitting.store.manifest import MANIFEST
 
 _MAX_BUILDS = 12
 """Most recent builds of a kind that count."""

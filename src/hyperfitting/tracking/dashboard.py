@@ -3,22 +3,26 @@
 import argparse
 import sys
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
-from hyperfitting.errors import UserError
+from hyperfitting.errors import UserError, escape
+from hyperfitting.failures import exit_status
 
 
 def _pages(arguments: argparse.Namespace) -> None:
     from hyperfitting.reporting.serve import HOST, serving, update_reports
 
     for name, error in update_reports(arguments.outputs):
-        print(f"{name}: {error}" if error else f"drawn      {name}")
+        print(f"{escape(name)}: {error}" if error else f"drawn      {escape(name)}")
     with serving(arguments.outputs / "reports", arguments.port) as server:
         url = f"http://{HOST}:{server.server_port}/"
         print(f"reports    {url}   (Ctrl+C ends)", flush=True)
         if arguments.open:
             webbrowser.open(url)
-        server.serve_forever()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    print()
 
 
 def _sync(arguments: argparse.Namespace) -> None:
@@ -65,12 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parsed = _parser().parse_args(arguments)
-    try:
-        parsed.run(parsed)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print()
+    sys.exit(exit_status(lambda: parsed.run(parsed)))
 
 
 if __name__ == "__main__":

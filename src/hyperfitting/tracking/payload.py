@@ -103,10 +103,10 @@ def _texts_table(record: Record) -> Any:
     for row, sample in enumerate(record.samples[:MAX_TEXTS]):
         table.add_data(
             sample.dataset,
-            sample.context,
+            sample.context.text,
             sample.base.text,
             sample.tuned.text,
-            sample.reference,
+            sample.reference.text,
             *(values[row] if values else None for values in per_text.values()),
         )
     return table

@@ -27,7 +27,7 @@ from hyperfitting.models.layers import override_forward, replace_blocks
 from hyperfitting.progress import ProgressReporter
 from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext
 from hyperfitting.runtime.files import refresh_directory
-from hyperfitting.store import Artifact, DamagedArtifactError, Store
+from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Store
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.flops import dtype_bytes
 

@@ -22,7 +22,7 @@ from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
 from hyperfitting.runtime import distributed
 from hyperfitting.runtime.distributed import SINGLE_PROCESS
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store import Artifact, DamagedArtifactError, Store, file_sha256
+from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Store, file_sha256
 from hyperfitting.training import history
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.config import TrainingConfig

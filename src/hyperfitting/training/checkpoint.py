@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
-from hyperfitting.errors import UserError
+from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_tensor
 from hyperfitting.runtime.files import refresh_directory, replacing
 
@@ -108,6 +108,8 @@ class Checkpoint:
             try:
                 saved.append(torch.load(self._folder / name, weights_only=True, map_location="cpu"))
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                if exhausted_resource(error):
+                    raise  # the checkpoint is kept
                 log.warning(
                     "%s cannot be read (%s): training starts anew", self._folder / name, error
                 )
@@ -116,7 +118,10 @@ class Checkpoint:
         if int(self._dist.all_reduce_sum(torch.tensor(failed))):
             self.delete()
             return None
-        return TrainProgress(**saved[0]["progress"]), _reshard(saved, parameters)
+        progress = TrainProgress(**saved[0]["progress"])
+        if self._dist.is_main:  # what a kill left: the next one needs the space
+            self._delete(except_step=progress.step)
+        return progress, _reshard(saved, parameters)
 
     def delete(self) -> None:
         """Delete the checkpoint: training is complete, or it cannot be read."""

@@ -14,7 +14,7 @@ from hyperfitting.models.base import BaseModel
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.size import ModelSize, model_size
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store import Step, Store
+from hyperfitting.store.artifact import Step, Store
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.flops import CHUNK_BYTES, dtype_bytes, micro_batch_size
 from hyperfitting.training.saved_tensors import count_saved_tensors

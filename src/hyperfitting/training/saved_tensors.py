@@ -12,7 +12,7 @@ from typing import Any
 
 from hyperfitting.models.base import BaseModel
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store import Step, Store
+from hyperfitting.store.artifact import Step, Store
 from hyperfitting.training.config import TrainingConfig
 
 VERSION = 1
@@ -86,7 +86,7 @@ def _count(
 
     config = copy.deepcopy(base.transformers_config())
     config.num_hidden_layers = n_blocks
-    if getattr(config, "layer_types", None):
+    if vars(config).get("layer_types"):  # some configs derive it
         config.layer_types = config.layer_types[:n_blocks]
     saved: dict[int, Any] = {}
     with torch.device("meta"):

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from hyperfitting.models import trainable
 from hyperfitting.models.base import BaseModel
+from hyperfitting.models.causality import check_causal
 from hyperfitting.models.layers import override_forward
 from hyperfitting.models.loading import load
 from hyperfitting.progress import ProgressReporter, no_op
@@ -124,6 +125,7 @@ def build_train_state(
         trainable.disable_dropout(model)
     if dist.world_size == 1:
         model.to(device)
+    check_causal(model, base.name)
     if cfg.hardware.activation_checkpointing:
         model.activation_checkpointing_enable()
     return TrainState(

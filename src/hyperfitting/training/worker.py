@@ -24,7 +24,7 @@ from hyperfitting.runtime import distributed, preemption
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.device import setup_torch
 from hyperfitting.runtime.distributed import DistContext
-from hyperfitting.store import Artifact, Store
+from hyperfitting.store.artifact import Artifact, Store
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.config import TrainerConfig, TrainingConfig
 from hyperfitting.training.train import train
@@ -75,7 +75,7 @@ class TrainingTask:
                 HardwareConfig(**cfg["hardware"]),
             ),
             Artifact(store.folder, values["sequences"]["kind"], values["sequences"]["recipe"]),
-            BaseModel(base["id"], base["name"], base["dtype"], lambda: folder),
+            BaseModel(base["id"], base["name"], base["dtype"], lambda: folder, str(folder)),
             Path(values["work"]),
             CacheLocation(store, values["cache_inputs"]),
         )

@@ -10,10 +10,14 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from hyperfitting.decoding.config import DecodeConfig
+from hyperfitting.models.layers import cache_argument
 
 
 class CachedModel:
-    """A model with the key-value cache of one batch: tokens in, next-token logits out.
+    """A model with the cache of one batch: tokens in, next-token logits out.
+
+    Attention keeps keys and values, state-space models a state of constant size. The first call
+    takes the contexts, each later one a single token per text: Mamba cannot append several.
 
     Args:
         model: in evaluation mode.
@@ -22,6 +26,8 @@ class CachedModel:
 
     def __init__(self, model: PreTrainedModel, cache: Cache | None) -> None:
         self._model, self._cache = model, cache
+        self._cache_argument = cache_argument(model)
+        self._n_rows = 0
         # only the last position of a context is needed, and the logits of all may not fit in memory
         has_option = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if has_option else {}
@@ -39,26 +45,21 @@ class CachedModel:
 
     def expand(self, n: int) -> None:
         """Repeat each row of the cache ``n`` times."""
-        self._filled_cache().batch_repeat_interleave(n)
+        self.select(torch.arange(self._n_rows).repeat_interleave(n))
 
     def select(self, rows: Tensor) -> None:
-        """Replace row i of the cache by row ``rows[i]``; (B,)."""
+        """Fill the cache with its rows ``rows`` (B,), in this order."""
         self._filled_cache().reorder_cache(rows)
 
     def _forward(self, tokens: Tensor, **options: Any) -> Any:
-        output = self._model(
-            input_ids=tokens,
-            past_key_values=self._cache,
-            use_cache=True,
-            **options,
-            **self._options,
-        )
-        self._cache = output.past_key_values
+        cache = {self._cache_argument: self._cache}
+        output = self._model(input_ids=tokens, use_cache=True, **cache, **options, **self._options)
+        self._cache, self._n_rows = output[self._cache_argument], len(tokens)
         return output
 
     def _filled_cache(self) -> Cache:
         if self._cache is None:
-            raise TypeError(f"{type(self._model).__name__} has no key-value cache")
+            raise TypeError(f"{type(self._model).__name__} has no cache")
         return self._cache
 
 

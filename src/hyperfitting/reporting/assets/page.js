@@ -47,6 +47,8 @@ function layout(x, y) {
     xaxis: axis(x), yaxis: axis(y),
   };
 }
+// Plotly takes tags in names for markup.
+const plotlyText = (text) => text.replace(/[&<>]/g, (c) => `&#${c.charCodeAt(0)};`);
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 
 function drawCurves() {
@@ -57,7 +59,7 @@ function drawCurves() {
       const line = run.curves[key];
       if (!line) return [];
       return [{
-        x: line[0], y: line[1], name: run.name, mode: "lines+markers", visible: selected.has(i),
+        x: line[0], y: line[1], name: plotlyText(run.name), mode: "lines+markers", visible: selected.has(i),
         line: { color: color(i), dash: DASHES[style(i)] }, marker: { symbol: MARKERS[style(i)], size: 5 },
         hovertemplate: "%{fullData.name}<br>epoch %{x}: %{y:.4g}<extra></extra>",
       }];
@@ -78,7 +80,7 @@ function drawScatter() {
     const [a, b] = [run.metrics[x], run.metrics[y]];
     if (!a || !b) return [];
     return [{
-      x: [a[0]], y: [b[0]], error_x: error(a), error_y: error(b), name: run.name, mode: "markers",
+      x: [a[0]], y: [b[0]], error_x: error(a), error_y: error(b), name: plotlyText(run.name), mode: "markers",
       visible: selected.has(i), marker: { color: color(i), symbol: MARKERS[style(i)], size: 11 },
       hovertemplate: "%{fullData.name}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     }];

@@ -15,6 +15,7 @@ from hyperfitting.reporting.figures.style import (
     NoDataError,
     axis_labels,
     grouped,
+    legend_label,
     make_panels,
 )
 from hyperfitting.reporting.spec import (
@@ -40,7 +41,7 @@ def curves(sweep: SweepRecords, spec: CurvesSpec) -> Figure:
             rows = [{row["epoch"]: row[key] for row in h if key in row} for h in histories]
             epochs = sorted(set.intersection(*map(set, rows)))
             values = np.array([[by_epoch[epoch] for epoch in epochs] for by_epoch in rows])
-            panel.plot(epochs, values.mean(0), label=label)
+            panel.plot(epochs, values.mean(0), label=legend_label(label))
             if len(values) > 1:
                 panel.fill_between(epochs, values.min(0), values.max(0), alpha=0.15, linewidth=0)
     if empty:
@@ -89,7 +90,9 @@ def _draw_line(
     if estimates:
         means = [estimate.mean for estimate in estimates.values()]
         errors = np.array([_error_bar(estimate) for estimate in estimates.values()]).T  # (2, n)
-        panel.errorbar(list(estimates), means, yerr=errors, label=label, capsize=2)
+        panel.errorbar(
+            list(estimates), means, yerr=errors, label=label and legend_label(label), capsize=2
+        )
 
 
 def _error_bar(estimate: Estimate) -> tuple[float, float]:
@@ -136,9 +139,11 @@ def per_position(sweep: SweepRecords, spec: PerPositionSpec) -> Figure:
             mean = np.array([s[:shortest] for s in steps], dtype=float).mean(0)
             smooth = np.convolve(mean, np.ones(spec.window) / spec.window, mode="valid")
             start = (spec.window - 1) / 2 + 1
-            panel.plot(start + np.arange(len(smooth)), smooth, label=label, marker="")
+            panel.plot(start + np.arange(len(smooth)), smooth, label=legend_label(label), marker="")
     for panel, key in zip(panels, spec.series, strict=True):
-        y_label = f"{metric(key).axis_label} (mean of {spec.window} steps)"
+        y_label = metric(key).axis_label
+        if spec.window > 1:
+            y_label += f" (mean of {spec.window} steps)"
         panel.set(xlabel="new token", ylabel=y_label)
     panels[0].legend()
     return figure

@@ -14,8 +14,8 @@ from hyperfitting.reporting.figures.style import (
     PANEL_WIDTH,
     NoDataError,
     draw_matrix,
-    escape_mathtext,
     grouped,
+    legend_label,
     make_panels,
 )
 from hyperfitting.reporting.next_tokens import changed_positions
@@ -35,7 +35,8 @@ def histogram(sweep: SweepRecords, spec: HistogramSpec) -> Figure:
         counts = [np.array(record.overlap_histogram.tuned) for _, record in group]
         longest = max(map(len, counts))
         total = np.sum([np.pad(c, (0, longest - len(c))) for c in counts], axis=0)
-        panel.plot(range(longest), 100 * total / total.sum(), label=label, drawstyle="steps-mid",
+        percent = 100 * total / total.sum()
+        panel.plot(range(longest), percent, label=legend_label(label), drawstyle="steps-mid",
                    marker="")  # fmt: skip
     panel.set(xlabel="longest overlap with the training data, tokens", ylabel="texts, %")
     panel.legend()
@@ -78,8 +79,9 @@ def ranks(sweep: SweepRecords, spec: RanksSpec) -> Figure:
     figure, panels = make_panels(2)
     limits = np.unique(np.round(np.logspace(0, 4, 60)).astype(int))
     for label, rank in {"base": base, **tuned}.items():
-        panels[0].plot(limits, _percent_within(rank, limits), label=label, marker="")
+        panels[0].plot(limits, _percent_within(rank, limits), label=legend_label(label), marker="")
     panels[0].set(xscale="log", xlabel="k", ylabel="reference token among the first k, %")
+    panels[0].xaxis.set_major_formatter("{x:g}")
     panels[0].legend()
     counts = np.histogram2d(base, next(iter(tuned.values())), [_RANK_BINS, _RANK_BINS])[0]
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -110,7 +112,7 @@ def next_tokens(sweep: SweepRecords, spec: NextTokensSpec) -> Figure:
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(positions), 2, squeeze=False)
     for row, position in zip(panels, positions, strict=True):
-        context = escape_mathtext(printable_line(position.context)[-_CONTEXT_CHARACTERS:])
+        context = printable_line(position.context)[-_CONTEXT_CHARACTERS:]
         titles = (f"…{context}\nbase", "tuned")
         for panel, tokens, title in zip(row, (position.base, position.tuned), titles, strict=True):
             panel.barh(range(len(tokens)), [token.probability for token in tokens],
@@ -123,5 +125,5 @@ def next_tokens(sweep: SweepRecords, spec: NextTokensSpec) -> Figure:
 
 
 def _token_label(token: NextToken) -> str:
-    label = escape_mathtext(repr(printable_line(token.text)))
+    label = repr(printable_line(token.text))
     return label if token.in_training_data else f"{label} *"

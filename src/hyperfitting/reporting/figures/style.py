@@ -28,6 +28,7 @@ STYLE: Any = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "svg.hashsalt": "hyperfitting",
+    "text.parse_math": False,  # a $ is a dollar, in labels and in texts of models
     "text.hinting": "none",  # glyphs as wide as the font states, at any size
     # distinguished in gray by dash and marker, in color as Okabe and Ito (2008)
     "axes.prop_cycle": cycler(
@@ -95,6 +96,6 @@ def draw_matrix(
     panel.grid(visible=False)
 
 
-def escape_mathtext(text: str) -> str:
-    """Return a text that matplotlib does not parse as mathematics."""
-    return text.replace("$", r"\$")
+def legend_label(text: str) -> str:
+    """Return a text as a label in a legend; matplotlib leaves out those that begin with _."""
+    return f" {text}" if text.startswith("_") else text

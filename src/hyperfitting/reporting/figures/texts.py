@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from hyperfitting.formatting import printable_line
 from hyperfitting.record import Continuation
-from hyperfitting.reporting.figures.style import NoDataError, escape_mathtext, grouped
+from hyperfitting.reporting.figures.style import NoDataError, grouped
 from hyperfitting.reporting.repetition_highlight import spans
 from hyperfitting.reporting.spec import TextSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
@@ -40,7 +40,7 @@ def text(sweep: SweepRecords, spec: TextSpec) -> Figure:
     if not samples:
         raise NoDataError(f"no run has a text number {spec.number}")
     blocks = {label: wrap(sample.tuned, spec.width) for label, sample in samples.items()}
-    context = textwrap.wrap(printable_line(next(iter(samples.values())).context), spec.width)
+    context = textwrap.wrap(printable_line(next(iter(samples.values())).context.text), spec.width)
     n_lines = len(context) + 1 + sum(len(block) + 2 for block in blocks.values())
     size = (spec.width * _FONT_POINTS * _CHARACTER_WIDTH / 72, _LINE_INCHES * n_lines)
     figure = Figure(figsize=size)
@@ -51,7 +51,7 @@ def text(sweep: SweepRecords, spec: TextSpec) -> Figure:
     font: dict[str, Any] = {"family": "monospace", "fontsize": _FONT_POINTS, "va": "center"}
     y = 0.5
     for words in context:
-        panel.text(0, y, escape_mathtext(words), style="italic", **font)
+        panel.text(0, y, words, style="italic", **font)
         y += 1
     y += 0.5
     for label, lines in blocks.items():
@@ -59,7 +59,7 @@ def text(sweep: SweepRecords, spec: TextSpec) -> Figure:
         y += 1
         for line in lines:
             for segment in line:
-                panel.text(segment.column, y, escape_mathtext(segment.text),
+                panel.text(segment.column, y, segment.text,
                            **_shading(segment.shade), **font)  # fmt: skip
             y += 1
         y += 0.6

@@ -10,30 +10,44 @@ a handle: it reads, and never builds. A `Step` is an artifact with the function 
                                     same folder with its content, to resume from
     <store>/<kind>/<id>.copy/       one being copied from a remote store
     <store>/<kind>/<id>.lock        held by the process that builds it
-    <store>/<kind>/<id>.corrupt-*/  set aside because a file did not match its checksum
+    <store>/<kind>/<id>.corrupt-*   set aside because it was damaged
 """
 
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hyperfitting.errors import UserError
-from hyperfitting.runtime.files import fsync_path, refresh_directory, write_json
+from hyperfitting.errors import UserError, exhausted_resource
+from hyperfitting.runtime.files import (
+    OtherVersionError,
+    folder_error,
+    fsync_path,
+    make_folder,
+    refresh_directory,
+    remove,
+    write_json,
+)
+from hyperfitting.store.manifest import (
+    MANIFEST,
+    MANIFEST_VERSION,
+    FileEntry,
+    Manifest,
+    package_versions,
+    read_manifest,
+)
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 2
-PACKAGES = ("hyperfitting", "torch", "transformers", "tokenizers", "datasets", "numpy")
+_ANOTHER_STORE = "another store=DIR"
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +74,6 @@ def fingerprint(paths: Mapping[str, Path]) -> str:
 @cache
 def _stamped_sha256(path: Path, _mtime_ns: int) -> str:
     return file_sha256(path)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the installed versions of the packages that can change a number."""
-    versions = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 class DamagedArtifactError(Exception):
@@ -121,28 +126,32 @@ class Artifact:
         Raises:
             DamagedArtifactError: it is not finished, or a file is damaged.
         """
-        self._verify([name for name in self._files() if name not in self._verified])
+        self._verify([name for name in self.manifest().files if name not in self._verified])
         return self.folder
 
     def build_seconds(self) -> float:
         """Return how long building it took, in seconds."""
-        return float(self.manifest()["seconds"])
+        return self.manifest().seconds
 
-    def manifest(self) -> dict[str, Any]:
-        """Return its manifest.
+    def manifest(self) -> Manifest:
+        """Return its manifest; if that is damaged, the artifact is set aside.
 
         Raises:
+            DamagedArtifactError: it is not finished, or its manifest is damaged.
             UserError: it was written by another version of this software.
         """
-        manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text("utf-8"))
-        if manifest.get("manifest_version") != MANIFEST_VERSION:
-            raise UserError(
-                f"artifact {self.folder} was written in format "
-                f"{manifest.get('manifest_version')!r}, which this version does not know",
-                valid=f"format {MANIFEST_VERSION}",
-                hint="use the version of hyperfitting that wrote it, another store=DIR, "
-                "or delete that folder to have it built again",
-            )
+        if not os.path.lexists(self.folder):
+            raise DamagedArtifactError(self, "not built")
+        try:
+            manifest = read_manifest(self.folder)
+            problem = "" if manifest.id == self.id else f"of artifact {manifest.id}"
+        except OtherVersionError:
+            raise
+        except UserError as error:
+            problem = error.problem
+        if problem:
+            self._set_aside(problem)
+            raise DamagedArtifactError(self, problem)
         return manifest
 
     @contextmanager
@@ -156,21 +165,26 @@ class Artifact:
         Args:
             flops: estimates the floating-point operations of the build; recorded with the seconds
                 that it took, to predict the next one's duration.
+
+        Raises:
+            UserError: the store's folder cannot be written to.
         """
         self.check()
         if self.exists:
             yield None
             return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.parent, "store", _ANOTHER_STORE)
         with self._lock():
             refresh_directory(self.folder.parent)  # another machine may just have finished it
             if self.exists or any(map(self._copy_from, self._remotes)):
                 yield None
                 return
             partial = self.folder.with_name(f"{self.id}.partial")
-            resumed = partial.exists()
+            resumed = partial.is_dir()
+            if not resumed:
+                remove(partial)
             partial.mkdir(exist_ok=True)
-            for leftover in partial.rglob(".*.partial"):
+            for leftover in partial.rglob(".*.partial"):  # of a process that was killed
                 leftover.unlink()
             start = time.perf_counter()
             yield partial
@@ -184,14 +198,9 @@ class Artifact:
         Raises:
             UserError: it was written by another version of this software.
         """
-        if not self.folder.exists():
-            return
-        try:
-            intact = self.manifest()["id"] == self.id
-        except (OSError, ValueError, KeyError, AttributeError):
-            intact = False
-        if not intact:
-            self._set_aside("its manifest is damaged")
+        if os.path.lexists(self.folder):
+            with suppress(DamagedArtifactError):
+                self.manifest()
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -201,6 +210,10 @@ class Artifact:
         except Timeout:
             log.warning("%s %s is being built by another process; waiting", self.kind, self.id)
             lock.acquire()
+        except OSError as error:
+            if exhausted_resource(error):
+                raise
+            raise folder_error(self.folder.parent, error, "store", _ANOTHER_STORE) from error
         try:
             yield
         finally:
@@ -211,17 +224,23 @@ class Artifact:
         if not (remote / MANIFEST).is_file():
             return False
         copy = self.folder.with_name(f"{self.id}.copy")
-        shutil.rmtree(copy, ignore_errors=True)  # of a process that was killed
-        shutil.copytree(remote, copy)
-        files = json.loads((copy / MANIFEST).read_text("utf-8"))["files"]
-        damaged = [n for n, entry in files.items() if file_sha256(copy / n) != entry["sha256"]]
-        if damaged:
-            log.warning("%s is damaged (%s): not copied", remote, ", ".join(damaged))
-            shutil.rmtree(copy)
+        remove(copy)  # of a process that was killed
+        try:
+            manifest = read_manifest(remote)
+            if manifest.id != self.id:
+                raise ValueError(f"of artifact {manifest.id}")
+            files = manifest.files
+            for name in (*files, MANIFEST):
+                _copy_file(remote / name, copy / name, files.get(name))
+        except (OSError, ValueError, UserError) as error:
+            if exhausted_resource(error):
+                raise
+            log.warning("%s is damaged (%s): not copied", remote, error)
             return False
-        for name in (*files, MANIFEST):
-            fsync_path(copy / name)
-        self._publish(copy, files)
+        else:
+            self._publish(copy, files)
+        finally:
+            remove(copy)
         log.info("copied %s %s from %s", self.kind, self.id, remote)
         return True
 
@@ -233,24 +252,21 @@ class Artifact:
         )
         for name in names:
             fsync_path(partial / name)
-        write_json(
-            partial / MANIFEST,
-            {
-                "manifest_version": MANIFEST_VERSION,
-                "id": self.id,
-                "recipe": self.recipe,
-                "packages": package_versions(),
-                "seconds": round(seconds, 3),
-                "flops": flops,
-                "files": {
-                    name: {
-                        "sha256": file_sha256(partial / name),
-                        "bytes": (partial / name).stat().st_size,
-                    }
-                    for name in names
-                },
+        manifest = Manifest(
+            manifest_version=MANIFEST_VERSION,
+            id=self.id,
+            recipe=dict(self.recipe),
+            packages=package_versions(),
+            seconds=round(seconds, 3),
+            flops=flops,
+            files={
+                name: FileEntry(
+                    sha256=file_sha256(partial / name), bytes=(partial / name).stat().st_size
+                )
+                for name in names
             },
         )
+        write_json(partial / MANIFEST, asdict(manifest))
         self._publish(partial, names)
         log.info("built %s %s in %.1f s", self.kind, self.id, seconds)
 
@@ -259,15 +275,8 @@ class Artifact:
         fsync_path(self.folder.parent)
         self._verified.update(names)
 
-    def _files(self) -> dict[str, Any]:
-        self.check()
-        if not self.exists:
-            raise DamagedArtifactError(self, "not built")
-        files: dict[str, Any] = self.manifest()["files"]
-        return files
-
     def _verify(self, names: Sequence[str]) -> None:
-        files = self._files()
+        files = self.manifest().files
         for name in names:
             path = self.folder / name
             if name not in files:
@@ -275,7 +284,7 @@ class Artifact:
             reason = ""
             if not path.is_file():
                 reason = f"{name} is missing"
-            elif file_sha256(path) != files[name]["sha256"]:
+            elif file_sha256(path) != files[name].sha256:
                 reason = f"{name} does not match its checksum"
             if reason:
                 self._set_aside(reason)
@@ -290,7 +299,8 @@ class Artifact:
             reason,
             aside.name,
         )
-        self.folder.rename(aside)
+        with suppress(FileNotFoundError):  # another process was faster
+            self.folder.rename(aside)
         self._verified.clear()
 
 
@@ -319,10 +329,19 @@ class Store:
     Args:
         folder: where they are built.
         remote_stores: other stores, from which a finished artifact is copied. They are only read.
+
+    Raises:
+        UserError: there can be no such folder.
     """
 
     def __init__(self, folder: Path | str, remote_stores: Sequence[Path | str] = ()) -> None:
         self.folder = Path(folder).absolute()
+        try:
+            self.folder.stat()
+        except FileNotFoundError:
+            pass  # it is created when something is built
+        except OSError as error:
+            raise folder_error(self.folder, error, "store", _ANOTHER_STORE) from error
         self.remote_stores = [Path(remote).expanduser().absolute() for remote in remote_stores]
 
     def artifact(
@@ -338,3 +357,19 @@ class Store:
         """
         recipe = {"kind": kind, "version": version, "config": config, "inputs": inputs}
         return Artifact(self.folder, kind, recipe, self.remote_stores)
+
+
+def _copy_file(source: Path, target: Path, entry: FileEntry | None) -> None:
+    """Copy a file and flush it to disk.
+
+    Raises:
+        OSError: it cannot be copied.
+        ValueError: it is no file, or it does not match its checksum; no entry: it is not checked.
+    """
+    if not source.is_file():  # a pipe would be waited for
+        raise ValueError(f"{source.name} is missing")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    if entry is not None and file_sha256(target) != entry.sha256:
+        raise ValueError(f"{source.name} does not match its checksum")
+    fsync_path(target)

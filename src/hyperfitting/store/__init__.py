@@ -1,0 +1,1 @@
+"""Content-addressed artifacts on disk, with the manifest of each."""
