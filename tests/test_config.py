@@ -33,6 +33,15 @@ def test_every_option_composes(compose: Compose, group: str, option: str) -> Non
     compose(f"{group}={option}", *open_fields)
 
 
+def test_weights_that_would_lose_their_updates_are_refused_unless_forced(compose: Compose) -> None:
+    low = "model.dtype=bfloat16"
+    with pytest.raises(UserError, match=r"(?s)model\.dtype=bfloat16.*optimizer=adam_bf16"):
+        compose(low)
+    forced = "trainer.allow_lost_updates=true"
+    for allowed in ("optimizer=adam_bf16", "tuning=none", "tuning=lora", forced):
+        assert compose(low, allowed).model.dtype == "bfloat16"
+
+
 @pytest.mark.parametrize("experiment", sorted((conf_dir() / "experiment").glob("*.yaml")))
 def test_every_experiment_composes(compose: Compose, experiment: Path) -> None:
     compose(f"experiment={experiment.stem}")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -38,6 +39,25 @@ def test_the_chunked_loss_is_cross_entropy_with_its_gradients(
         grads = torch.autograd.grad(3 * actual, inputs)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_biased_output_layer_has_a_loss_under_autocast(dtype: torch.dtype) -> None:
+    """As those of Phi and GPT-J."""
+    torch.manual_seed(0)
+    states, weight, bias = torch.randn(5, 6), torch.randn(11, 6), torch.randn(11)
+    weight.requires_grad_()
+    bias.requires_grad_()
+    targets = torch.randint(0, 11, (5,))
+    with torch.autocast("cpu", dtype):
+        actual = chunked_cross_entropy(states, weight, bias, targets)
+    expected = nn.functional.cross_entropy(states @ weight.T + bias, targets, reduction="sum")
+    assert actual.item() == pytest.approx(expected.item(), rel=0.02)
+    actual.backward()
+    assert bias.grad is not None
+    np.testing.assert_allclose(
+        bias.grad, torch.autograd.grad(expected, bias)[0], rtol=0.1, atol=0.05
+    )
 
 
 def test_every_architecture_here_has_a_chunked_loss(any_base: BaseModel) -> None:

@@ -41,9 +41,8 @@ def with_optimizer(cfg: TrainingConfig, name: str, compose: Compose) -> Training
 
 
 def test_plain_bfloat16_does_not_move_at_the_papers_learning_rate(
-    cfg: TrainingConfig, half_base: BaseModel, tmp_path: Path, compose: Compose,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    cfg: TrainingConfig, half_base: BaseModel, tmp_path: Path, compose: Compose
+) -> None:
     _, weights = run_training(with_optimizer(cfg, "adam", compose), half_base, tmp_path / "w")
     base_weights = dict(load(half_base).named_parameters())
     unchanged = [
@@ -53,20 +52,17 @@ def test_plain_bfloat16_does_not_move_at_the_papers_learning_rate(
     ]
     assert min(unchanged) > 0.97  # only weights near 0 can move
     assert moved(half_base, weights) < 0.05
-    assert "round stochastically" in caplog.text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam_8bit", "adam_bf16"])
 def test_with_stochastic_rounding_the_weights_move_as_far_as_in_float32(
-    cfg: TrainingConfig, half_base: BaseModel, tmp_path: Path, compose: Compose, optimizer: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    cfg: TrainingConfig, half_base: BaseModel, tmp_path: Path, compose: Compose, optimizer: str
+) -> None:
     base = replace(half_base, dtype="float32")
     _, exact = run_training(with_optimizer(cfg, "adam", compose), base, tmp_path / "exact")
     _, weights = run_training(with_optimizer(cfg, optimizer, compose), half_base, tmp_path / "w")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
-    assert "round stochastically" not in caplog.text
     # single weights move by whole bfloat16 steps; their mean is that of float32
     base_weights = dict(load(half_base).named_parameters())
     float32_weights = dict(load(base).named_parameters())

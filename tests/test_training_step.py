@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hyperfitting.errors import UserError
 from hyperfitting.models import trainable
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.layers import blocks
@@ -121,6 +122,29 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
     rows, _ = run_training(cfg, base, tmp_path / "b")
     np.testing.assert_allclose(step_losses(rows), step_losses(expected), rtol=1e-4)
     assert "micro_batch_size=1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")],
+)
+def test_out_of_memory_in_the_optimizer_step_is_not_repeated(
+    cfg: TrainingConfig, base: BaseModel, tmp_path: Path, error: RuntimeError
+) -> None:
+    """Its state may be half made, and some parameters updated."""
+    state = build_train_state(cfg, base, DATA.train, cache_location(tmp_path, base))
+    calls = 0
+
+    def fail(*_: Any, **__: Any) -> None:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    state.optimizer.step = fail  # type: ignore[method-assign]
+    rows, micro_batch_size = np.arange(3), state.micro_batch_size
+    with pytest.raises(UserError, match=r"(?s)optimizer=Adam: out of memory in its step.*kB"):
+        train_step(state, torch.as_tensor(DATA.train[rows]).long(), rows)
+    assert (calls, state.micro_batch_size) == (1, micro_batch_size)
 
 
 @pytest.mark.parametrize("method", ["lora", "late_stage_lora"])

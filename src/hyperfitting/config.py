@@ -63,6 +63,7 @@ class RunConfig:
                 )
         check_optimizer(self.optimizer)
         self._check_trainer()
+        self._check_lost_updates()
         self._check_ngram_lengths()
         if self.hardware.plan_gpu_memory_gb and not self.plan:
             raise UserError(
@@ -104,6 +105,23 @@ class RunConfig:
                 field="tuning.lora_dropout",
                 value=self.tuning.lora_dropout,
                 hint="trainer.dropout=true",
+            )
+
+    def _check_lost_updates(self) -> None:
+        """Refuse to train weights whose updates are far below the spacing of their dtype."""
+        trains_weights = self.tuning.method != "none" and not self.tuning.is_lora
+        is_rounded = bool(self.optimizer.get("bf16_stochastic_round"))
+        if self.model.dtype == "float32" or not trains_weights or is_rounded:
+            return
+        if not self.trainer.allow_lost_updates:
+            raise UserError(
+                f"weights in {self.model.dtype} lose updates far below their spacing: with Adam at "
+                "1e-6 they never change",
+                field="model.dtype",
+                value=self.model.dtype,
+                valid="float32 (with trainer.precision=bfloat16 for speed), or stochastic rounding",
+                hint="model.dtype=float32, or where that does not fit optimizer=adam_bf16 or "
+                "adam_8bit; trainer.allow_lost_updates=true trains anyway",
             )
 
     def _check_ngram_lengths(self) -> None:

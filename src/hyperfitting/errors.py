@@ -11,7 +11,10 @@ _EXHAUSTED: dict[Resource, tuple[frozenset[int], tuple[str, ...]]] = {
         frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}),
         ("No space left on device", "Disk quota exceeded"),
     ),
-    "memory": (frozenset({errno.ENOMEM}), ("can't allocate memory", "out of memory")),
+    "memory": (
+        frozenset({errno.ENOMEM}),
+        ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+    ),
     "threads": (
         frozenset({errno.EAGAIN}),
         ("can't start new thread", "Resource temporarily unavailable"),

@@ -348,9 +348,9 @@ def read_predictions(folder: Path) -> dict[str, NDArray[Any]] | None:
             for name in _REPORTED_PREDICTIONS
             if not isinstance(predictions.get(name), np.ndarray)
             or predictions[name].ndim != 2
-            or predictions[name].dtype.kind not in "iu"
+            or predictions[name].dtype.kind not in "iuf"  # ranks are float32
         ]
-        problem = f"has no integer matrix {', '.join(invalid)}" if invalid else ""
+        problem = f"has no matrix of numbers {', '.join(invalid)}" if invalid else ""
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if exhausted_resource(error):
             raise

@@ -23,6 +23,7 @@ from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.constraints import Constraints
 from hyperfitting.decoding.contrastive import contrastive_search
+from hyperfitting.errors import exhausted_resource
 from hyperfitting.metrics.distribution import STEP_STATS
 from hyperfitting.progress import Advance
 from hyperfitting.runtime import memory
@@ -100,8 +101,8 @@ def continue_texts(
                 batch_tokens, batch_stats = _continue_batch(
                     model, backend, batch, max_new_tokens, decode, constraints, advance or _no_op
                 )  # (B, new), (S, B, new)
-            except torch.OutOfMemoryError:
-                if batch_size == 1:
+            except RuntimeError as error:
+                if exhausted_resource(error) != "memory" or batch_size == 1:
                     raise
                 batch_size = math.ceil(batch_size / 2)
                 log.warning("out of GPU memory: continuing %d texts at once", batch_size)

@@ -4,8 +4,10 @@ Every source ends as such a folder (safetensors, config.json, tokenizer): downlo
 given by the user, or converted or initialized into the store. No remote code is run.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +160,10 @@ def _hub_model(cfg: ModelConfig, progress: ProgressReporter) -> BaseModel:
 
 def _store_model(cfg: ModelConfig, step: Step, config_before: Callable[[], Any]) -> BaseModel:
     """Return a model of the store, whose transformers config is known before it is built."""
-    artifact = step.artifact
+    artifact, config_once = step.artifact, cache(config_before)  # (a GGUF header takes seconds)
 
     def read_config() -> Any:
-        return load_config(artifact.folder) if artifact.exists else config_before()
+        return load_config(artifact.folder) if artifact.exists else copy.deepcopy(config_once())
 
     return BaseModel(
         f"{artifact.id}:{cfg.dtype}",

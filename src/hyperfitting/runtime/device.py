@@ -24,6 +24,8 @@ def setup_torch(hardware: HardwareConfig) -> torch.device:
     else:
         memory.retain_freed()
     if device.type == "cuda":
+        if device.index is not None:  # streams, graphs and random numbers are the current device's
+            torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     transformers.logging.disable_progress_bar()

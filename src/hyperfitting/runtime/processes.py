@@ -1,13 +1,15 @@
-"""Subprocesses: ending together with the parent, and the number of threads that they use."""
+"""Subprocesses: ending together with the parent, and the threads and GPUs that they use."""
 
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read by the numerical libraries when they are loaded, so they are set before a process starts."""
+_CUDA_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # of Linux, of WSL
 _POLL_SECONDS = 0.5
 
 
@@ -42,16 +44,36 @@ def thread_env(n: int | None) -> dict[str, str]:
     return {name: str(n) for name in THREAD_VARIABLES if name not in os.environ}
 
 
+def visible_gpus() -> list[str]:
+    """Return the CUDA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Indices, UUIDs (`GPU-…`) or MIG instances (`MIG-…`). No CUDA context is created, and torch is
+    imported only where there is a driver.
+    """
+    if not any(driver.exists() for driver in _CUDA_DRIVERS):
+        return []
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return [str(index) for index in range(n_gpus)]
+    return [name.strip() for name in listed.split(",")][:n_gpus]  # CUDA stops at an invalid name
+
+
 @contextmanager
-def child_threads(n: int | None) -> Iterator[None]:
-    """Give processes that start inside this context ``n`` threads, as `thread_env` does.
+def child_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Give processes that start inside this context environment variables.
 
     For process APIs that take no environment, such as `multiprocessing`.
     """
-    variables = thread_env(n)
+    before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name in variables:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -205,7 +205,11 @@ def run_on_ray(
         ) from error  # fmt: skip
     try:
         # no retries by Ray: the sweeper distinguishes runs that died from runs that failed
-        remote = ray.remote(num_cpus=config.num_cpus, num_gpus=config.num_gpus, max_retries=0)
+        num_gpus = config.num_gpus
+        if num_gpus is None:
+            # (ray has no types for it)
+            num_gpus = min(1, ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        remote = ray.remote(num_cpus=config.num_cpus, num_gpus=num_gpus, max_retries=0)
         execute = remote(_execute_in)
         unfinished = [
             execute.remote(Path.cwd(), Job(hydra, first + index, overrides))

@@ -101,5 +101,5 @@ class RayConfig:
     machine."""
     num_cpus: float = 1
     """CPU cores that Ray reserves for a run."""
-    num_gpus: float = 0
-    """GPUs that Ray reserves for a run."""
+    num_gpus: float | None = None
+    """GPUs that Ray reserves for a run; none: one, if the cluster has any."""

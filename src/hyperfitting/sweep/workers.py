@@ -4,6 +4,7 @@ Workers are spawned, so that memory that one leaks is freed when it exits, and o
 kills leaves the others running: its run is repeated, up to `hydra.sweeper.max_attempts` times.
 """
 
+import logging
 import multiprocessing as mp
 import os
 import sys
@@ -21,12 +22,18 @@ from hydra.core.singleton import Singleton
 from hyperfitting.errors import UserError
 from hyperfitting.runtime import preemption
 from hyperfitting.runtime.preemption import Preempted
-from hyperfitting.runtime.processes import child_threads, exit_with_parent
+from hyperfitting.runtime.processes import (
+    child_environment,
+    exit_with_parent,
+    thread_env,
+    visible_gpus,
+)
 from hyperfitting.sweep.config import HydraSetup
 from hyperfitting.sweep.jobs import compose_job, execute_job
 from hyperfitting.sweep.state import RunFolder
 
 LOG_FILE = "workers.log"
+log = logging.getLogger(__name__)
 _JOIN_SECONDS = 5
 
 
@@ -62,7 +69,8 @@ def run_with_workers(
     queue = list(range(len(jobs)))
     deaths: Counter[int] = Counter()
     count = min(workers, len(jobs))
-    with _pool(payload, count) as pool:
+    environments = worker_environments(count)
+    with _pool(payload, environments) as pool:
         while queue or any(worker.job is not None for worker in pool):
             for worker in pool:
                 if worker.job is None and queue:
@@ -81,13 +89,13 @@ def run_with_workers(
                     queue.insert(0, job)
                 else:
                     _run_folder(hydra, jobs[job]).mark_failed(deaths[job])
-                pool[index] = _start(payload, count)
+                pool[index] = _start(payload, environments[index])
 
 
 @contextmanager
-def _pool(payload: bytes, count: int) -> Iterator[list[_Worker]]:
-    """Run ``count`` workers in this context; the caller replaces those that die."""
-    pool = [_start(payload, count) for _ in range(count)]
+def _pool(payload: bytes, environments: Sequence[dict[str, str]]) -> Iterator[list[_Worker]]:
+    """Run a worker in each environment; the caller replaces those that die."""
+    pool = [_start(payload, environment) for environment in environments]
     try:
         yield pool
     except Preempted:
@@ -114,12 +122,37 @@ def _has_completed(worker: _Worker) -> bool:
     return True
 
 
-def _start(payload: bytes, count: int) -> _Worker:
-    """Start one of ``count`` workers, which divide the CPU cores between them."""
+def worker_environments(count: int) -> list[dict[str, str]]:
+    """Return the environment variables of each of ``count`` workers.
+
+    Several workers divide the CPU cores and the visible GPUs between them, one GPU each; if there
+    are fewer GPUs than workers, some share one.
+    """
+    if count == 1:
+        return [{}]
+    threads = thread_env(max(1, (os.cpu_count() or 1) // count))
+    gpus = visible_gpus()
+    if 0 < len(gpus) < count:
+        log.warning(
+            "%d workers share %d GPU%s: runs that train there at the same time may run out of its "
+            "memory (hydra.launcher.workers=%d)",
+            count,
+            len(gpus),
+            "s" * (len(gpus) > 1),
+            len(gpus),
+        )
+    return [
+        threads | ({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {})
+        for index in range(count)
+    ]
+
+
+def _start(payload: bytes, environment: dict[str, str]) -> _Worker:
+    """Start a worker."""
     spawn = mp.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_work, args=(theirs, payload, os.getpid()), daemon=True)
-    with child_threads(max(1, (os.cpu_count() or 1) // count) if count > 1 else None):
+    with child_environment(environment):
         process.start()
     theirs.close()
     return _Worker(process, ours)

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from hyperfitting.errors import UserError
-from hyperfitting.fields import above_zero, at_least, one_of, required, setting
+from hyperfitting.fields import RUNTIME, above_zero, at_least, one_of, required, setting
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.runtime.config import HardwareConfig
 
@@ -36,6 +36,9 @@ class TrainerConfig:
     swaps: int = setting(0, enters="tuned")
     """Swap this many sequences of the first epoch's first batch with those of its second: an almost
     identical data order (Figure 5, left, of Carlsson et al.)."""
+    allow_lost_updates: bool = setting(False, enters=RUNTIME)
+    """Train weights in float16 or bfloat16 without stochastic rounding, although updates far below
+    their spacing are lost (with Adam at 1e-6: all of them)."""
     eval_every_epochs: int = setting(1, enters="validation")
     """Epochs between validations; the last epoch is always validated."""
     val_prompts: int = setting(32, enters="validation")

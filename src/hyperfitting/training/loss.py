@@ -27,6 +27,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         device = states.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         matrix = weight.to(low) if low else weight  # (V, H)
+        offset = None if bias is None else bias.to(matrix.dtype)  # (V,)
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_states = torch.empty_like(states) if needs_states else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
@@ -37,7 +38,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(states), chunk_rows):
                 chunk = states[start : start + chunk_rows].to(matrix.dtype)  # (R, H)
                 target = targets[start : start + chunk_rows].unsqueeze(1)  # (R, 1)
-                logits = linear(chunk, matrix, bias)  # (R, V)
+                logits = linear(chunk, matrix, offset)  # (R, V)
                 log_p = torch.log_softmax(logits.float(), dim=-1)
                 total -= log_p.gather(1, target).sum()
                 # d loss / d logits = softmax - one-hot target

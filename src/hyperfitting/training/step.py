@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.filesize import decimal
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.models import trainable
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.causality import check_causal
@@ -148,35 +150,64 @@ def build_train_state(
 def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> float:
     """Take one optimizer step, and return the batch's mean next-token loss in nats.
 
-    If GPU memory runs out, or the compiler fails, the step is repeated with half the micro-batch
-    size, or eagerly.
+    If GPU memory runs out in the forward or backward pass, or the compiler fails, these are
+    repeated with half the micro-batch size, or eagerly. The optimizer step is never repeated: what
+    it has changed already cannot be undone.
 
     Args:
         state: changed in place.
         tokens: (B, T) sequences.
         rows: (B,) their indices among the training sequences.
+
+    Raises:
+        UserError: memory runs out in the optimizer step.
     """
     tokens = tokens.to(state.model.device)
+    loss = _forward_backward(state, tokens, rows)
+    try:
+        _step_optimizer(state)
+    except RuntimeError as error:
+        if exhausted_resource(error) != "memory":
+            raise
+        raise _no_memory_for_optimizer(state) from error
+    return float(state.dist.all_reduce_sum(loss))
+
+
+def _forward_backward(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
+    """Return `_accumulate_gradients` of a batch, repeated while that can help."""
     while True:
         try:
             with override_forward(state.linear_forwards), state.compiled_blocks.active():
-                loss = _accumulate_gradients(state, tokens, rows)
-                _step_optimizer(state)
-                return float(state.dist.all_reduce_sum(loss))
-        except torch.OutOfMemoryError:
-            # with several ranks, the others are further on
-            if state.micro_batch_size == 1 or state.dist.world_size > 1:
+                return _accumulate_gradients(state, tokens, rows)
+        except (RuntimeError, *COMPILER_ERRORS) as error:
+            # (with several ranks, the others are further on)
+            if exhausted_resource(error) == "memory":
+                if state.micro_batch_size == 1 or state.dist.world_size > 1:
+                    raise
+                state.micro_batch_size = math.ceil(min(state.micro_batch_size, len(tokens)) / 2)
+                log.warning(
+                    "out of GPU memory: continuing with hardware.micro_batch_size=%d",
+                    state.micro_batch_size,
+                )
+            elif isinstance(error, COMPILER_ERRORS) and state.compiled_blocks.enabled:
+                state.compiled_blocks.disable()
+                log.warning("torch cannot compile this model here (%s): it runs eagerly", error)
+            else:
                 raise
-            state.micro_batch_size = math.ceil(min(state.micro_batch_size, len(tokens)) / 2)
-            log.warning(
-                "out of GPU memory: continuing with hardware.micro_batch_size=%d",
-                state.micro_batch_size,
-            )
-        except COMPILER_ERRORS as error:
-            if not state.compiled_blocks.enabled:
-                raise
-            state.compiled_blocks.disable()
-            log.warning("torch cannot compile this model here (%s): it runs eagerly", error)
+
+
+def _no_memory_for_optimizer(state: TrainState) -> UserError:
+    """Return the error of an optimizer step that finds no memory for the optimizer's state."""
+    weights = sum(local_tensor(p).nbytes for p in state.model.parameters())
+    trained = sum(local_tensor(p).nbytes for p in state.trained.values())
+    return UserError(
+        f"out of memory in its step: weights take {decimal(weights)}, gradients "
+        f"{decimal(trained)}, and the state of Adam twice the gradients",
+        field="optimizer",
+        value=type(state.optimizer).__name__,
+        hint="optimizer=adam_8bit model.dtype=bfloat16, tuning=late_stage or late_stage_lora, "
+        "or several GPUs with hardware=fsdp; plan=true says what fits",
+    )
 
 
 def _accumulate_gradients(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:

@@ -180,14 +180,6 @@ def _check(cfg: TrainingConfig, base: BaseModel, dist: DistContext) -> None:
         "trainer.val_prompt_len + trainer.val_max_new_tokens",
         trainer.val_prompt_len + trainer.val_max_new_tokens,
     )
-    if base.dtype != "float32" and not cfg.optimizer.get("bf16_stochastic_round"):
-        log.warning(
-            "model.dtype=%s: updates much smaller than a weight are lost in it; better keep "
-            "model.dtype=float32 and set trainer.precision=%s, or, where that does not fit, round "
-            "stochastically (optimizer=adam_bf16 or adam_8bit)",
-            base.dtype,
-            base.dtype,
-        )
 
 
 def _resume(
