@@ -1,10 +1,13 @@
 """Tuned model and validation as artifacts: what makes which of them anew, and kills in between."""
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hyperfitting.models.base import BaseModel
 from hyperfitting.store.artifact import Artifact, Store
@@ -12,7 +15,7 @@ from hyperfitting.training import artifact as artifact_module
 from hyperfitting.training import train as train_module
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.config import TrainingConfig
-from hyperfitting.training.step import train_step
+from hyperfitting.training.step import TrainState, train_step
 from tests.training import DATA, cfg
 
 __all__ = ["cfg"]
@@ -184,3 +187,26 @@ def test_a_lost_validation_is_replayed_and_a_lost_tuned_model_trained_again(
         n_steps.clear()
         assert list(job.run()) == rows
         assert len(n_steps) == 9
+
+
+def test_no_model_is_left_in_memory_after_training(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hooks and compiled blocks form reference cycles, which would hold weights and gradients."""
+    models: list[weakref.ref[torch.nn.Module]] = []
+    build = train_module.build_train_state
+
+    def recorded(*arguments: Any) -> TrainState:
+        state = build(*arguments)
+        models.append(weakref.ref(state.model))
+        state.model.itself = [state.model]  # a cycle, as wrappers and hooks make
+        return state
+
+    monkeypatch.setattr(train_module, "build_train_state", recorded)
+    gc.disable()
+    try:
+        for _ in job.run():
+            pass
+        assert [model() for model in models] == [None]
+    finally:
+        gc.enable()

@@ -1,6 +1,7 @@
 """Memory of this machine: how much is free, and what the allocator does with freed blocks."""
 
 import ctypes
+import gc
 import sys
 
 import psutil
@@ -38,6 +39,13 @@ def _mallopt(settings: dict[int, int]) -> None:
     if mallopt is not None:
         for name, value in settings.items():
             mallopt(name, value)
+
+
+def collect_unreferenced() -> None:
+    """Free models that are only in reference cycles (hooks, FSDP), and the GPU memory they held."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from hyperfitting.data.sequences import load_sequences
@@ -20,7 +19,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
-from hyperfitting.runtime import distributed, preemption
+from hyperfitting.runtime import distributed, memory, preemption
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.device import setup_torch
 from hyperfitting.runtime.distributed import DistContext
@@ -81,9 +80,14 @@ class TrainingTask:
         )
 
     def run(self, dist: DistContext, progress: ProgressReporter = no_op) -> Iterator[MetricsRow]:
-        """Train; yields and raises what `train` does."""
+        """Train; yields and raises what `train` does. No model is left in memory."""
         data = load_sequences(self.sequences)
-        yield from train(self.cfg, data, self.base, self.work, self.cache_location, dist, progress)
+        try:
+            yield from train(
+                self.cfg, data, self.base, self.work, self.cache_location, dist, progress
+            )
+        finally:  # the evaluation that follows needs the memory, on this GPU and others
+            memory.collect_unreferenced()
 
 
 def run_worker_rank() -> None:
@@ -100,7 +104,6 @@ def run_worker_rank() -> None:
             setup_torch(task.cfg.hardware)
             for _ in task.run(dist):
                 pass
-            torch.cuda.empty_cache()  # rank 0 may evaluate on this GPU next
     except (UserError, preemption.Preempted):
         time.sleep(_SECONDS_TO_REPORT)
         sys.exit(1)
