@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import decoding, growth, metrics, page, profile, tracking, training
-from hyperfitting.manifest import package_versions
 from hyperfitting.runtime.files import write_json
+from hyperfitting.store.manifest import package_versions
 
 SUITES = {
     "metrics": metrics.run, "decoding": decoding.run, "training": training.run,
