@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,12 +28,11 @@ from hydra.core.singleton import Singleton
 import hyperfitting
 
 _server = multiprocessing.get_context("forkserver")
+_modules = [m.name for m in pkgutil.walk_packages(hyperfitting.__path__, "hyperfitting.")]
+# but wandb: when it is imported it makes a folder that each process deletes when it ends
+_modules = [name for name in _modules if not name.startswith("hyperfitting.tracking.")]
 _server.set_forkserver_preload(
-    [
-        *(m.name for m in pkgutil.walk_packages(hyperfitting.__path__, "hyperfitting.")),
-        "transformers.tokenization_utils_tokenizers",
-        "tests.cli",
-    ]
+    [*_modules, "transformers.tokenization_utils_tokenizers", "tests.cli"]
 )
 _start_interpreter: Any = util.spawnv_passfds
 
@@ -166,7 +166,7 @@ def _run(cwd: Path, arguments: list[str], env: dict[str, str], output: str) -> N
     try:
         main()
     finally:
-        atexit._run_exitfuncs()
+        _end_interpreter()
 
 
 def _fork_interpreter(path: bytes, args: Sequence[str], passfds: Sequence[int]) -> int:
@@ -187,8 +187,14 @@ def _fork_interpreter(path: bytes, args: Sequence[str], passfds: Sequence[int]) 
         status = int(end.code or 0)
     finally:
         with suppress(Exception):
-            atexit._run_exitfuncs()
+            _end_interpreter()
         os._exit(status)
+
+
+def _end_interpreter() -> None:
+    """Do what an interpreter does at its end, in its order: end the threads, then atexit."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
 
 
 def _redirect_to_null(kept: set[int]) -> None:

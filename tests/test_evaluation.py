@@ -139,7 +139,7 @@ def test_every_number_is_what_transformers_gives_on_the_same_texts(
     agreement = (logits["tuned"].argmax(-1) == logits["base"].argmax(-1))[:, :-1].double()
     for name, scores in (("tuned", comparison.tuned), ("base", comparison.base)):
         written = by_generate(plain[name], whole[:, :CONTEXT], max(NEW))
-        assert [sample.tokens for sample in scores.output.samples] == written
+        assert [sample.tokens for sample in scores.output.continuations] == written
         log_p = torch.log_softmax(logits[name][:, :-1], -1)
         loss = -log_p.gather(-1, torch.as_tensor(whole[:, 1:, None], dtype=torch.long))[..., 0]
         near = {"rtol": 1e-4}

@@ -51,7 +51,7 @@ FIGURES: dict[str, dict[str, Any]] = {
     "per_position": {"series": ["gen/entropy"], "lines": "decode", "window": 4},
     "agreement": {"axis": "seed"},
     "ranks": {"lines": "seed"},
-    "next_tokens": {"dataset": "news_sample"},
+    "next_tokens": {"dataset": "code_sample"},
     "text": {"rows": "decode", "number": 1},
 }
 
