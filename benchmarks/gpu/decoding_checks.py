@@ -1,0 +1,151 @@
+"""Correctness of decoding and evaluation on this device: CUDA graph, batch size, memory."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.gpu.findings import Finding
+from benchmarks.gpu.lab import Lab
+from hyperfitting.decoding.autoregressive import greedy_search
+from hyperfitting.decoding.backends.base import Backend
+from hyperfitting.decoding.backends.cuda_graph import CudaGraphBackend, CudaGraphStep
+from hyperfitting.decoding.backends.plain import PlainBackend
+from hyperfitting.decoding.citation_blocker import CitationBlocker
+from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
+from hyperfitting.decoding.constraints import Constraints
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.evaluation.forward import compute_token_stats
+from hyperfitting.models.loading import ModelState
+
+GREEDY = DecodeConfig("greedy", seed=0)
+CONTEXT_LEN = 32
+_TIE = 1e-2
+"""Nats between the two most likely tokens below which kernels may choose either."""
+
+
+def cuda_graph(lab: Lab) -> Iterator[Finding]:
+    """Decode with a CUDA graph, eagerly, and on the CPU in float32: the same tokens."""
+    reference = ModelState(lab.base("small")).load(torch.device("cpu"))
+    for dtype, n in itertools.product(("float32", "bfloat16"), (1, 7, 64)):
+        model = lab.model("small", dtype)
+        contexts = torch.as_tensor(lab.tokens("small", n, CONTEXT_LEN), dtype=torch.long)
+        eager, _ = _decode(lab, model, PlainBackend(), contexts)
+        measured: dict[str, object] = {}
+        passed = True
+        if lab.on_gpu:
+            graph_tokens, used = _decode(lab, model, CudaGraphBackend(), contexts)
+            same = _fraction_same(graph_tokens, eager)
+            measured |= {"graph_used": used, "texts_as_eager": same}
+            passed = used and (same == 1 or dtype == "bfloat16")
+        if dtype == "float32":
+            differ = _differences_beyond_ties(reference, contexts, eager)
+            measured["texts_unlike_cpu_beyond_ties"] = differ
+            passed = passed and differ == 0
+        yield Finding(
+            f"{dtype}, batch {n}",
+            measured,
+            passed,
+            "a graph, and the tokens of the CPU but at ties",
+        )
+
+
+def batch_size(lab: Lab) -> Iterator[Finding]:
+    """Count the texts that another batch size changes; nothing is asserted on a GPU."""
+    model = lab.model("small")
+    contexts = lab.tokens("small", 24, CONTEXT_LEN)
+    n_new = lab.shapes.max_new_tokens // 2
+    whole = continue_texts(model, contexts, n_new, GREEDY, 24).tokens
+    for size in (1, 7):
+        some = continue_texts(model, contexts, n_new, GREEDY, size).tokens
+        same = float(np.mean([a == b for a, b in zip(whole, some, strict=True)]))
+        yield Finding(f"24 against {size}", {"texts_same": same}, None if lab.on_gpu else same == 1)
+
+
+def citation_blocker(lab: Lab) -> Iterator[Finding]:
+    """Decode with the blocker on the device and on the CPU: nothing forbidden is chosen."""
+    model = lab.model("small")
+    contexts = lab.tokens("small", 16, CONTEXT_LEN)
+    n_new = lab.shapes.max_new_tokens // 2
+    free = np.array(continue_texts(model, contexts, n_new, GREEDY, 16).tokens, np.int32)
+    training_data = np.concatenate([contexts, free], axis=1)  # its own texts are to be avoided
+    n = 3
+    rule = CitationBlockerConfig(True, n=n, whole_words=False)
+    blocker = CitationBlocker(training_data, rule, lambda ids: [str(i) for i in ids])
+    blocked = continue_texts(model, contexts, n_new, GREEDY, 16, blocker=blocker).tokens
+    known = {tuple(row[i : i + n + 1]) for row in free.tolist() for i in range(n_new - n)}
+    quoted = sum(tuple(t[i : i + n + 1]) in known for t in blocked for i in range(n_new - n))
+    changed = float(np.mean([a != b for a, b in zip(blocked, free.tolist(), strict=True)]))
+    yield Finding(
+        f"n = {n}", {"quotations": quoted, "texts_changed": changed},
+        quoted == 0 and changed == 1, "no quotation, and all texts changed",
+    )  # fmt: skip
+
+
+def token_stats(lab: Lab) -> Iterator[Finding]:
+    """Compare token statistics with those of the CPU in float32."""
+    texts = lab.tokens("small", 8)
+    expected = compute_token_stats(
+        ModelState(lab.base("small")).load(torch.device("cpu")), texts, 8
+    )
+    for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.05)):
+        stats = compute_token_stats(lab.model("small", dtype), texts, 8)
+        error = float(np.abs(stats["loss"] - expected["loss"]).mean())
+        yield Finding(dtype, {"mean_error_nats": error}, error < tolerance, f"below {tolerance}")
+
+
+def out_of_memory(lab: Lab) -> Iterator[Finding]:
+    """Limit the GPU's memory so that a batch does not fit: it is halved, and the texts are kept."""
+    if not lab.on_gpu:
+        yield Finding("needs a GPU")
+        return
+    model = lab.model("small")
+    contexts = lab.tokens("small", 512, CONTEXT_LEN)
+    n_new = lab.shapes.max_new_tokens
+    free = continue_texts(model, contexts, n_new, GREEDY, 512)
+    peak = torch.cuda.max_memory_reserved(lab.device)
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved(lab.device)
+    total = torch.cuda.get_device_properties(lab.device).total_memory
+    torch.cuda.set_per_process_memory_fraction((held + 0.6 * (peak - held)) / total, lab.device)
+    try:
+        limited = continue_texts(model, contexts, n_new, GREEDY, 512)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, lab.device)
+    same = float(np.mean([a == b for a, b in zip(free.tokens, limited.tokens, strict=True)]))
+    yield Finding(
+        f"512 x {n_new}", {"texts_same": same, "peak_gb": peak / 1e9, "before_gb": held / 1e9},
+        same > 0.9, "all texts, nearly all unchanged",
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def _decode(
+    lab: Lab, model: PreTrainedModel, backend: Backend, contexts: Tensor
+) -> tuple[Tensor, bool]:
+    """Return new tokens (B, N), and whether a CUDA graph was replayed."""
+    n_new = lab.shapes.max_new_tokens // 2
+    contexts = contexts.to(model.device)
+    cached = backend.start(model, CONTEXT_LEN + n_new)
+    constraints = Constraints(GREEDY, [], CONTEXT_LEN, None)
+    tokens, _ = greedy_search(cached, contexts, n_new, GREEDY, constraints, lambda n, **_: None)
+    return tokens.cpu(), isinstance(cached, CudaGraphStep) and cached.graph is not None
+
+
+def _fraction_same(a: Tensor, b: Tensor) -> float:
+    return float((a == b).all(1).float().mean())
+
+
+@torch.inference_mode()
+def _differences_beyond_ties(reference: PreTrainedModel, contexts: Tensor, tokens: Tensor) -> int:
+    """Count the texts with a token that the reference model finds clearly worse than the best."""
+    texts = torch.cat([contexts, tokens], dim=1)
+    worse = 0
+    for text in texts.split(8):
+        logits = reference(input_ids=text, use_cache=False).logits[:, contexts.shape[1] - 1 : -1]
+        chosen = logits.gather(2, text[:, contexts.shape[1] :, None]).squeeze(2)
+        worse += int((logits.amax(2) - chosen > _TIE).any(1).sum())
+    return worse

@@ -1,0 +1,267 @@
+"""Speed on this device: ceilings, training, decoding and scoring against named peers."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.gpu.findings import Finding
+from benchmarks.gpu.lab import Lab, release
+from benchmarks.gpu.training_checks import precisions
+from hyperfitting.decoding.citation_blocker import CitationBlocker
+from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.evaluation.forward import compute_token_stats
+from hyperfitting.training.step import TrainState, train_step
+
+CONTEXT_LEN = 32
+GREEDY = DecodeConfig("greedy", seed=0)
+TOP_P = DecodeConfig("top_p", strategy="sample", temperature=0.7, top_k=50, top_p=0.9, seed=0)
+
+
+def ceilings(lab: Lab) -> Iterator[Finding]:
+    """Measure large matrix products in each precision, and a copy."""
+    for precision in precisions(lab):
+        yield Finding(f"matrix product, {precision}", {"tflops": matmul_tflops(lab, precision)})
+    source = torch.empty(2**29 if lab.on_gpu else 2**22, device=lab.device)
+    target = torch.empty_like(source)
+    seconds = _median_seconds(lab, lambda: target.copy_(source))
+    yield Finding("copy", {"gb_per_second": 2 * source.nbytes / seconds / 1e9})
+
+
+def matmul_tflops(lab: Lab, precision: str) -> float:
+    """Return the speed of a large matrix product, in 1e12 operations per second."""
+    n = lab.shapes.matrix
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = (torch.randn(n, n, device=lab.device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    with _matmul_precision(precision):
+        return 2 * n**3 / _median_seconds(lab, lambda: torch.mm(a, b, out=out)) / 1e12
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def training(lab: Lab) -> Iterator[Finding]:
+    """Time train steps of TinyLlama's shape in every precision, against HF Trainer."""
+    size = f"{lab.shapes.batch_size} x {lab.shapes.seq_len}"
+    for precision in precisions(lab):
+        peer = trainer_seconds(lab, precision, [])
+        yield Finding(f"HF Trainer, {size}, {precision}", {"ms_per_step": 1e3 * peer})
+        for compiled in (False, True):
+            if compiled and not lab.on_gpu:
+                continue
+            cfg = lab.config(
+                "optimizer=adam", f"trainer.precision={precision}", f"hardware.compile={compiled}"
+            )
+            measured = time_training(lab, "medium", "float32", cfg, precision)
+            measured["times_faster_than_trainer"] = 1e3 * peer / measured["ms_per_step"]
+            case = f"full, {size}, {precision}" + (", compiled" if compiled else "")
+            yield Finding(case, measured)
+
+
+def late_stage(lab: Lab) -> Iterator[Finding]:
+    """Time the last blocks from the activation cache, against HF Trainer with the same trained."""
+    tuning = ["tuning=late_stage", f"tuning.last_blocks={lab.shapes.last_blocks}"]
+    for precision in precisions(lab):
+        peer = trainer_seconds(lab, precision, tuning)
+        cfg = lab.config("optimizer=adam", f"trainer.precision={precision}", *tuning)
+        measured = time_training(lab, "medium", "float32", cfg, None)
+        measured["times_faster_than_trainer"] = 1e3 * peer / measured["ms_per_step"]
+        yield Finding(f"last {lab.shapes.last_blocks} blocks, {precision}", measured)
+
+
+def large_model(lab: Lab) -> Iterator[Finding]:
+    """Time train steps and decoding of an 8B model in bfloat16."""
+    cfg = lab.config(
+        "model.dtype=bfloat16", "optimizer=adam_8bit", "hardware.compile=false",
+    )  # fmt: skip
+    with lab.peak_memory() as memory:
+        measured = time_training(lab, "large", "bfloat16", cfg, "bfloat16")
+    yield Finding("full, bfloat16 weights, adam_8bit", measured | memory)
+    release(lab.device)
+    model = lab.model("large", "bfloat16")
+    contexts = lab.tokens("large", lab.shapes.n_texts, CONTEXT_LEN)
+    yield Finding("greedy, bfloat16", _decoding(lab, model, contexts, GREEDY, None))
+
+
+def decoding(lab: Lab) -> Iterator[Finding]:
+    """Time decoding of TinyLlama's shape, against transformers' `generate`."""
+    for dtype in ("float32", "bfloat16"):
+        yield from _time_decoding(lab, dtype)
+
+
+def _time_decoding(lab: Lab, dtype: str) -> Iterator[Finding]:
+    model = lab.model("medium", dtype)
+    contexts = lab.tokens("medium", lab.shapes.n_texts, CONTEXT_LEN)
+    n_new = lab.shapes.max_new_tokens
+    size = f"{len(contexts)} x {n_new}, {dtype}"
+    peer = 1e3 * _generate_seconds(lab, model, contexts, None) / n_new
+    yield Finding(f"generate, {size}", {"ms_per_token": peer})
+    if lab.on_gpu and dtype == "bfloat16":
+        static = 1e3 * _generate_seconds(lab, model, contexts, "static") / n_new
+        yield Finding(f"generate, static cache, compiled, {size}", {"ms_per_token": static})
+    data = lab.tokens("medium", 2000 if lab.on_gpu else 20)
+    rule = CitationBlockerConfig(True, whole_words=False)
+    blocker = CitationBlocker(data, rule, lambda ids: [str(i) for i in ids])
+    for name, decode, constraint in (
+        ("greedy", GREEDY, None), ("top-p", TOP_P, None), ("greedy, blocker", GREEDY, blocker),
+    ):  # fmt: skip
+        measured = _decoding(lab, model, contexts, decode, constraint)
+        measured["times_faster_than_generate"] = peer / measured["ms_per_token"]
+        yield Finding(f"{name}, {size}", measured)
+
+
+def scoring(lab: Lab) -> Iterator[Finding]:
+    """Time token statistics of many texts, relative to the bare forward pass."""
+    for dtype in ("float32", "bfloat16"):
+        yield _time_scoring(lab, dtype)
+
+
+def _time_scoring(lab: Lab, dtype: str) -> Finding:
+    texts = lab.tokens("medium", lab.shapes.n_scored)
+    model = lab.model("medium", dtype)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for start in range(0, len(texts), 8):
+                batch = torch.as_tensor(texts[start : start + 8], dtype=torch.long)
+                model(input_ids=batch.to(lab.device), use_cache=False)
+
+    bare = _median_seconds(lab, forward, 3)
+    ours = _median_seconds(lab, lambda: compute_token_stats(model, texts, 8), 3)
+    return Finding(
+        f"{len(texts)} x {texts.shape[1]}, {dtype}",
+        {"seconds": ours, "forward_seconds": bare, "times_forward": ours / bare},
+    )
+
+
+def time_training(
+    lab: Lab, shape: str, dtype: str, cfg: Any, ceiling: str | None
+) -> dict[str, float]:
+    """Return the speed of train steps: median, and fraction of a matrix product's speed."""
+    batch_size = lab.shapes.batch_size
+    tokens = lab.tokens(shape, 2 * batch_size)
+    start = time.perf_counter()
+    state = lab.train_state(shape, dtype, cfg, tokens)
+    lab.synchronize()
+    loaded = time.perf_counter() - start
+    batch, rows = torch.as_tensor(tokens[:batch_size], dtype=torch.long), np.arange(batch_size)
+    start = time.perf_counter()
+    _steps(lab, state, batch, rows, 2)
+    first = time.perf_counter() - start
+    rounds = [_steps(lab, state, batch, rows, lab.shapes.steps) for _ in range(lab.shapes.rounds)]
+    seconds = median(rounds)
+    measured = {
+        "ms_per_step": 1e3 * seconds, "load_seconds": loaded, "first_steps_seconds": first,
+    }  # fmt: skip
+    if ceiling is not None:
+        n = sum(p.numel() for p in state.model.parameters())
+        n -= state.model.get_input_embeddings().weight.numel()
+        flops = 6 * n * batch.numel()
+        measured["fraction_of_matmul"] = flops / seconds / 1e12 / matmul_tflops(lab, ceiling)
+    del state
+    release(lab.device)
+    return measured
+
+
+def _steps(
+    lab: Lab, state: TrainState, batch: torch.Tensor, rows: NDArray[np.int64], n: int
+) -> float:
+    """Return the mean seconds of ``n`` train steps."""
+    lab.synchronize()
+    start = time.perf_counter()
+    for _ in range(n):
+        train_step(state, batch, rows)
+    lab.synchronize()
+    return (time.perf_counter() - start) / n
+
+
+def trainer_seconds(lab: Lab, precision: str, tuning: list[str]) -> float:
+    """Return the median seconds of a step of HF Trainer: fused Adam, no clipping, no extras."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from hyperfitting.models import trainable
+    from hyperfitting.models.loading import load
+
+    model = load(lab.base("medium"))
+    if tuning:
+        trainable.select_trainable(model, lab.config(*tuning).tuning)
+    steps = lab.shapes.steps * lab.shapes.rounds
+    batch = lab.shapes.batch_size
+    ids = lab.tokens("medium", batch).tolist() * (steps + 3)
+    data = [{"input_ids": row, "labels": row} for row in ids]
+    ends: list[float] = []
+
+    class StepTimer(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: object, **__: object) -> None:
+            lab.synchronize()
+            ends.append(time.perf_counter())
+
+    arguments = TrainingArguments(
+        output_dir=str(lab.folder / "trainer"), per_device_train_batch_size=batch,
+        max_steps=steps + 2, learning_rate=1e-6, weight_decay=0.0, lr_scheduler_type="constant",
+        max_grad_norm=0.0, optim="adamw_torch_fused", save_strategy="no", logging_strategy="no",
+        report_to="none", disable_tqdm=True, use_cpu=not lab.on_gpu, seed=0,
+        bf16=precision == "bfloat16",
+    )  # fmt: skip
+    with _matmul_precision(precision):
+        Trainer(model, arguments, train_dataset=data, callbacks=[StepTimer()]).train()
+    del model
+    release(lab.device)
+    return median(np.diff(ends[1:]).tolist())
+
+
+def _decoding(
+    lab: Lab, model: Any, contexts: NDArray[np.int32], decode: DecodeConfig, blocker: Any
+) -> dict[str, float]:
+    n_new = lab.shapes.max_new_tokens
+    with lab.peak_memory() as memory:
+        seconds = _median_seconds(
+            lab,
+            lambda: continue_texts(model, contexts, n_new, decode, len(contexts), blocker=blocker),
+            lab.shapes.rounds,
+        )
+    return {"ms_per_token": 1e3 * seconds / n_new, **memory}
+
+
+def _generate_seconds(
+    lab: Lab, model: Any, contexts: NDArray[np.int32], cache: str | None
+) -> float:
+    ids = torch.as_tensor(contexts, dtype=torch.long, device=lab.device)
+    n_new = lab.shapes.max_new_tokens
+    options = {} if cache is None else {"cache_implementation": cache}
+
+    def generate() -> None:
+        with torch.inference_mode() if cache is None else nullcontext():
+            model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new,
+                min_new_tokens=n_new, do_sample=False, pad_token_id=0, **options,
+            )  # fmt: skip
+
+    return _median_seconds(lab, generate, lab.shapes.rounds)
+
+
+def _median_seconds(lab: Lab, job: Callable[[], object], repeats: int = 5) -> float:
+    """Return the median seconds of a job, after two that are not counted."""
+    times = []
+    for i in range(2 + repeats):
+        lab.synchronize()
+        start = time.perf_counter()
+        job()
+        lab.synchronize()
+        if i >= 2:
+            times.append(time.perf_counter() - start)
+    return median(times)
