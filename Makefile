@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run debug dashboard test test-integration test-fast bench lint format docs constraints picture clean distclean
+.PHONY: help setup run debug dashboard test test-integration test-fast bench gpu-check lint format docs constraints picture clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-fast: setup ## Only the fast tests
 
 bench: setup ## Speed against named peers: make bench ARGS=metrics for a part
 	$(BIN)/python -m benchmarks $(ARGS)
+
+gpu-check: setup ## Correctness and speed on this machine's GPU: make gpu-check ARGS="--part speed"
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: setup ## ruff, mypy, and the layers between packages
 	$(BIN)/ruff check

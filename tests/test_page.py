@@ -25,6 +25,7 @@ from tests.records import (
     make_record,
     make_sample,
     make_slice,
+    ttr_record,
     write_sweep,
 )
 
@@ -309,3 +310,14 @@ def test_an_overlap_is_underlined_from_five_tokens_on_and_no_text_is_lost() -> N
         assert "".join(text for text, _, _ in spans) == "".join(continuation.token_texts)
         overlap = "".join(text for text, _, underlined in spans if underlined)
         assert overlap == ("" if length < MIN_OVERLAP else " a b c d e")
+
+
+def test_texts_with_equal_contexts_are_each_shown(tmp_path: Path) -> None:
+    tuned, base = make_continuation("on and on"), make_continuation("on it went")
+    references = ["the first", "the second"]
+    samples = [make_sample(tuned, base, reference=reference) for reference in references]
+    folder = write_sweep(
+        tmp_path / "x", {}, {"tuned_0": ttr_record([0.1, 0.2], 0.5, samples=samples)}
+    )
+    shown = list(texts_by_context(load_sweep(folder)))
+    assert [texts.reference for texts in shown] == references

@@ -231,7 +231,7 @@ def test_a_sweep_of_three_runs_is_read_back_equal_to_its_records(
     contexts = json.loads(server.file(report, table))
     models = ["base, greedy", "seed=0", "seed=1", "seed=2"]
     assert contexts["columns"] == ["context", *models, "reference"]
-    assert len(contexts["data"]) == len({sample.context.text for sample in record.samples})
+    assert len(contexts["data"]) == len(record.samples)
     for path in (tmp_path / "outputs").rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
 

@@ -5,6 +5,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 from hyperfitting.errors import UserError, near_matches
@@ -51,9 +52,14 @@ def _read_news(path: Path) -> Iterator[str]:
 
 
 def _read_module(path: Path) -> Iterator[str]:
-    """Yield the source of a Python module."""
-    if source := path.read_text("utf-8").strip():
+    """Yield the source of a Python module, without the comments that all of them begin with."""
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    if source := "".join(dropwhile(_is_comment_or_blank, lines)).strip():
         yield source
+
+
+def _is_comment_or_blank(line: str) -> bool:
+    return not line.strip() or line.startswith("#")
 
 
 def _read_wikipedia(path: Path) -> Iterator[str]:

@@ -33,7 +33,7 @@ from hyperfitting.models import hub
 from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.store.artifact import Artifact, Step, Store, fingerprint
 
-VERSION = 2
+VERSION = 3
 _FILE, _GROUPS_FILE = "documents.jsonl", "groups.npy"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a UTF-16 pair, which JSON can hold alone and UTF-8 cannot."""

@@ -91,7 +91,7 @@ def render_page(
         "descriptions": {key: metric(key).description for key in keys},
         "estimate": formatting.estimate,
         "texts": [_texts_context(texts) for texts in texts_by_context(sweep)],
-        "datasets": list(dict.fromkeys(dataset for dataset, _ in contexts)),
+        "datasets": list(dict.fromkeys(dataset for dataset, *_ in contexts)),
         "shades": SHADES,
         "min_overlap": MIN_OVERLAP,
         "differences": _config_differences(sweep),
@@ -102,7 +102,7 @@ def render_page(
             "labels": labels,
             "contexts": [
                 [dataset, " ".join(text.split())[:_CONTEXT_CHARACTERS]]
-                for dataset, text in contexts
+                for dataset, text, _ in contexts
             ],
         },
     }

@@ -13,8 +13,8 @@ MIN_OVERLAP = 5
 """Tokens: shorter overlaps with the training data are not underlined."""
 TEXT_METRICS = ("gen/ttr", "gen/rep_2", "gen/dataset_overlap")
 """Metrics of a single continuation that the page shows, filters and sorts by."""
-Context = tuple[str, str]
-"""Evaluation dataset, and text of the context."""
+Context = tuple[str, str, str]
+"""Evaluation dataset, text of the context, and reference (contexts of two texts may be equal)."""
 Span = tuple[str, int, int]
 """Text, shade of repetition, and whether it is the overlap with the training data (0 or 1)."""
 
@@ -47,17 +47,20 @@ class ContextTexts:
 
 def all_contexts(sweep: SweepRecords) -> list[Context]:
     """Return the contexts of all runs, each once."""
-    contexts = {
-        (sample.dataset, sample.context.text): None
-        for _, record in sweep.finished()
-        for sample in record.samples
-    }
-    return list(contexts)
+    return list(
+        dict.fromkeys(context for _, record in sweep.finished() for context in _contexts(record))
+    )
 
 
 def rows_by_context(record: Record) -> dict[Context, int]:
     """Return the index of the sample of each context."""
-    return {(s.dataset, s.context.text): row for row, s in enumerate(record.samples)}
+    return {context: row for row, context in enumerate(_contexts(record))}
+
+
+def _contexts(record: Record) -> Iterator[Context]:
+    """Yield the context of each sample, in order."""
+    for sample in record.samples:
+        yield sample.dataset, sample.context.text, sample.reference.text
 
 
 def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
@@ -71,19 +74,17 @@ def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
     for context in all_contexts(sweep):
         continuations: list[ShownContinuation] = []
         seen: set[tuple[int, ...]] = set()
-        reference = ""
         for index, name, record, rows in finished:
             if context not in rows:
                 continue
             row = rows[context]
-            sample = record.samples[row]
-            reference = reference or sample.reference.text
-            if (tokens := tuple(sample.base.tokens)) not in seen:
+            if (tokens := tuple(record.samples[row].base.tokens)) not in seen:
                 seen.add(tokens)
                 continuations.append(_shown(record, "base", row, base_names[name], None))
             if record.is_tuned:
                 continuations.append(_shown(record, "tuned", row, name, index))
-        yield ContextTexts(context[1], reference, continuations)
+        _, text, reference = context
+        yield ContextTexts(text, reference, continuations)
 
 
 def _base_model_names(sweep: SweepRecords) -> dict[str, str]:
