@@ -48,6 +48,7 @@ PARTS: dict[str, dict[str, Check]] = {
         "late stage": speed_checks.late_stage,
         "decoding": speed_checks.decoding,
         "scoring": speed_checks.scoring,
+        "Table 1 row": speed_checks.table1_row,
         "8B": speed_checks.large_model,
     },
 }

@@ -17,7 +17,9 @@ from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.evaluation.forward import compute_token_stats
+from hyperfitting.progress import no_op
 from hyperfitting.training.step import TrainState, train_step
+from hyperfitting.training.validation import validate
 
 CONTEXT_LEN = 32
 GREEDY = DecodeConfig("greedy", seed=0)
@@ -61,7 +63,7 @@ def training(lab: Lab) -> Iterator[Finding]:
         peer = trainer_seconds(lab, precision, [])
         yield Finding(f"HF Trainer, {size}, {precision}", {"ms_per_step": 1e3 * peer})
         for compiled in (False, True):
-            if compiled and not lab.on_gpu:
+            if compiled and (not lab.on_gpu or precision == "float32"):
                 continue
             cfg = lab.config(
                 "optimizer=adam", f"trainer.precision={precision}", f"hardware.compile={compiled}"
@@ -146,6 +148,40 @@ def _time_scoring(lab: Lab, dtype: str) -> Finding:
         f"{len(texts)} x {texts.shape[1]}, {dtype}",
         {"seconds": ours, "forward_seconds": bare, "times_forward": ours / bare},
     )
+
+
+def table1_row(lab: Lab) -> Iterator[Finding]:
+    """Extrapolate one row of Table 1 (Carlsson et al., section 4) from a part of each of its parts.
+
+    2,000 sequences, 20 epochs with validation; then 300 texts of three datasets.
+    """
+    cfg = lab.config("optimizer=adam", "trainer.precision=bfloat16")
+    trainer = cfg.training.trainer
+    data = lab.sequences("medium", 2 * lab.shapes.batch_size, n_val=128 if lab.on_gpu else 4)
+    state = lab.train_state("medium", "float32", cfg, data.train)
+    rows = np.arange(lab.shapes.batch_size)
+    batch = torch.as_tensor(data.train[rows], dtype=torch.long)
+    compile_seconds = 2 * _steps(lab, state, batch, rows, 2)
+    seconds = {"step": _steps(lab, state, batch, rows, 4 * lab.shapes.steps)}
+    texts = lab.tokens("medium", lab.shapes.n_scored)
+    n_new = lab.shapes.max_new_tokens
+    hardware = cfg.training.hardware
+    jobs: dict[str, Callable[[], object]] = {
+        "validation": lambda: validate(state.model, data, trainer, hardware, no_op),
+        "generation": lambda: continue_texts(
+            state.model.eval(), texts[:, :CONTEXT_LEN], n_new, GREEDY
+        ),
+        "scoring": lambda: compute_token_stats(state.model, texts, 8),
+    }
+    for name, job in jobs.items():
+        seconds[name] = _median_seconds(lab, job, repeats=1, warmups=0)
+    n_steps = trainer.epochs * 2000 // trainer.batch_size
+    total = (
+        compile_seconds + n_steps * seconds["step"] + trainer.epochs * seconds["validation"]
+        + 3 * (seconds["generation"] + seconds["scoring"])
+    )  # fmt: skip
+    measured = {f"{name}_seconds": value for name, value in seconds.items()}
+    yield Finding(f"{n_steps} steps, extrapolated", {"minutes": total / 60, **measured})
 
 
 def time_training(
@@ -254,14 +290,16 @@ def _generate_seconds(
     return _median_seconds(lab, generate, lab.shapes.rounds)
 
 
-def _median_seconds(lab: Lab, job: Callable[[], object], repeats: int = 5) -> float:
-    """Return the median seconds of a job, after two that are not counted."""
+def _median_seconds(
+    lab: Lab, job: Callable[[], object], repeats: int = 5, warmups: int = 1
+) -> float:
+    """Return the median seconds of a job, after some that are not counted."""
     times = []
-    for i in range(2 + repeats):
+    for i in range(warmups + repeats):
         lab.synchronize()
         start = time.perf_counter()
         job()
         lab.synchronize()
-        if i >= 2:
+        if i >= warmups:
             times.append(time.perf_counter() - start)
     return median(times)
