@@ -94,11 +94,11 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 
 def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
-    """Return the autocast context of a precision; for `float32` it does nothing."""
+    """Return the autocast context of a precision; for `float32` and `tf32` it does nothing."""
     return torch.autocast(
         model.device.type,
         dtype=torch.float16 if precision == "float16" else torch.bfloat16,
-        enabled=precision != "float32",
+        enabled=precision in ("bfloat16", "float16"),
     )
 
 
