@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.formatting import first_line
-from hyperfitting.models import layers, trainable
+from hyperfitting.models import attention, layers, trainable
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.causality import check_causal
 from hyperfitting.models.config import TuningConfig
@@ -97,6 +97,7 @@ def load(
     folder = base.folder()
     config = load_config(folder)
     _check_decoder_only(config, folder)
+    attention.register()
     placement: dict[str, Any] = {}
     if dist.world_size > 1:
         placement = {"distributed_config": _fsdp_config(config, dist)}
