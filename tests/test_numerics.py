@@ -16,8 +16,9 @@ from hyperfitting.runtime.numerics import check_precision, matmul_precision, tra
 from hyperfitting.training import activation_cache, step
 from hyperfitting.training import train as train_module
 from hyperfitting.training.config import TrainingConfig
-from tests.training import cfg, run_training  # noqa: F401 - cfg is a fixture
+from tests.training import cfg, run_training
 
+__all__ = ["cfg"]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # the switches exist without a GPU too
 DEFAULTS = (False, False, True, "highest", False)
 
@@ -65,7 +66,7 @@ def test_torchs_older_and_newer_settings_agree_with_tf32() -> None:
 
 
 def test_only_the_train_step_is_deterministic(
-    cfg: TrainingConfig,  # noqa: F811
+    cfg: TrainingConfig,
     base: BaseModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,11 +101,11 @@ def test_only_the_train_step_is_deterministic(
 
 def test_an_operation_without_a_deterministic_kernel_is_named() -> None:
     message = (
-        "cumsum_cuda_kernel does not have a deterministic implementation, but you set "
+        "_histc_cuda does not have a deterministic implementation, but you set "
         "'torch.use_deterministic_algorithms(True)'."
     )
     with (
-        pytest.raises(UserError, match=r"hardware\.deterministic=True.*needs cumsum_cuda_kernel"),
+        pytest.raises(UserError, match=r"hardware\.deterministic=True.*needs _histc_cuda"),
         training_numerics(CUDA, True, "float32"),
     ):
         raise RuntimeError(message)
@@ -116,7 +117,7 @@ def test_an_operation_without_a_deterministic_kernel_is_named() -> None:
 
 
 def test_tf32_is_refused_where_there_is_none(
-    cfg: TrainingConfig,  # noqa: F811
+    cfg: TrainingConfig,
     base: BaseModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,7 +136,7 @@ def test_tf32_is_refused_where_there_is_none(
 
 
 def test_frozen_layers_are_computed_in_tf32_too(
-    cfg: TrainingConfig,  # noqa: F811
+    cfg: TrainingConfig,
     base: BaseModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -125,12 +125,12 @@ def build_train_state(
     """
     device = resolve_device(cfg.hardware)
     check_precision(device, cfg.trainer.precision)
-    model = load(base, dist)
+    model = load(base, dist, device)
     trained = trainable.select_trainable(model, cfg.tuning, cfg.trainer.seed)
     if not cfg.trainer.dropout:
         trainable.disable_dropout(model)
     if dist.world_size == 1:
-        model.to(device)
+        model.to(device)  # adapters too
     check_causal(model, base.name)
     if cfg.hardware.activation_checkpointing:
         model.activation_checkpointing_enable()
