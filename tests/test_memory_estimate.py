@@ -45,7 +45,7 @@ def count_saved_by_a_real_pass(
     trained = trainable.select_trainable(model, cfg.tuning)
     trainable.disable_dropout(model)
     if cfg.hardware.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        trainable.checkpoint_activations(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, Any] = {}
 

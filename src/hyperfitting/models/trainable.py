@@ -102,6 +102,14 @@ def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
     )
 
 
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute each block in the backward pass, and save only its input."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:  # its name until transformers 5.17
+        model.gradient_checkpointing_enable()
+
+
 @torch.no_grad()
 def overlay(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
     """Copy trained tensors over the parameters of the same names."""

@@ -110,7 +110,7 @@ def _count(
         if not cfg.trainer.dropout:
             trainable.disable_dropout(model)
         if cfg.hardware.activation_checkpointing:
-            model.activation_checkpointing_enable()
+            trainable.checkpoint_activations(model)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
         def record(tensor: torch.Tensor) -> torch.Tensor:

@@ -133,7 +133,7 @@ def build_train_state(
         model.to(device)  # adapters too
     check_causal(model, base.name)
     if cfg.hardware.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        trainable.checkpoint_activations(model)
     return TrainState(
         model=model,
         trained=trained,
