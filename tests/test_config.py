@@ -42,6 +42,12 @@ def test_weights_that_would_lose_their_updates_are_refused_unless_forced(compose
         assert compose(low, allowed).model.dtype == "bfloat16"
 
 
+def test_tf32_is_for_float32_weights(compose: Compose) -> None:
+    assert compose("trainer.precision=tf32").trainer.precision == "tf32"
+    with pytest.raises(UserError, match=r"changes nothing for weights in bfloat16"):
+        compose("trainer.precision=tf32", "model.dtype=bfloat16", "optimizer=adam_bf16")
+
+
 @pytest.mark.parametrize("experiment", sorted((conf_dir() / "experiment").glob("*.yaml")))
 def test_every_experiment_composes(compose: Compose, experiment: Path) -> None:
     compose(f"experiment={experiment.stem}")

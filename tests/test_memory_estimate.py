@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
 
 from hyperfitting.config import RunConfig
-from hyperfitting.models import trainable
+from hyperfitting.models import attention, trainable
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.layers import override_forward
 from hyperfitting.models.loading import load
@@ -23,7 +24,7 @@ from hyperfitting.training.memory import (
     optimizer_state_bytes,
     reduction_hint,
 )
-from hyperfitting.training.saved_tensors import count_saved_tensors
+from hyperfitting.training.saved_tensors import SavedTensors, count_saved_tensors
 from tests.cli import environment
 from tests.conftest import Compose
 
@@ -44,7 +45,7 @@ def count_saved_by_a_real_pass(
     trained = trainable.select_trainable(model, cfg.tuning)
     trainable.disable_dropout(model)
     if cfg.hardware.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        trainable.checkpoint_activations(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, Any] = {}
 
@@ -70,10 +71,31 @@ def test_saved_tensors_are_counted_without_weights(
     cfg = compose("preset=debug", f"tuning={method}").training
     if cfg.tuning.is_late:
         cfg.tuning = replace(cfg.tuning, last_blocks=3)
-    counted = count_saved_tensors(cfg, (5, 16), any_base, store)
+    counted = count_saved_tensors(cfg, (5, 16), any_base, store, "cpu")
     saved, n_trained = count_saved_by_a_real_pass(cfg, any_base, (5, 16))
     assert counted.outside + 3 * counted.per_block == pytest.approx(saved, rel=0.01)
     assert counted.trained_outside + 3 * counted.trained_per_block == n_trained
+
+
+def test_the_attention_kernel_of_cuda_is_counted(
+    compose: Compose, base: BaseModel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 it saves keys and values repeated for each query head, in bfloat16 grouped."""
+
+    def count(precision: str, device_type: str) -> SavedTensors:
+        cfg = compose("preset=debug", f"trainer.precision={precision}").training
+        return count_saved_tensors(cfg, (5, 16), base, store, device_type)
+
+    more_heads, head_size = 4 - 2, 8
+    on_cuda, on_cpu = count("float32", "cuda"), count("float32", "cpu")
+    repeated = 2 * more_heads * head_size * 5 * 16 * 4
+    assert on_cuda.per_block - on_cpu.per_block == repeated
+    assert count("bfloat16", "cuda") == count("bfloat16", "cpu")
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", attention.sdpa)  # to restore
+    monkeypatch.setattr(attention, "sdpa", attention.cuda_sdpa)
+    cfg = compose("preset=debug").training
+    saved, _ = count_saved_by_a_real_pass(cfg, base, (5, 16))
+    assert on_cuda.outside + 3 * on_cuda.per_block == pytest.approx(saved, rel=0.01)
 
 
 def test_activation_checkpointing_is_counted_to_save_less(
@@ -82,7 +104,7 @@ def test_activation_checkpointing_is_counted_to_save_less(
     whole, recomputed = (
         count_saved_tensors(
             compose("preset=debug", f"hardware.activation_checkpointing={on}").training,
-            (5, 16), base, store,
+            (5, 16), base, store, "cpu",
         )
         for on in ("false", "true")
     )  # fmt: skip

@@ -198,7 +198,7 @@ def test_saved_tensors_of_one_and_two_blocks_are_counted(
 ) -> None:
     overrides = [] if method == "full" else ["tuning.last_blocks=2"]
     cfg = compose("preset=debug", f"tuning={method}", *overrides).training
-    saved = count_saved_tensors(cfg, (2, 16), ssm, store)
+    saved = count_saved_tensors(cfg, (2, 16), ssm, store, "cpu")
     n_blocks = 3 if method == "full" else 2
     n_bytes, n_trained = count_saved_by_a_real_pass(cfg, ssm, (2, 16))
     assert saved.outside + n_blocks * saved.per_block == pytest.approx(n_bytes, rel=0.02)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,13 @@ def test_activation_checkpointing_recomputes_each_block_in_the_backward_pass(
     loss = train_step(state, torch.as_tensor(DATA.train[rows]).long(), rows)
     assert calls == 3 * (2 if checkpointing else 1)
     assert loss == pytest.approx(expected[0]["train/loss"], rel=1e-6)
+
+
+def test_activation_checkpointing_is_enabled_in_older_transformers_too() -> None:
+    calls: list[str] = []
+    older: Any = SimpleNamespace(gradient_checkpointing_enable=lambda: calls.append("enabled"))
+    trainable.checkpoint_activations(older)
+    assert calls == ["enabled"]
 
 
 def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(

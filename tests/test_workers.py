@@ -73,6 +73,5 @@ def test_a_gpu_chosen_by_index_becomes_the_current_one(
     current: list[str] = []
     monkeypatch.setattr(device, "resolve_device", lambda _: torch.device(name))
     monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: current.append(str(chosen)))
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)
     device.setup_torch(HardwareConfig(device=name))
     assert current == expected

@@ -99,6 +99,13 @@ class RunConfig:
                 value=self.trainer.swaps,
                 valid=f"0 to {max(0, second)} (by trainer.batch_size and dataset.n_train)",
             )
+        if self.trainer.precision == "tf32" and self.model.dtype != "float32":
+            raise UserError(
+                f"changes nothing for weights in {self.model.dtype}",
+                field="trainer.precision",
+                value=self.trainer.precision,
+                valid="only with model.dtype=float32",
+            )
         if self.tuning.lora_dropout > 0 and not self.trainer.dropout:
             raise UserError(
                 "changes nothing while trainer.dropout=false",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -9,13 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hyperfitting.errors import exhausted_resource
 from hyperfitting.metrics.distribution import TokenStats, token_stats
 from hyperfitting.progress import Advance
+from hyperfitting.runtime.distributed import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKEN_STATS = tuple(field.name for field in fields(TokenStats))
+
+log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -30,7 +37,7 @@ def compute_token_stats(
     Args:
         model: a causal language model in evaluation mode.
         texts: (N, T) token ids, T at least 2.
-        batch_size: texts per forward pass.
+        batch_size: texts per forward pass; halved when GPU memory runs out.
         advance: reports tokens.
 
     Returns:
@@ -42,17 +49,18 @@ def compute_token_stats(
     device = next(model.parameters()).device
     n, length = texts.shape
     stats = {name: np.empty((n, length - 1)) for name in TOKEN_STATS}
-    for start in range(0, n, batch_size):
-        batch = torch.as_tensor(
-            texts[start : start + batch_size], dtype=torch.long, device=device
-        )  # (B, T)
+
+    def compute(batch_rows: slice) -> None:
+        batch = torch.as_tensor(texts[batch_rows], dtype=torch.long, device=device)  # (B, T)
         logits = model(input_ids=batch, use_cache=False).logits  # (B, T, V)
         # one text at a time: a float32 copy of (B, T, V) is large
-        for row, (tokens, scores) in enumerate(zip(batch, logits, strict=True), start):
+        for row, (tokens, scores) in enumerate(zip(batch, logits, strict=True), batch_rows.start):
             for name, values in vars(token_stats(scores[:-1], tokens[1:])).items():
                 stats[name][row] = values.cpu().numpy()
         if advance:
             advance(batch.numel())
+
+    _for_batches(compute, n, batch_size, model)
     return stats
 
 
@@ -89,7 +97,7 @@ def last_hidden_states(
     Args:
         model: a causal language model in evaluation mode.
         texts: N lists of token ids, none empty.
-        batch_size: texts per forward pass.
+        batch_size: texts per forward pass; halved when GPU memory runs out.
         advance: reports texts.
 
     Returns:
@@ -97,8 +105,9 @@ def last_hidden_states(
     """
     device = next(model.parameters()).device
     features: list[NDArray[np.float32]] = []
-    for start in range(0, len(texts), batch_size):
-        batch = texts[start : start + batch_size]
+
+    def compute(batch_rows: slice) -> None:
+        batch = texts[batch_rows]
         longest = max(map(len, batch))
         # a causal model: padding on the right changes no earlier state
         padded = torch.tensor(
@@ -110,4 +119,33 @@ def last_hidden_states(
         features.append(states[-1][rows, last].float().cpu().numpy())  # (B, H)
         if advance:
             advance(len(batch))
+
+    _for_batches(compute, len(texts), batch_size, model)
     return np.concatenate(features)
+
+
+def _for_batches(
+    compute: Callable[[slice], None], n: int, batch_size: int, model: PreTrainedModel
+) -> None:
+    """Call a function with the rows of each batch, repeated with half of them if they do not fit.
+
+    Args:
+        compute: does a forward pass over the rows of one batch.
+        n: number of rows.
+        batch_size: rows of a batch, at most.
+        model: what ``compute`` runs; not repeated if it is sharded, as the other ranks are further
+            on.
+    """
+    start = 0
+    while start < n:
+        rows = slice(start, min(start + batch_size, n))
+        try:
+            compute(rows)
+        except RuntimeError as error:
+            n_rows = rows.stop - start
+            if exhausted_resource(error) != "memory" or n_rows == 1 or is_sharded(model):
+                raise
+            batch_size = math.ceil(n_rows / 2)
+            log.warning("out of GPU memory: continuing with %d texts at once", batch_size)
+        else:
+            start = rows.stop

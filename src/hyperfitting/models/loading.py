@@ -16,10 +16,11 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.utils import is_accelerate_available
 
 from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.formatting import first_line
-from hyperfitting.models import layers, trainable
+from hyperfitting.models import attention, layers, trainable
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.causality import check_causal
 from hyperfitting.models.config import TuningConfig
@@ -27,6 +28,7 @@ from hyperfitting.models.folder import load_config
 from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_tensor
 from hyperfitting.store.artifact import Artifact
 
+_CPU = torch.device("cpu")
 _N_LISTED = 3
 """Names of tensors that an error message lists."""
 
@@ -68,27 +70,32 @@ class ModelState:
             DamagedArtifactError: the weights are damaged or not built.
             UserError: the base model cannot be read, or is no causal decoder.
         """
-        model = load(self.base, device_map=device_map)
+        model = load(self.base, device=device, device_map=device_map)
         if self.weights is not None and self.tuning is not None:
             if self.tuning.is_lora:
                 trainable.select_trainable(model, self.tuning)
+            # the file is mapped into memory: tensors go to the model's device one at a time
             trainable.overlay(model, load_file(self.weights.file(self.file)))
             if self.tuning.is_lora:
                 trainable.merge_adapters(model)
-        model = (model if device_map else model.to(device)).eval()
+        model.eval()
         check_causal(model, self.base.name)
         return model
 
 
 def load(
-    base: BaseModel, dist: DistContext = SINGLE_PROCESS, device_map: str | None = None
+    base: BaseModel,
+    dist: DistContext = SINGLE_PROCESS,
+    device: torch.device = _CPU,
+    device_map: str | None = None,
 ) -> PreTrainedModel:
-    """Return the base model on the CPU, in its config's dtype.
+    """Return the base model in its config's dtype.
 
     Args:
         base: the model; its folder must exist (`BaseModel.ensure`).
         dist: with several processes, each gets its FSDP shards on its device, and never holds more.
-        device_map: `auto` to distribute the blocks over all GPUs.
+        device: where to put it, in a single process.
+        device_map: `auto` to distribute the blocks over all GPUs instead.
 
     Raises:
         UserError: the weights cannot be read, do not fit the config, or are not finite; or it is
@@ -97,12 +104,15 @@ def load(
     folder = base.folder()
     config = load_config(folder)
     _check_decoder_only(config, folder)
+    attention.register()
     placement: dict[str, Any] = {}
     if dist.world_size > 1:
         placement = {"distributed_config": _fsdp_config(config, dist)}
     elif device_map:
         _check_accelerate(device_map)
         placement = {"device_map": device_map}
+    elif device.type == "cuda" and is_accelerate_available():
+        placement = {"device_map": {"": device}}  # read onto the GPU, not through the CPU's memory
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -129,6 +139,8 @@ def load(
     _check_keys(folder, info)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise torch.OutOfMemoryError("the model does not fit on all devices together")
+    if dist.world_size == 1 and not device_map:
+        model.to(device)
     _check_finite(folder, model, dist)
     return cast(PreTrainedModel, model)
 

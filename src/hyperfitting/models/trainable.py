@@ -94,12 +94,20 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 
 def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
-    """Return the autocast context of a precision; for `float32` it does nothing."""
+    """Return the autocast context of a precision; for `float32` and `tf32` it does nothing."""
     return torch.autocast(
         model.device.type,
         dtype=torch.float16 if precision == "float16" else torch.bfloat16,
-        enabled=precision != "float32",
+        enabled=precision in ("bfloat16", "float16"),
     )
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute each block in the backward pass, and save only its input."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:  # its name until transformers 5.17
+        model.gradient_checkpointing_enable()
 
 
 @torch.no_grad()

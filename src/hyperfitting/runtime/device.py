@@ -1,17 +1,15 @@
-"""Choosing the torch device, and setting torch up for reproducible numbers."""
-
-import os
+"""Choosing the torch device, and setting torch up for it."""
 
 import torch
 import transformers
 
 from hyperfitting.errors import UserError
-from hyperfitting.runtime import distributed, memory
+from hyperfitting.runtime import distributed, memory, numerics
 from hyperfitting.runtime.config import HardwareConfig
 
 
 def setup_torch(hardware: HardwareConfig) -> torch.device:
-    """Set up torch so that a run reproduces its numbers, and return the device to use.
+    """Set up torch for a run, before anything is computed, and return the device to use.
 
     Raises:
         UserError: this machine has no such device.
@@ -21,13 +19,13 @@ def setup_torch(hardware: HardwareConfig) -> torch.device:
     device = resolve_device(hardware)
     if distributed.is_distributed():
         memory.release_freed()
-    else:
+    elif device.type == "cpu":  # else a model that passes through host memory would stay there
         memory.retain_freed()
     if device.type == "cuda":
         if device.index is not None:  # streams, graphs and random numbers are the current device's
             torch.cuda.set_device(device)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        if hardware.deterministic:
+            numerics.prepare_deterministic_libraries()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     return device

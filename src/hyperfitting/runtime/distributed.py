@@ -106,12 +106,17 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def is_on_one_device(model: nn.Module) -> bool:
-    """Return whether a model is neither sharded nor distributed over devices by a device map."""
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether a model's parameters are sharded over several ranks."""
     from torch.distributed.tensor import DTensor
 
+    return isinstance(next(model.parameters()), DTensor)
+
+
+def is_on_one_device(model: nn.Module) -> bool:
+    """Return whether a model is neither sharded nor distributed over devices by a device map."""
     devices = set((getattr(model, "hf_device_map", None) or {}).values())
-    return len(devices) < 2 and not isinstance(next(model.parameters()), DTensor)
+    return len(devices) < 2 and not is_sharded(model)
 
 
 def reshard(model: nn.Module) -> None:

@@ -27,6 +27,7 @@ from hyperfitting.models.layers import override_forward, replace_blocks
 from hyperfitting.progress import ProgressReporter
 from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext
 from hyperfitting.runtime.files import refresh_directory
+from hyperfitting.runtime.numerics import matmul_precision
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Store
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.flops import dtype_bytes
@@ -250,7 +251,8 @@ def _compute(
     for start in range(0, len(tokens), step):
         rows = tokens[start : start + step]
         batch = torch.as_tensor(dist.shard(rows)[0], dtype=torch.long)
-        with trainable.autocast(model, cfg.trainer.precision):
+        precision = cfg.trainer.precision
+        with trainable.autocast(model, precision), matmul_precision(model.device, precision):
             states = _activations(model, n_frozen, batch.to(model.device))
         stored = states.to(dtype).cpu()
         stored = stored if dtype == torch.float32 else stored.view(torch.int16)

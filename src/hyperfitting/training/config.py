@@ -10,7 +10,7 @@ from hyperfitting.fields import RUNTIME, above_zero, at_least, one_of, required,
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.runtime.config import HardwareConfig
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 
 
 @dataclass
@@ -22,7 +22,9 @@ class TrainerConfig:
     batch_size: int = setting(8, enters="tuned")
     """Sequences per optimizer step. The last batch of an epoch may be smaller."""
     precision: str = setting("float32", enters="tuned")
-    """`float32`, or autocast to `bfloat16` or `float16` around float32 weights."""
+    """`float32`; `tf32`: the same with TF32 matrix products, on NVIDIA GPUs from Ampere on; or
+    autocast to `bfloat16` or `float16` around float32 weights. Evaluation is in the weights'
+    dtype."""
     clip_norm: float | None = setting(None, enters="tuned")
     """Maximum gradient norm; none: no clipping (as in the paper)."""
     dropout: bool = setting(False, enters="tuned")

@@ -68,7 +68,7 @@ def estimate_memory(
     element = dtype_bytes(base.dtype)
     sequences_per_rank = math.ceil(cfg.trainer.batch_size / n)
     rows = min(sequences_per_rank, micro_batch_size(cfg, seq_len, device_type))
-    saved = count_saved_tensors(cfg, (rows, seq_len), base, store)
+    saved = count_saved_tensors(cfg, (rows, seq_len), base, store, device_type)
     n_blocks = min(cfg.tuning.last_blocks, size.n_blocks) if cfg.tuning.is_late else size.n_blocks
     n_trained = saved.trained_outside + n_blocks * saved.trained_per_block
     shards = 1 if cfg.tuning.is_lora else n  # adapters are replicated
@@ -79,7 +79,8 @@ def estimate_memory(
     if cfg.hardware.activation_checkpointing:  # one block is recomputed at a time
         hardware = replace(cfg.hardware, activation_checkpointing=False)
         whole = replace(cfg, hardware=hardware)
-        activations += count_saved_tensors(whole, (rows, seq_len), base, store).per_block
+        saved_whole = count_saved_tensors(whole, (rows, seq_len), base, store, device_type)
+        activations += saved_whole.per_block
     gradients: float = n_trained * element / shards
     # with a single micro-batch, gradients appear as activations are freed
     at_loss = activations if rows >= sequences_per_rank else activations + gradients

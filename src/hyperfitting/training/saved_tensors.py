@@ -15,7 +15,7 @@ from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Step, Store
 from hyperfitting.training.config import TrainingConfig
 
-VERSION = 1
+VERSION = 2
 _SAVED_FILE = "saved_tensors.json"
 _UNMASKED = "hyperfitting_unmasked"
 
@@ -35,7 +35,7 @@ class SavedTensors:
 
 
 def count_saved_tensors(
-    cfg: TrainingConfig, shape: tuple[int, int], base: BaseModel, store: Store
+    cfg: TrainingConfig, shape: tuple[int, int], base: BaseModel, store: Store, device_type: str
 ) -> SavedTensors:
     """Return what autograd saves of one forward pass; counted once, and kept in the store.
 
@@ -44,10 +44,11 @@ def count_saved_tensors(
         shape: (B, T) of the tokens.
         base: the model.
         store: keeps the counts.
+        device_type: `cpu` or `cuda`; attention has other kernels on each.
     """
 
     def build(work: Path) -> None:
-        one, two = (_count(cfg, shape, base, n_blocks) for n_blocks in (1, 2))
+        one, two = (_count(cfg, shape, base, device_type, n_blocks) for n_blocks in (1, 2))
         per_block, trained_per_block = two[0] - one[0], two[1] - one[1]
         counted = SavedTensors(
             per_block, one[0] - per_block, trained_per_block, one[1] - trained_per_block
@@ -62,6 +63,7 @@ def count_saved_tensors(
         config={
             "tuning": tuning,
             "shape": list(shape),
+            "device_type": device_type,
             "precision": cfg.trainer.precision,
             "dropout": cfg.trainer.dropout,
             "activation_checkpointing": cfg.hardware.activation_checkpointing,
@@ -73,7 +75,11 @@ def count_saved_tensors(
 
 
 def _count(
-    cfg: TrainingConfig, shape: tuple[int, int], base: BaseModel, n_blocks: int
+    cfg: TrainingConfig,
+    shape: tuple[int, int],
+    base: BaseModel,
+    device_type: str,
+    n_blocks: int,
 ) -> tuple[int, int]:
     """Return bytes saved and parameters trained of the model cut to ``n_blocks`` tuned blocks."""
     import torch
@@ -81,7 +87,7 @@ def _count(
     from torch._subclasses import FakeTensorMode
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from hyperfitting.models import trainable
+    from hyperfitting.models import attention, trainable
     from hyperfitting.models.layers import override_forward
 
     config = copy.deepcopy(base.transformers_config())
@@ -91,7 +97,8 @@ def _count(
     saved: dict[int, Any] = {}
     with torch.device("meta"):
         # transformers cannot see in fake tensors that no mask is needed
-        transformers.AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
+        sdpa = attention.cuda_sdpa if device_type == "cuda" else sdpa_attention_forward
+        transformers.AttentionInterface.register(_UNMASKED, sdpa)
         transformers.AttentionMaskInterface.register(_UNMASKED, lambda *_, **__: None)
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, base.dtype), attn_implementation=_UNMASKED
@@ -103,7 +110,7 @@ def _count(
         if not cfg.trainer.dropout:
             trainable.disable_dropout(model)
         if cfg.hardware.activation_checkpointing:
-            model.activation_checkpointing_enable()
+            trainable.checkpoint_activations(model)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
         def record(tensor: torch.Tensor) -> torch.Tensor:

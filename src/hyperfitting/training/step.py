@@ -29,6 +29,7 @@ from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.runtime import linear_kernels
 from hyperfitting.runtime.device import resolve_device
 from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_tensor, reshard
+from hyperfitting.runtime.numerics import check_precision, training_numerics
 from hyperfitting.training.activation_cache import (
     ActivationCache,
     CacheLocation,
@@ -55,6 +56,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     trainer: TrainerConfig
+    deterministic: bool
+    """As `HardwareConfig.deterministic`."""
     micro_batch_size: int
     """Halved by a train step that runs out of GPU memory."""
     compiled_blocks: CompiledBlocks
@@ -121,21 +124,23 @@ def build_train_state(
         UserError: the model, the tuning or the optimizer is not available as configured.
     """
     device = resolve_device(cfg.hardware)
-    model = load(base, dist)
+    check_precision(device, cfg.trainer.precision)
+    model = load(base, dist, device)
     trained = trainable.select_trainable(model, cfg.tuning, cfg.trainer.seed)
     if not cfg.trainer.dropout:
         trainable.disable_dropout(model)
     if dist.world_size == 1:
-        model.to(device)
+        model.to(device)  # adapters too
     check_causal(model, base.name)
     if cfg.hardware.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        trainable.checkpoint_activations(model)
     return TrainState(
         model=model,
         trained=trained,
         optimizer=build_optimizer(cfg.optimizer, list(trained.values())),
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "float16"),
         trainer=cfg.trainer,
+        deterministic=cfg.hardware.deterministic,
         micro_batch_size=micro_batch_size(cfg, tokens.shape[1], device.type),
         compiled_blocks=CompiledBlocks(
             model, should_compile(cfg, device, trained.values(), tokens.size)
@@ -160,16 +165,19 @@ def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> float:
         rows: (B,) their indices among the training sequences.
 
     Raises:
-        UserError: memory runs out in the optimizer step.
+        UserError: memory runs out in the optimizer step, or the model needs an operation that is
+            not deterministic.
     """
-    tokens = tokens.to(state.model.device)
-    loss = _forward_backward(state, tokens, rows)
-    try:
-        _step_optimizer(state)
-    except RuntimeError as error:
-        if exhausted_resource(error) != "memory":
-            raise
-        raise _no_memory_for_optimizer(state) from error
+    device = state.model.device
+    tokens = tokens.to(device)
+    with training_numerics(device, state.deterministic, state.trainer.precision):
+        loss = _forward_backward(state, tokens, rows)
+        try:
+            _step_optimizer(state)
+        except RuntimeError as error:
+            if exhausted_resource(error) != "memory":
+                raise
+            raise _no_memory_for_optimizer(state) from error
     return float(state.dist.all_reduce_sum(loss))
 
 

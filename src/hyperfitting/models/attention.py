@@ -1,0 +1,71 @@
+"""Attention on CUDA for float32 and grouped queries, without the scores of all pairs of tokens.
+
+torch's fused kernels with grouped queries are for half precision: transformers' `sdpa` then runs
+the math kernel, which holds (B, n_heads, T, T) scores and, in training, saves them. With keys and
+values repeated for each query head the memory-efficient kernel runs, which holds none.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+_UNGROUPED = nn.Module()
+"""Stands for an attention layer with as many key-value heads as query heads."""
+
+
+def register() -> None:
+    """Make `sdpa` the function behind transformers' attention implementation `sdpa`."""
+    AttentionInterface.register("sdpa", sdpa)
+
+
+def sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Compute attention: on CUDA by `cuda_sdpa`, elsewhere as transformers does."""
+    function = cuda_sdpa if query.device.type == "cuda" else sdpa_attention_forward
+    output: tuple[Tensor, None] = function(module, query, key, value, attention_mask, **options)
+    return output
+
+
+def cuda_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Compute transformers' `sdpa` attention, with keys and values repeated where that is better.
+
+    Args:
+        module: the attention layer; `num_key_value_groups` is its query heads per key-value head.
+        query: (B, n_heads, T, D).
+        key: (B, n_kv_heads, L, D).
+        value: (B, n_kv_heads, L, D).
+        attention_mask: with one, transformers repeats keys and values itself.
+        is_causal: whether tokens attend to preceding ones only; none: as the layer has it.
+        options: of transformers, such as `scaling` and `dropout`.
+
+    Returns:
+        (B, T, n_heads, D), and None.
+    """
+    n_groups = getattr(module, "num_key_value_groups", 1)
+    is_float32 = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
+    if n_groups > 1 and is_float32 and attention_mask is None:
+        if is_causal is None:
+            is_causal = getattr(module, "is_causal", True)
+        module, key, value = _UNGROUPED, repeat_kv(key, n_groups), repeat_kv(value, n_groups)
+    output: tuple[Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, is_causal=is_causal, **options
+    )
+    return output

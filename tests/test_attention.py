@@ -1,0 +1,109 @@
+"""Grouped-query attention in float32 on CUDA: by a fused kernel, with the same result."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from hyperfitting.models import attention
+from hyperfitting.models.base import BaseModel
+from hyperfitting.models.loading import load
+
+N_HEADS, N_KV_HEADS = 8, 2
+
+
+def layer(n_groups: int = N_HEADS // N_KV_HEADS) -> nn.Module:
+    module = nn.Module()
+    module.num_key_value_groups, module.is_causal = n_groups, True  # type: ignore[assignment]
+    return module
+
+
+def inputs(dtype: torch.dtype = torch.float32, n_kv_heads: int = N_KV_HEADS) -> list[Tensor]:
+    """Return query (2, 8, 6, 16), key and value (2, n_kv_heads, 6, 16)."""
+    generator = torch.Generator().manual_seed(0)
+    heads = (N_HEADS, n_kv_heads, n_kv_heads)
+    return [
+        torch.randn(2, n, 6, 16, generator=generator, dtype=dtype).requires_grad_() for n in heads
+    ]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """What torch's attention is called with: heads of the keys, and whether they are grouped."""
+    recorded: list[tuple[int, bool]] = []
+    compute = nn.functional.scaled_dot_product_attention
+
+    def record(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Tensor:
+        recorded.append((key.shape[1], options.get("enable_gqa", False)))
+        return compute(query, key, *args, **options)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", record)
+    return recorded
+
+
+@pytest.mark.parametrize("length", [6, 1])
+def test_repeated_keys_and_values_give_the_same_attention(
+    calls: list[tuple[int, bool]], length: int
+) -> None:
+    results = []
+    for function in (sdpa_attention_forward, attention.cuda_sdpa):
+        tensors = inputs()
+        query = tensors[0][:, :, -length:]
+        output = function(layer(), query, *tensors[1:], None, scaling=0.3, dropout=0.0)[0]
+        output.square().sum().backward()
+        results.append([output, *(t.grad for t in tensors)])
+    # transformers groups them, which torch's fused kernels do not support in float32
+    assert calls == [(N_KV_HEADS, True), (N_HEADS, False)]
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n_groups", "dtype", "mask"),
+    [
+        (4, torch.bfloat16, None),  # flash attention supports it
+        (1, torch.float32, None),
+        (4, torch.float32, torch.ones(1, 1, 6, 6, dtype=torch.bool)),  # transformers repeats
+    ],
+)
+def test_all_else_is_left_to_transformers(
+    calls: list[tuple[int, bool]], n_groups: int, dtype: torch.dtype, mask: Tensor | None
+) -> None:
+    tensors = inputs(dtype, N_HEADS // n_groups)
+    expected = sdpa_attention_forward(layer(n_groups), *tensors, mask)[0]
+    assert torch.equal(attention.cuda_sdpa(layer(n_groups), *tensors, mask)[0], expected)
+    assert calls[0] == calls[1]
+
+
+def test_autocast_to_half_precision_needs_no_repetition(calls: list[tuple[int, bool]]) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # rotary embeddings are float32 in it
+        attention.cuda_sdpa(layer(), *inputs(), None)
+    assert calls == [(N_KV_HEADS, True)]
+
+
+def test_only_cuda_is_treated_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "cuda_sdpa", lambda *_: ("on CUDA", None))
+    on_cuda: Any = SimpleNamespace(device=torch.device("cuda:1"))
+    assert attention.sdpa(layer(), on_cuda, on_cuda, on_cuda, None)[0] == "on CUDA"
+    tensors = inputs()
+    expected = sdpa_attention_forward(layer(), *tensors, None)[0]
+    assert torch.equal(attention.sdpa(layer(), *tensors, None)[0], expected)
+
+
+def test_models_use_it(any_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits and gradients of each architecture are the same with it."""
+    model = load(any_base).eval()
+    assert AttentionInterface()["sdpa"] is attention.sdpa
+    tokens = torch.arange(24).view(2, 12)
+    expected = model(input_ids=tokens).logits
+    expected_loss = model(input_ids=tokens, labels=tokens).loss
+    expected_grad = torch.autograd.grad(expected_loss, model.get_input_embeddings().weight)[0]
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", attention.cuda_sdpa)
+    torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=1e-5, atol=1e-5)
+    loss = model(input_ids=tokens, labels=tokens).loss
+    grad = torch.autograd.grad(loss, model.get_input_embeddings().weight)[0]
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-6)
