@@ -4,6 +4,7 @@ A plain copy waits until a GPU has done all that is enqueued, which then idles u
 launched the next kernel. Copies from and to pinned memory are enqueued like kernels.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,16 @@ def rows_to_device(array: NDArray[Any], rows: NDArray[np.int64], device: torch.d
     host = torch.empty(len(rows), *array.shape[1:], dtype=dtype, pin_memory=is_cuda)
     np.take(array, rows, axis=0, out=host.numpy(), mode="clip")  # "raise" would use a buffer
     return host.to(device, non_blocking=is_cuda)
+
+
+def memmap_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return a memory-mapped array (N, …) on a device, copied row by row: it may exceed the RAM."""
+    rows = (rows_to_device(array, np.array([row]), device) for row in range(len(array)))
+    first = next(rows)
+    copy = first.new_empty(array.shape)
+    for index, row in enumerate(itertools.chain([first], rows)):
+        copy[index : index + 1] = row
+    return copy
 
 
 class HostScalar:
