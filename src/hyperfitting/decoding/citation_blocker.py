@@ -124,7 +124,8 @@ class CitationBlocker:
         if self._is_inside_word.device != tokens.device:
             self._is_inside_word = self._is_inside_word.to(tokens.device)
         ends, starts = self._is_inside_word
-        return ends[last.clamp(max=len(ends) - 1)] & starts[tokens]
+        may_complete: Tensor = ends[last.clamp(max=len(ends) - 1)] & starts[tokens]
+        return may_complete
 
 
 def _is_inside_word(tokens: list[int], token_text: Callable[[int], str]) -> Tensor:

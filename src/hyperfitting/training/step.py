@@ -138,9 +138,7 @@ def build_train_state(
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "float16"),
         trainer=cfg.trainer,
         micro_batch_size=micro_batch_size(cfg, tokens.shape[1], device.type),
-        compiled_blocks=CompiledBlocks(
-            model, should_compile(cfg, device, trained.values(), tokens.size)
-        ),
+        compiled_blocks=CompiledBlocks(model, should_compile(cfg, device, model, tokens.size)),
         loss=NextTokenLoss(model),
         linear_forwards=linear_kernels.linear_forwards(model, cfg.trainer.precision),
         activation_cache=build_activation_cache(cfg, model, tokens, cache_location, progress, dist),
