@@ -78,7 +78,7 @@ def our_trainer(batch: int, length: int, tuning: str) -> Round:
         for step in range(steps):
             rows = np.arange(step * batch, (step + 1) * batch)
             start = time.perf_counter()
-            train_step(state, torch.as_tensor(tokens[rows], dtype=torch.long), rows)
+            float(train_step(state, torch.as_tensor(tokens[rows], dtype=torch.long), rows))
             seconds.append(time.perf_counter() - start)
         measured.setdefault("training_memory", peak_memory())  # before the matrix product
         flops_per_second = flops_per_token * batch * length / np.array(seconds)

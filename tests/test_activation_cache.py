@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -161,3 +162,34 @@ def test_a_killed_cache_is_computed_again_whole(
     ids = torch.as_tensor(DATA.train).long()
     expected = model(input_ids=ids, output_hidden_states=True).hidden_states[2].detach()
     torch.testing.assert_close(cache.read(np.arange(7), expected), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cache_on_the_device_gives_the_same_bits(
+    cfg: TrainingConfig, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+) -> None:  # fmt: skip
+    expected, _ = run_training(late_stage(cfg, activation_cache=dtype), base, tmp_path / "w")
+    copies: list[torch.Tensor] = []
+    real = activation_cache.memmap_to_device
+
+    def copied(array: Any, device: torch.device) -> torch.Tensor:
+        copies.append(real(array, device))
+        return copies[-1]
+
+    monkeypatch.setattr(activation_cache, "_has_room", lambda model, n_bytes: True)
+    monkeypatch.setattr(activation_cache, "memmap_to_device", copied)
+    assert run_training(cfg, base, tmp_path / "v")[0] == expected
+    assert [copy.shape for copy in copies] == [(7, 16, 32)]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", True), ("cpu", False)])
+def test_a_cache_is_on_a_gpu_that_has_room_beside_training(
+    monkeypatch: pytest.MonkeyPatch, device: str, expected: bool
+) -> None:
+    trained, frozen = torch.nn.Linear(100, 1, bias=False), torch.nn.Linear(500, 1, bias=False)
+    parameters = [*trained.parameters(), *frozen.requires_grad_(False).parameters()]
+    model: Any = SimpleNamespace(device=torch.device(device), parameters=lambda: parameters)
+    monkeypatch.setattr("hyperfitting.runtime.memory.free_bytes", lambda device: 5200)
+    assert activation_cache._has_room(model, 1000) is expected  # (5200 - 3 * 400) / 4
+    assert not activation_cache._has_room(model, 1001)

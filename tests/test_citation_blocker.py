@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from hyperfitting.decoding.citation_blocker import CitationBlocker, NgramIndex, continues_word
+from hyperfitting.decoding.citation_blocker import (
+    CitationBlocker,
+    NgramIndex,
+    ends_inside_word,
+    starts_inside_word,
+)
 from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.models.base import BaseModel
@@ -36,9 +41,10 @@ def ngrams(text: list[int], n: int) -> set[tuple[int, ...]]:
 
 @given(corpora(), st.integers(1, 4), st.lists(st.integers(0, 5), min_size=20, max_size=20))
 def test_the_index_returns_all_followers(corpus: Corpus, n: int, tokens: list[int]) -> None:
-    queries = np.array(tokens[: 20 - 20 % n]).reshape(-1, n)
-    rows, followers = NgramIndex(corpus, n).followers(queries)
-    pairs = sorted(zip(rows.tolist(), followers.tolist(), strict=True))
+    queries = torch.tensor(tokens[: 20 - 20 % n]).reshape(-1, n)
+    followers, follows = NgramIndex(corpus, n).followers(queries)
+    rows = torch.arange(len(queries)).unsqueeze(1).expand_as(followers)
+    pairs = sorted(zip(rows[follows].tolist(), followers[follows].tolist(), strict=True))
     assert pairs == sorted(
         (row, ngram[-1])
         for row, query in enumerate(queries.tolist())
@@ -114,4 +120,4 @@ def test_a_word_may_be_completed_and_the_next_one_is_blocked() -> None:
     ],
 )  # fmt: skip
 def test_which_tokens_continue_a_word(preceding: str, token_text: str, expected: bool) -> None:
-    assert continues_word(preceding, token_text) is expected
+    assert (ends_inside_word(preceding) and starts_inside_word(token_text)) is expected

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hyperfitting.models.base import BaseModel
+from hyperfitting.models.config import TuningConfig
+from hyperfitting.models.trainable import select_trainable
 from hyperfitting.training.compile import should_compile
 from hyperfitting.training.config import TrainingConfig
 from tests.training import cfg, run_training, step_losses
@@ -53,11 +55,39 @@ def test_full_tuning_needs_no_list_of_blocks(
     assert rows == expected
 
 
+def llama(tuning: TuningConfig, **shape: int) -> PreTrainedModel:
+    """A Llama without values, with its trained parameters selected."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**shape))
+        select_trainable(model, tuning)
+    return model
+
+
+SMOLLM2 = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+}  # fmt: skip
+TINYLLAMA = {
+    "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
+}  # fmt: skip
+
+
 def test_only_long_trainings_are_compiled_unless_configured(cfg: TrainingConfig) -> None:
-    cpu, trained = torch.device("cpu"), [nn.Parameter(torch.empty(134_500_000, device="meta"))]
+    cpu, model = torch.device("cpu"), llama(TuningConfig("full"), **SMOLLM2)
     cfg.trainer.epochs = 7
-    assert not should_compile(cfg, cpu, trained, n_tokens=16 * 128)
+    assert not should_compile(cfg, cpu, model, n_tokens=16 * 128)
     cfg.trainer.epochs = 20
-    assert should_compile(cfg, cpu, trained, n_tokens=2000 * 256)
+    assert should_compile(cfg, cpu, model, n_tokens=2000 * 256)
     cfg.hardware.compile = False
-    assert not should_compile(cfg, cpu, trained, n_tokens=2000 * 256)
+    assert not should_compile(cfg, cpu, model, n_tokens=2000 * 256)
+
+
+@pytest.mark.parametrize("method", ["full", "late_stage", "lora", "late_stage_lora"])
+def test_on_a_gpu_a_paper_run_of_any_tuning_is_compiled(cfg: TrainingConfig, method: str) -> None:
+    cuda, model = torch.device("cuda"), llama(TuningConfig(method, last_blocks=5), **TINYLLAMA)
+    cfg.trainer.epochs = 20
+    assert should_compile(cfg, cuda, model, n_tokens=2000 * 256)
+    assert not should_compile(cfg, cuda, model, n_tokens=50 * 256)
+    cfg.hardware.compile = False
+    assert not should_compile(cfg, cuda, model, n_tokens=2000 * 256)

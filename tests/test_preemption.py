@@ -46,7 +46,7 @@ def test_a_training_preempted_at_any_step_resumes_to_the_same_bits(
     expected_rows, expected = run_training(cfg, base, tmp_path / "whole")
     taken = 0
 
-    def preempted(*arguments: Any) -> float:
+    def preempted(*arguments: Any) -> torch.Tensor:
         nonlocal taken
         taken += 1
         if taken == step:

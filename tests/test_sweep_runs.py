@@ -219,6 +219,22 @@ def test_the_status_of_a_run_is_in_its_folder(tmp_path: Path) -> None:
     assert folder.status() == Status()
 
 
+def test_reporting_progress_does_not_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, synced = RunFolder(tmp_path / "run"), []
+    monkeypatch.setattr("hyperfitting.sweep.state._WRITE_INTERVAL", 0.0)
+    with folder.lock():
+        reporter = StatusReporter(folder)
+        with reporter.progress("training", 10, "tokens") as advance:
+            monkeypatch.setattr("os.fsync", synced.append)
+            advance(4, loss=1.5)
+            assert folder.read_status().done == 4
+            assert synced == []
+        reporter.failed("too hot")
+        assert synced
+
+
 def test_a_run_that_never_started_can_be_marked_failed(tmp_path: Path) -> None:
     """Its launcher may fail before it has a folder; the sweep would launch it forever."""
     RunFolder(tmp_path / "sweep" / "seed=0").mark_failed(3)

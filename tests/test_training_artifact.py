@@ -38,7 +38,7 @@ def n_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Its length is the number of train steps taken."""
     taken: list[int] = []
 
-    def counted(*arguments: Any) -> float:
+    def counted(*arguments: Any) -> torch.Tensor:
         taken.append(1)
         return train_step(*arguments)
 

@@ -97,10 +97,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
 ) -> None:
     taken = 0
 
-    def diverges(*arguments: Any) -> float:
+    def diverges(*arguments: Any) -> torch.Tensor:
         nonlocal taken
         taken += 1
-        return math.nan if taken == 5 else train_step(*arguments)
+        return torch.tensor(math.nan) if taken == 5 else train_step(*arguments)
 
     monkeypatch.setattr(train_module, "train_step", diverges)
     with pytest.raises(

@@ -48,7 +48,7 @@ class MatmulDtypes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def one_step(cfg: TrainingConfig, base: BaseModel, work: Path) -> tuple[TrainState, float]:
+def one_step(cfg: TrainingConfig, base: BaseModel, work: Path) -> tuple[TrainState, torch.Tensor]:
     state = build_train_state(cfg, base, DATA.train, cache_location(work, base))
     state.model.train()
     rows = np.arange(3)
@@ -102,7 +102,7 @@ def test_activation_checkpointing_recomputes_each_block_in_the_backward_pass(
     for block in blocks(state.model):
         block.self_attn.register_forward_hook(count)
     rows = next(batches(7, 0, cfg.trainer))
-    loss = train_step(state, torch.as_tensor(DATA.train[rows]).long(), rows)
+    loss = float(train_step(state, torch.as_tensor(DATA.train[rows]).long(), rows))
     assert calls == 3 * (2 if checkpointing else 1)
     assert loss == pytest.approx(expected[0]["train/loss"], rel=1e-6)
 

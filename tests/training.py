@@ -58,7 +58,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Make the ``number``-th train step from now on raise KeyboardInterrupt."""
     taken = 0
 
-    def interrupted(*arguments: Any) -> float:
+    def interrupted(*arguments: Any) -> torch.Tensor:
         nonlocal taken
         taken += 1
         if taken == number:

@@ -65,12 +65,13 @@ def _generate(
 ) -> tuple[Tensor, Tensor]:
     """Choose one token per text and step. ``choose``: from scores (B, V) and step to ids (B,)."""
     buffer = TokenBuffer(contexts, max_new_tokens)
+    check_allowed = constraints.allowed_check(max_new_tokens)
     tokens = contexts  # (B, T)
     for step in range(max_new_tokens):
         logits = model(tokens)  # (B, V)
         scores = constraints(buffer.tokens, logits)  # (B, V), -inf for forbidden tokens
         tokens = choose(scores, step).unsqueeze(1)  # (B, 1)
-        constraints.check_allowed(scores.gather(1, tokens), buffer.tokens)
+        check_allowed(scores.gather(1, tokens), step)
         buffer.append(tokens.squeeze(1), logits)
         advance(len(tokens))
     return buffer.result()

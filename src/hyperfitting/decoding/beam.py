@@ -35,22 +35,25 @@ def beam_search(
     first_row = torch.arange(n_texts, device=device).unsqueeze(1) * n_beams  # (B, 1)
     logits = model(contexts).repeat_interleave(n_beams, 0)  # (B * W, V)
     model.expand(n_beams)
+    check_allowed = constraints.allowed_check(max_new_tokens)
+    eos = constraints.eos_index(device)  # (E,)
+    may_end = decode.stop_at_eos and len(eos) > 0
     for step in range(max_new_tokens):
         scores = constraints(buffer.tokens, torch.log_softmax(logits, -1))
-        if decode.stop_at_eos and bool(finished.any()):
-            scores[finished] = -torch.inf
-            scores[finished, constraints.eos_ids[0]] = 0
+        if may_end:
+            scores.masked_fill_(finished.unsqueeze(1), -torch.inf)
+            scores[:, constraints.eos_ids[0]].masked_fill_(finished, 0)
         vocab_size = scores.shape[-1]
         total = (beam_scores.view(-1, 1) + scores).view(n_texts, n_beams * vocab_size)
         beam_scores, best = total.topk(n_beams, dim=-1)  # (B, W)
-        constraints.check_allowed(beam_scores[:, 0], buffer.tokens)
+        check_allowed(beam_scores[:, 0], step)
         rows = (first_row + best // vocab_size).flatten()  # (B * W,)
         tokens = (best % vocab_size).flatten()  # (B * W,)
         buffer.select(rows)
         buffer.append(tokens, logits[rows])
         lengths, finished = lengths[rows] + ~finished[rows], finished[rows]
-        if decode.stop_at_eos:
-            finished = finished | torch.isin(tokens, tokens.new_tensor(constraints.eos_ids))
+        if may_end:
+            finished = finished | torch.isin(tokens, eos)
         advance(n_texts)
         if step + 1 < max_new_tokens:
             model.select(rows)

@@ -10,20 +10,19 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hyperfitting.decoding.config import CitationBlockerConfig
-from hyperfitting.metrics.ngrams import NGramNumbering, join, ngram_keys
-
-Ints = NDArray[np.int64]
+from hyperfitting.decoding.forbidden import forbid
+from hyperfitting.metrics.ngrams import NGramNumbering, join
 
 
 class NgramIndex:
     """All n-grams of some sequences, with the tokens that follow each.
 
     Stored as the sorted keys of the distinct 1-, 2-, …, (n + 1)-grams (`metrics.ngrams`): a look-up
-    is a binary search per length.
+    is a binary search per length, on the device of the texts.
 
     Args:
         sequences: (N, T) token ids; no n-gram spans two of them.
@@ -32,46 +31,53 @@ class NgramIndex:
 
     def __init__(self, sequences: ArrayLike, n: int) -> None:
         numbering = NGramNumbering(join(list(np.asarray(sequences))))
-        self._vocabulary = numbering.vocabulary
-        self._keys: list[Ints] = []  # by length, 1 to n + 1
+        self.vocabulary = torch.from_numpy(numbering.vocabulary)
+        """Sorted distinct token ids of the sequences."""
+        self._keys: list[Tensor] = []  # of n-grams with 2 to n + 1 tokens
         ngrams = numbering.unigrams()
         for _ in range(n):
-            self._keys.append(ngrams.keys)
             ngrams = numbering.extend(ngrams)
-        self._keys.append(ngrams.keys)
+            self._keys.append(torch.from_numpy(ngrams.keys))
+        prefixes = ngrams.keys // max(1, len(numbering.vocabulary))
+        self._max_followers = int(np.unique(prefixes, return_counts=True)[1].max(initial=0))
 
-    def followers(self, ngrams: Ints) -> tuple[Ints, Ints]:
+    def followers(self, ngrams: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens that follow n-grams in the sequences.
 
         Args:
             ngrams: (B, n) token ids.
 
         Returns:
-            Pairs of a row of ``ngrams`` and a token that follows it: (F,) rows, (F,) tokens.
+            (B, F) token ids, and (B, F) which of them follow the n-gram of their row. F is the same
+            at every call on a GPU, so that nothing is read from it.
         """
-        vocabulary_size = len(self._vocabulary)
-        tokens, known = _search(self._vocabulary, ngrams)
-        rows = np.flatnonzero(known.all(axis=1))
-        number = tokens[rows, 0]
-        for position, keys in enumerate(self._keys[1:-1], start=1):
-            candidates = ngram_keys(number, tokens[rows, position], vocabulary_size)
-            number, known = _search(keys, candidates)
-            rows, number = rows[known], number[known]
+        device, n_rows = ngrams.device, len(ngrams)
+        if self._max_followers == 0:
+            return ngrams.new_zeros(n_rows, 0), ngrams.new_zeros(n_rows, 0, dtype=torch.bool)
+        self._move_to(device)
+        vocabulary_size = len(self.vocabulary)
+        tokens, is_known = _search(self.vocabulary, ngrams)
+        number, is_known = tokens[:, 0], is_known.all(dim=1)  # (B,)
+        for position, keys in enumerate(self._keys[:-1], start=1):
+            number, is_key = _search(keys, number * vocabulary_size + tokens[:, position])
+            is_known = is_known & is_key
         keys = self._keys[-1]  # sorted, so those with one prefix are adjacent
-        lowest = ngram_keys(number, np.zeros_like(number), vocabulary_size)
-        first = np.searchsorted(keys, lowest)
-        count = np.searchsorted(keys, lowest + vocabulary_size) - first
-        offset = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
-        following = keys[np.repeat(first, count) + offset] % vocabulary_size
-        return np.repeat(rows, count), self._vocabulary[following]
+        first, end = torch.searchsorted(keys, torch.stack([number, number + 1]) * vocabulary_size)
+        count = (end - first).where(is_known, 0)  # (B,)
+        width = int(count.max()) if device.type == "cpu" else self._max_followers
+        offset = torch.arange(width, device=device)
+        index = (first.unsqueeze(1) + offset).clamp_(max=len(keys) - 1)  # (B, F)
+        return self.vocabulary[keys[index] % vocabulary_size], offset < count.unsqueeze(1)
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.vocabulary.device != device:
+            self.vocabulary = self.vocabulary.to(device)
+            self._keys = [keys.to(device) for keys in self._keys]
 
 
-def _search(distinct: Ints, values: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    """Return the index of each value in a sorted array, and whether the value is in it."""
-    index = np.searchsorted(distinct, values)
-    if len(distinct) == 0:
-        return index, np.zeros(values.shape, dtype=bool)
-    index = np.minimum(index, len(distinct) - 1)
+def _search(distinct: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an index into a sorted array for each value, and whether the value is there."""
+    index = torch.searchsorted(distinct, values.contiguous()).clamp_(max=len(distinct) - 1)
     return index, distinct[index] == values
 
 
@@ -92,8 +98,8 @@ class CitationBlocker:
     ) -> None:
         self._index = NgramIndex(sequences, cfg.n)
         self._cfg = cfg
-        self._token_text = token_text
-        self._completes_word: dict[tuple[int, int], bool] = {}  # memo
+        if cfg.whole_words:
+            self._is_inside_word = _is_inside_word(self._index.vocabulary.tolist(), token_text)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, context_len: int) -> Tensor:
         """Set to -inf every token that would continue a training sequence.
@@ -106,23 +112,29 @@ class CitationBlocker:
         n = self._cfg.n
         if input_ids.shape[1] - (0 if self._cfg.count_context else context_len) < n:
             return scores
-        suffixes = input_ids[:, -n:].cpu().numpy()
-        rows, tokens = self._index.followers(suffixes)
-        if self._cfg.whole_words and len(rows):
-            pairs = zip(suffixes[rows, -1].tolist(), tokens.tolist(), strict=True)
-            is_blocked = np.array([not self._may_complete_word(*pair) for pair in pairs])
-            rows, tokens = rows[is_blocked], tokens[is_blocked]
-        scores[torch.as_tensor(rows), torch.as_tensor(tokens)] = -torch.inf
+        suffixes = input_ids[:, -n:]
+        tokens, is_blocked = self._index.followers(suffixes)  # (B, F)
+        if self._cfg.whole_words:
+            is_blocked &= ~self._may_complete_word(suffixes[:, -1:], tokens)
+        forbid(scores, tokens, is_blocked)
         return scores
 
-    def _may_complete_word(self, last: int, token: int) -> bool:
-        """Return whether a token continues a word that the last token began."""
-        pair = (last, token)
-        if pair not in self._completes_word:
-            self._completes_word[pair] = continues_word(
-                self._token_text(last), self._token_text(token)
-            )
-        return self._completes_word[pair]
+    def _may_complete_word(self, last: Tensor, tokens: Tensor) -> Tensor:
+        """Return which tokens (B, F) continue a word that the last token (B, 1) began."""
+        if self._is_inside_word.device != tokens.device:
+            self._is_inside_word = self._is_inside_word.to(tokens.device)
+        ends, starts = self._is_inside_word
+        may_complete: Tensor = ends[last.clamp(max=len(ends) - 1)] & starts[tokens]
+        return may_complete
+
+
+def _is_inside_word(tokens: list[int], token_text: Callable[[int], str]) -> Tensor:
+    """Return (2, highest token + 1): whether each token ends, and whether it starts, in a word."""
+    table = torch.zeros(2, max(tokens, default=0) + 1, dtype=torch.bool)
+    texts = list(map(token_text, tokens))
+    table[0, tokens] = torch.tensor([ends_inside_word(text) for text in texts], dtype=torch.bool)
+    table[1, tokens] = torch.tensor([starts_inside_word(text) for text in texts], dtype=torch.bool)
+    return table
 
 
 # Scripts written without spaces: each character counts as a word, or a text would be one word.
@@ -131,9 +143,14 @@ _ENDS_INSIDE_WORD = re.compile(rf"[^\W{_UNSPACED}]$|\ufffd$")
 _STARTS_INSIDE_WORD = re.compile(rf"^['’]?[^\W{_UNSPACED}]|^\ufffd")
 
 
-def continues_word(preceding: str, token_text: str) -> bool:
-    """Return whether a token continues a word that the preceding text left unfinished.
+def ends_inside_word(text: str) -> bool:
+    """Return whether a text ends in a word that may go on.
 
     A part of a character, which decodes to U+FFFD, counts as the middle of a word.
     """
-    return bool(_ENDS_INSIDE_WORD.search(preceding) and _STARTS_INSIDE_WORD.match(token_text))
+    return bool(_ENDS_INSIDE_WORD.search(text))
+
+
+def starts_inside_word(text: str) -> bool:
+    """Return whether a token's text continues a word that is unfinished; likewise."""
+    return bool(_STARTS_INSIDE_WORD.match(text))

@@ -14,7 +14,7 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import DecodeConfig
-from hyperfitting.errors import UserError
+from hyperfitting.decoding.forbidden import AllowedCheck, forbid
 
 
 class Constraints:
@@ -38,7 +38,8 @@ class Constraints:
         blocker: CitationBlocker | None = None,
     ) -> None:
         self.eos_ids = eos_ids
-        self._decode, self._context_len = decode, context_len
+        self._eos_index = torch.tensor(eos_ids, dtype=torch.long)
+        self._decode = decode
         self._processors: list[Callable[[Tensor, Tensor], Tensor]] = []
         if decode.repetition_penalty != 1:
             penalty = float(decode.repetition_penalty)
@@ -62,29 +63,18 @@ class Constraints:
             scores = process(input_ids, scores)
         return scores
 
-    def check_allowed(self, chosen_scores: Tensor, input_ids: Tensor) -> None:
-        """Check that the chosen tokens are not forbidden themselves.
+    def allowed_check(self, n_steps: int) -> AllowedCheck:
+        """Return the check of one batch that tokens are left. ``n_steps``: of its decoding."""
+        return AllowedCheck(self._decode, n_steps)
 
-        Args:
-            chosen_scores: constrained scores of the best token of each text, any shape.
-            input_ids: (B, T) context and continuation before that token.
-
-        Raises:
-            UserError: one is -inf, so all tokens are forbidden.
-        """
-        if bool(torch.isneginf(chosen_scores).any()):
-            decode = self._decode
-            raise UserError(
-                f"every token is forbidden after {input_ids.shape[1] - self._context_len} new "
-                "ones: no text can be continued",
-                field="decode.no_repeat_ngram_size, decode.citation_blocker.n",
-                value=f"{decode.no_repeat_ngram_size}, {decode.citation_blocker.n}",
-                hint="a longer n-gram for each, or decode.stop_at_eos=true",
-            )
+    def eos_index(self, device: torch.device) -> Tensor:
+        """Return `eos_ids` on a device, to which they are copied once."""
+        if self._eos_index.device != device:
+            self._eos_index = self._eos_index.to(device)
+        return self._eos_index
 
     def _forbid_eos(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores[:, self.eos_ids] = -torch.inf
-        return scores
+        return scores.index_fill_(1, self.eos_index(scores.device), -torch.inf)
 
 
 def forbid_repeated_ngrams(input_ids: Tensor, scores: Tensor, n: int) -> Tensor:
@@ -102,6 +92,6 @@ def forbid_repeated_ngrams(input_ids: Tensor, scores: Tensor, n: int) -> Tensor:
     if length >= n:
         ngrams = input_ids.unfold(1, n, 1)  # (B, T - n + 1, n)
         prefix = input_ids[:, length - n + 1 :]  # (B, n - 1)
-        row, start = (ngrams[..., :-1] == prefix.unsqueeze(1)).all(-1).nonzero(as_tuple=True)
-        scores[row, ngrams[row, start, -1]] = -torch.inf
+        is_repeated = (ngrams[..., :-1] == prefix.unsqueeze(1)).all(-1)  # (B, T - n + 1)
+        forbid(scores, ngrams[..., -1], is_repeated)
     return scores

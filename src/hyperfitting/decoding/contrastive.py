@@ -33,10 +33,11 @@ def contrastive_search(
     k = min(decode.num_candidates, logits.shape[-1])
     first_row = torch.arange(n_texts, device=contexts.device) * k  # (B,)
     model.expand(k)
-    for _ in range(max_new_tokens):
+    check_allowed = constraints.allowed_check(max_new_tokens)
+    for step in range(max_new_tokens):
         scores = constraints(buffer.tokens, logits)
         p, ids = torch.softmax(scores, -1).topk(k, dim=-1)  # (B, K)
-        constraints.check_allowed(scores.gather(1, ids[:, :1]), buffer.tokens)
+        check_allowed(scores.gather(1, ids[:, :1]), step)
         next_logits, next_states = model.forward_with_states(ids.view(-1, 1))  # B * K rows
         candidate_states = next_states.view(n_texts, k, -1)  # (B, K, H)
         similarity = torch.einsum("bkh,bth->bkt", candidate_states, states).amax(-1)  # (B, K)

@@ -110,5 +110,5 @@ def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
     total = cdf[:, -1:]
     # rounding must not reach the total: tokens of probability 0 may follow the last possible one
     target = torch.minimum(u.double().unsqueeze(1) * total, torch.nextafter(total, 0 * total))
-    # if all tokens are forbidden, p and target are NaN; `Constraints.check_allowed` reports it
+    # if all tokens are forbidden, p and target are NaN; `AllowedCheck` reports it
     return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=p.shape[-1] - 1)

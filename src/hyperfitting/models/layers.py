@@ -81,6 +81,27 @@ def override_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
                 module.forward = forward_before
 
 
+@contextmanager
+def no_packed_sequences() -> Iterator[None]:
+    """Declare that each row holds one sequence, inside this context.
+
+    Without a mask or a cache, transformers looks for several in a row in every forward pass, and
+    reads the answer from the device.
+    """
+    from transformers import masking_utils  # not at every import: that takes seconds
+
+    name = "find_packed_sequence_indices"
+    search = getattr(masking_utils, name, None)
+    if search is None:
+        yield
+        return
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, search)
+
+
 class PassthroughBlock(nn.Module):
     """Takes the place of a block without computing anything.
 

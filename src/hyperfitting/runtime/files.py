@@ -48,40 +48,47 @@ def refresh_directory(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, fsync: bool = True) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` atomically on success.
 
     The file is written beside its destination, fsynced and renamed; on an error nothing is left.
     Several processes may write the same file at once: the last rename wins.
+
+    Args:
+        path: to replace.
+        fsync: False: do not wait for the disk. A crash of the machine, not of the process, may
+            leave an empty file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
-        fsync_path(temporary)
+        if fsync:
+            fsync_path(temporary)
         temporary.rename(path)
-        fsync_path(path.parent)
+        if fsync:
+            fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically.
+def write_text(path: Path, text: str, fsync: bool = True) -> None:
+    """Write a UTF-8 text file atomically; ``fsync`` as of `replacing`.
 
     A lone surrogate, as in the name of a file that is not UTF-8, becomes its escape ``\\udce9``; in
     JSON that reads as the same again.
     """
-    with replacing(path) as temporary:
+    with replacing(path, fsync) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON atomically.
+def write_json(path: Path, value: Any, fsync: bool = True) -> None:
+    """Write readable JSON atomically; ``fsync`` as of `replacing`.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON cannot represent.
     """
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_text(path, text + "\n", fsync)
 
 
 def read_versioned(

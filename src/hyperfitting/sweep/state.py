@@ -87,10 +87,16 @@ class RunFolder:
         except (OSError, ValidationError):
             return Status()
 
-    def write_status(self, status: Status) -> None:
-        """Write a status. A full disk or a missing folder does not stop the run."""
+    def write_status(self, status: Status, fsync: bool = True) -> None:
+        """Write a status. A full disk or a missing folder does not stop the run.
+
+        Args:
+            status: to write.
+            fsync: False: do not wait for the disk, as a GPU would wait too.
+        """
+        values = asdict(status) | {"updated": time.time()}
         with suppress(OSError):
-            write_json(self.path / STATUS_FILE, asdict(status) | {"updated": time.time()})
+            write_json(self.path / STATUS_FILE, values, fsync)
 
     def mark_failed(self, attempts: int) -> None:
         """Write that it failed because its process died in every one of ``attempts`` attempts."""
@@ -193,7 +199,7 @@ class StatusReporter:
             self.status.shown.update(shown)
             if time.monotonic() - last >= _WRITE_INTERVAL:
                 last = time.monotonic()
-                self._folder.write_status(self.status)
+                self._folder.write_status(self.status, fsync=False)
 
         try:
             yield advance

@@ -25,9 +25,11 @@ from hyperfitting.models import layers, trainable
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.layers import override_forward, replace_blocks
 from hyperfitting.progress import ProgressReporter
-from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext
+from hyperfitting.runtime import memory
+from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_tensor
 from hyperfitting.runtime.files import refresh_directory
 from hyperfitting.runtime.numerics import matmul_precision
+from hyperfitting.runtime.transfer import memmap_to_device, rows_to_device, to_device
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Store
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.flops import dtype_bytes
@@ -69,8 +71,8 @@ class ActivationCache:
     block_list: nn.ModuleList
     n_frozen: int
     """How many of the blocks are frozen."""
-    activations: NDArray[Any]
-    """(N, T, H), memory-mapped."""
+    activations: NDArray[Any] | Tensor
+    """(N, T, H) as stored: memory-mapped, or on the GPU if it has room."""
     dtype: torch.dtype
 
     def read(self, rows: NDArray[np.int64], like: Tensor) -> Tensor:
@@ -80,8 +82,11 @@ class ActivationCache:
             rows: (B,) indices of training sequences.
             like: such as a parameter of the model.
         """
-        stored = torch.from_numpy(self.activations[rows])
-        return stored.view(self.dtype).to(like.device, like.dtype)
+        if isinstance(self.activations, Tensor):
+            stored = self.activations[to_device(rows, like.device)]
+        else:
+            stored = rows_to_device(self.activations, rows, like.device)
+        return stored.view(self.dtype).to(like.dtype)
 
     def replay(self, rows: NDArray[np.int64], like: Tensor) -> AbstractContextManager[None]:
         """Make the frozen blocks return the activations of some sequences, inside this context."""
@@ -124,9 +129,20 @@ def build_activation_cache(
     artifact = location.artifact(cfg, n_frozen)
     _ensure(artifact, cfg, model, n_frozen, tokens, progress, dist)
     activations = np.load(artifact.folder / _FILE, mmap_mode="r", allow_pickle=False)
+    if _has_room(model, activations.nbytes):
+        activations = memmap_to_device(activations, model.device)
     return ActivationCache(
         block_list, n_frozen, activations, _DTYPES[cfg.trainer.activation_cache][1]
     )
+
+
+def _has_room(model: PreTrainedModel, n_bytes: int) -> bool:
+    """Return whether so much fits on the GPU beside gradients, Adam's moments and a batch."""
+    if model.device.type != "cuda":
+        return False
+    trained = sum(local_tensor(p).nbytes for p in model.parameters() if p.requires_grad)
+    # three quarters are left for the batch
+    return n_bytes <= (memory.free_bytes(model.device) - 3 * trained) / 4
 
 
 def _ensure(

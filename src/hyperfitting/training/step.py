@@ -23,13 +23,14 @@ from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.models import trainable
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.causality import check_causal
-from hyperfitting.models.layers import override_forward
+from hyperfitting.models.layers import no_packed_sequences, override_forward
 from hyperfitting.models.loading import load
 from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.runtime import linear_kernels
 from hyperfitting.runtime.device import resolve_device
 from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_tensor, reshard
 from hyperfitting.runtime.numerics import check_precision, training_numerics
+from hyperfitting.runtime.transfer import to_device
 from hyperfitting.training.activation_cache import (
     ActivationCache,
     CacheLocation,
@@ -142,9 +143,7 @@ def build_train_state(
         trainer=cfg.trainer,
         deterministic=cfg.hardware.deterministic,
         micro_batch_size=micro_batch_size(cfg, tokens.shape[1], device.type),
-        compiled_blocks=CompiledBlocks(
-            model, should_compile(cfg, device, trained.values(), tokens.size)
-        ),
+        compiled_blocks=CompiledBlocks(model, should_compile(cfg, device, model, tokens.size)),
         loss=NextTokenLoss(model),
         linear_forwards=linear_kernels.linear_forwards(model, cfg.trainer.precision),
         activation_cache=build_activation_cache(cfg, model, tokens, cache_location, progress, dist),
@@ -152,12 +151,15 @@ def build_train_state(
     )
 
 
-def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> float:
+def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
     """Take one optimizer step, and return the batch's mean next-token loss in nats.
 
     If GPU memory runs out in the forward or backward pass, or the compiler fails, these are
     repeated with half the micro-batch size, or eagerly. The optimizer step is never repeated: what
     it has changed already cannot be undone.
+
+    Nothing waits for a GPU, except that float16's `GradScaler` reads whether a gradient overflowed:
+    the loss is a tensor () on the device.
 
     Args:
         state: changed in place.
@@ -178,14 +180,18 @@ def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> float:
             if exhausted_resource(error) != "memory":
                 raise
             raise _no_memory_for_optimizer(state) from error
-    return float(state.dist.all_reduce_sum(loss))
+    return state.dist.all_reduce_sum(loss)
 
 
 def _forward_backward(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
     """Return `_accumulate_gradients` of a batch, repeated while that can help."""
     while True:
         try:
-            with override_forward(state.linear_forwards), state.compiled_blocks.active():
+            with (
+                no_packed_sequences(),
+                override_forward(state.linear_forwards),
+                state.compiled_blocks.active(),
+            ):
                 return _accumulate_gradients(state, tokens, rows)
         except (RuntimeError, *COMPILER_ERRORS) as error:
             # (with several ranks, the others are further on)
@@ -228,9 +234,10 @@ def _accumulate_gradients(state: TrainState, tokens: Tensor, rows: Rows) -> Tens
     shard, n_valid = dist.shard(np.arange(len(tokens)))
     for start in range(0, len(shard), state.micro_batch_size):
         micro_batch = shard[start : start + state.micro_batch_size]  # (b,)
+        inputs = tokens[to_device(micro_batch, tokens.device)]  # (b, T)
         with _cached_activations(state, rows[micro_batch]):
             with trainable.autocast(state.model, state.trainer.precision):
-                loss = state.loss(tokens[micro_batch], max(0, n_valid - start)) / n_predicted
+                loss = state.loss(inputs, max(0, n_valid - start)) / n_predicted
             # FSDP averages gradients over ranks; the sum is needed
             state.scaler.scale(loss * dist.world_size).backward()
         total += loss.detach()

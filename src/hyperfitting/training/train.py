@@ -7,12 +7,14 @@ Next-token loss on whole sequences, exact epochs in a seeded order, and validati
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from hyperfitting.data.sequences import Sequences
 from hyperfitting.errors import UserError
@@ -21,6 +23,7 @@ from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
 from hyperfitting.runtime import preemption
 from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, full_tensor
 from hyperfitting.runtime.files import replacing
+from hyperfitting.runtime.transfer import HostScalar, to_device
 from hyperfitting.training import history
 from hyperfitting.training.activation_cache import CacheLocation, check_disk_space
 from hyperfitting.training.checkpoint import Checkpoint, TrainProgress
@@ -78,6 +81,7 @@ def train(
     yield from history.merge(metrics.rows, metrics.validations)
 
     trainer, n = cfg.trainer, len(data.train)
+    sequences = torch.tensor(data.train, device=state.model.device)  # (N, T)
     step = done.step
     remaining_tokens = tokens_between(trainer, data.train.shape, step)
     with progress("training", remaining_tokens, "tokens") as advance, preemption.defer_signals():
@@ -87,20 +91,19 @@ def train(
             state.model.train()
             if steps_into_epoch == 0:
                 torch.manual_seed(_dropout_seed(trainer.seed, epoch, dist.rank))
-            for rows in itertools.islice(batches(n, epoch, trainer), steps_into_epoch, None):
-                tokens = torch.as_tensor(data.train[rows], dtype=torch.long)  # (B, T)
-                loss = train_step(state, tokens, rows)
+            epoch_batches = itertools.islice(batches(n, epoch, trainer), steps_into_epoch, None)
+            for n_tokens, loss in _train_steps(state, sequences, epoch_batches):
                 step += 1
                 if not math.isfinite(loss):
                     raise _diverged(epoch, step, f"the training loss became {loss}", checkpoint)
                 losses.append(loss)
                 metrics.append({"step": step, "train/loss": loss})
                 yield metrics.rows[-1]
-                advance(tokens.numel(), epoch=epoch + 1, loss=loss)
-                signum = dist.broadcast_object(preemption.requested_signal())
-                if signum is not None:
-                    _save(checkpoint, TrainProgress(epoch, step, len(metrics.rows)), state, metrics)
-                    raise preemption.Preempted(signum)
+                advance(n_tokens, epoch=epoch + 1, loss=loss)
+            signum = dist.broadcast_object(preemption.requested_signal())
+            if signum is not None:
+                _save(checkpoint, TrainProgress(epoch, step, len(metrics.rows)), state, metrics)
+                raise preemption.Preempted(signum)
 
             row = {"epoch": epoch + 1, "step": step, "train/loss": float(np.mean(losses))}
             if history.is_validated(row, trainer):
@@ -121,6 +124,31 @@ def train(
     metrics.sync()
     _save_parameters(work / LAST_FILE, state)
     checkpoint.delete()
+
+
+def _train_steps(
+    state: TrainState, sequences: Tensor, epoch_batches: Iterable[Rows]
+) -> Iterator[tuple[int, float]]:
+    """Take a train step per batch, until a signal is received; yield its tokens and its loss.
+
+    A loss is read when the next step is enqueued, so that the device need not wait for the host.
+
+    Args:
+        state: changed in place.
+        sequences: (N, T) the training sequences, on the device.
+        epoch_batches: (B,) indices of each batch.
+    """
+    losses: deque[tuple[int, HostScalar]] = deque()
+    for rows in epoch_batches:
+        tokens = sequences[to_device(rows, sequences.device)].long()  # (B, T)
+        losses.append((tokens.numel(), HostScalar(train_step(state, tokens, rows))))
+        if len(losses) == 2:
+            n_tokens, loss = losses.popleft()
+            yield n_tokens, loss.read()
+        if state.dist.broadcast_object(preemption.requested_signal()) is not None:
+            break
+    for n_tokens, loss in losses:
+        yield n_tokens, loss.read()
 
 
 def batches(n: int, epoch: int, trainer: TrainerConfig) -> Iterator[Rows]:

@@ -1,0 +1,160 @@
+"""Train and decode steps do not wait for a GPU: on torch's meta device, nothing is read."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hyperfitting.decoding.backends.base import CachedModel
+from hyperfitting.decoding.citation_blocker import CitationBlocker
+from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
+from hyperfitting.decoding.constraints import Constraints
+from hyperfitting.decoding.generate import _STRATEGIES
+from hyperfitting.errors import UserError
+from hyperfitting.progress import no_op
+from hyperfitting.runtime.distributed import SINGLE_PROCESS
+from hyperfitting.runtime.transfer import HostScalar
+from hyperfitting.training import train as train_module
+from hyperfitting.training.compile import CompiledBlocks
+from hyperfitting.training.config import TrainingConfig
+from hyperfitting.training.loss import NextTokenLoss
+from hyperfitting.training.step import TrainState, train_step
+from tests.host_reads import HostReads
+from tests.training import cfg
+
+__all__ = ["cfg"]
+VOCAB_SIZE = 64
+
+
+@pytest.fixture
+def state(cfg: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
+    """A Llama on the meta device, where autocast does not exist."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=VOCAB_SIZE, num_hidden_layers=2, num_key_value_heads=2, **shape)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    loss = NextTokenLoss(model)
+    loss._layer = model.lm_head  # the probe reads values
+    cfg.trainer.clip_norm = 1.0
+    return TrainState(
+        model=model,
+        trained=dict(model.named_parameters()),
+        optimizer=torch.optim.Adam(model.parameters()),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        trainer=cfg.trainer,
+        micro_batch_size=2,
+        compiled_blocks=CompiledBlocks(model, enabled=False),
+        loss=loss,
+        linear_forwards={},
+        activation_cache=None,
+        dist=SINGLE_PROCESS,
+    )
+
+
+def test_a_train_step_reads_nothing_from_the_device(state: TrainState) -> None:
+    tokens = torch.zeros(3, 8, dtype=torch.long, device="meta")
+    with HostReads() as host:
+        for _ in range(2):
+            train_step(state, tokens, np.arange(3))
+    assert host.reads == []
+    assert host.uploads == [(2,), (1,)] * 2  # the rows of each micro-batch
+
+
+def test_a_loss_is_read_when_the_next_step_is_enqueued(
+    state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def step(_: TrainState, tokens: Tensor, rows: Any) -> Tensor:
+        events.append(f"step {rows[0]}")
+        return torch.tensor(float(rows[0]))
+
+    class Recorded(HostScalar):
+        def read(self) -> float:
+            events.append(f"read {int(self._scalar)}")
+            return super().read()
+
+    monkeypatch.setattr(train_module, "train_step", step)
+    monkeypatch.setattr(train_module, "HostScalar", Recorded)
+    rows = [np.array([i]) for i in range(3)]
+    sequences = torch.zeros(3, 8, dtype=torch.int32)
+    losses = list(train_module._train_steps(state, sequences, rows))
+    assert losses == [(8, 0.0), (8, 1.0), (8, 2.0)]
+    assert events == ["step 0", "step 1", "read 0", "step 2", "read 1", "read 2"]
+
+
+class MetaModel(CachedModel):
+    """Next-token logits without values; its own forward pass is not of interest."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return torch.empty(len(tokens), VOCAB_SIZE, device="meta")
+
+    def forward_with_states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self(tokens), torch.empty(*tokens.shape, 16, device="meta")
+
+    def expand(self, n: int) -> None:
+        pass
+
+    def select(self, rows: Tensor) -> None:
+        pass
+
+
+def host_reads(decode: DecodeConfig, n_steps: int) -> HostReads:
+    """Decode two meta contexts with every constraint."""
+    corpus = np.random.default_rng(0).integers(0, 4, (5, 12))
+    blocker = CitationBlocker(corpus, CitationBlockerConfig(True, 2), str)
+    contexts = torch.zeros(2, 5, dtype=torch.long, device="meta")
+    with HostReads() as host:
+        constraints = Constraints(decode, [3, 5], contexts.shape[1], blocker)
+        strategy = _STRATEGIES[decode.strategy]
+        with no_op("", 0, "") as advance:
+            strategy(MetaModel(), contexts, n_steps, decode, constraints, advance)
+    return host
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"strategy": "greedy"},
+        {"strategy": "sample", "top_k": 4, "min_p": 0.1},
+        {"strategy": "beam", "num_beams": 3},
+        {"strategy": "beam", "num_beams": 3, "stop_at_eos": True},
+        {"strategy": "contrastive", "top_k": 4, "penalty_alpha": 0.5},
+    ],
+)
+def test_what_decoding_reads_does_not_grow_with_its_steps(fields: dict[str, Any]) -> None:
+    options = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "seed": 0}
+    decode = DecodeConfig("x", **options, **fields)
+    few, more, most = (host_reads(decode, n_steps) for n_steps in (4, 32, 33))
+    assert few.reads == more.reads
+    assert len(few.uploads) == len(more.uploads)
+    assert len(most.reads) == len(more.reads) + 1  # the check that tokens are left, every 32 steps
+
+
+def test_that_no_token_is_left_is_found_late_and_names_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hyperfitting.decoding.forbidden._STEPS_PER_READ", {})  # as on a GPU
+    check = Constraints(DecodeConfig("x", seed=0), [], 5).allowed_check(n_steps=50)
+    taken = iter(range(50))
+
+    def steps() -> Iterator[int]:
+        for step in taken:
+            scores = torch.zeros(3, 1)
+            scores[1] = -torch.inf if step == 35 else 0.0
+            check(scores, step)
+            yield step
+
+    with pytest.raises(UserError, match="every token is forbidden after 35 new ones"):
+        list(steps())
+    assert next(taken, None) is None  # at the last step
