@@ -91,7 +91,7 @@ def token_stats(lab: Lab) -> Iterator[Finding]:
     expected = compute_token_stats(
         ModelState(lab.base("small")).load(torch.device("cpu")), texts, 8
     )
-    for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.05)):
+    for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.1)):
         stats = compute_token_stats(lab.model("small", dtype), texts, 8)
         error = float(np.abs(stats["loss"] - expected["loss"]).mean())
         yield Finding(dtype, {"mean_error_nats": error}, error < tolerance, f"below {tolerance}")
