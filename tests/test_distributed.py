@@ -12,7 +12,9 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from safetensors.torch import load_file
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.distributed import fsdp
 
 from hyperfitting.config import RunConfig
 from hyperfitting.data.sequences import sequences_step
@@ -32,8 +34,10 @@ from hyperfitting.runtime.distributed import (
     num_processes,
 )
 from hyperfitting.store.artifact import Store
+from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.history import read_rows
+from hyperfitting.training.step import build_train_state
 from tests.cli import Fork, below, environment, hyperfit, start
 from tests.conftest import Compose
 
@@ -115,15 +119,51 @@ def test_several_processes_train_to_the_numbers_of_one(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    "more", ["hardware.activation_checkpointing=true", "trainer.precision=bfloat16"]
-)
+    "more",
+    [
+        ["hardware.activation_checkpointing=true"], ["trainer.precision=bfloat16"],
+        ["hardware.activation_checkpointing=true", "trainer.precision=bfloat16"],
+    ],
+)  # fmt: skip
 def test_they_do_with_the_settings_of_large_models(
-    compose: Compose, tmp_path: Path, more: str
+    compose: Compose, tmp_path: Path, more: list[str]
 ) -> None:
-    expected, _ = train(compose(*SHAPE, more), tmp_path / "one")
-    rows, _ = train(compose(*SHAPE, more, "hardware.num_processes=2"), tmp_path / "many")
+    expected, _ = train(compose(*SHAPE, *more), tmp_path / "one")
+    rows, _ = train(compose(*SHAPE, *more, "hardware.num_processes=2"), tmp_path / "many")
     for row, expected_row in zip(rows, expected, strict=True):
-        assert row["train/loss"] == pytest.approx(expected_row["train/loss"], rel=1e-2)
+        for name in {"train/loss", "val/loss"} & set(row):
+            assert row[name] == pytest.approx(expected_row[name], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "policy"),
+    [
+        ("bfloat16", "float32", MixedPrecisionPolicy(torch.bfloat16, torch.float32)),
+        ("float32", "float32", None),
+        ("bfloat16", "bfloat16", None),
+    ],
+)
+def test_weights_are_all_gathered_in_the_precision_of_training(
+    compose: Compose, store: Store, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: str,
+    policy: MixedPrecisionPolicy | None,
+) -> None:  # fmt: skip
+    """Without a process group: what transformers passes to `fully_shard`."""
+    overrides = [f"trainer.precision={precision}", f"model.dtype={dtype}"]
+    cfg = compose(*SHAPE, *overrides, "trainer.allow_lost_updates=true")
+    job = job_of(cfg, store.folder)
+    configs: list[Any] = []
+
+    def from_pretrained(*_: Any, distributed_config: Any, **__: Any) -> None:
+        configs.append(distributed_config)
+        raise ValueError("loads nothing")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    tokens, location = np.zeros((2, 4), np.int32), CacheLocation(store, {})
+    with pytest.raises(UserError, match="loads nothing"):
+        build_train_state(job.cfg, job.base, tokens, location, DistContext(0, 2))
+    kwargs = fsdp._get_fsdp_policy_kwargs(configs[0])
+    assert kwargs.get("mp_policy") == policy
+    assert configs[0].fsdp_plan == {"model.layers.*": "free_full_weight"}
 
 
 @pytest.mark.distributed

@@ -121,7 +121,7 @@ def build_train_state(
         UserError: the model, the tuning or the optimizer is not available as configured.
     """
     device = resolve_device(cfg.hardware)
-    model = load(base, dist)
+    model = load(base, dist, mixed_precision=cfg.gathers_bfloat16(base.dtype))
     trained = trainable.select_trainable(model, cfg.tuning, cfg.trainer.seed)
     if not cfg.trainer.dropout:
         trainable.disable_dropout(model)
