@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from hyperfitting.runtime import distributed
 from tests.cli import environment, hyperfit
 from tests.test_distributed import SHAPE
 

@@ -30,8 +30,8 @@ from hyperfitting.data.sequences import (
     sequences_step,
 )
 from hyperfitting.data.sources import documents_step
-from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
 from hyperfitting.evaluation.arrays import load_batch_sizes
+from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
 from hyperfitting.evaluation.contamination import contaminated, contamination_notes
 from hyperfitting.evaluation.next_tokens import load_next_tokens
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output

@@ -29,7 +29,7 @@ LOG_DIR = "slurm"
 """Folder of submitit's scripts and logs, within the sweep's."""
 
 _SIGNAL_DELAY_S = 600
-"""For a checkpoint of the largest models here: 283 GB (docs/scale.md) at 0.5 GB/s."""
+"""For a checkpoint of the largest models here: 289 GB (docs/scale.md) at 0.5 GB/s."""
 _POLL_SECONDS = {"slurm": 5.0, "local": 0.5}
 
 log = logging.getLogger(__name__)
