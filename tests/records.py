@@ -153,6 +153,7 @@ def make_record(
             "versions": {"torch": "2"},
             "git": None,
             "device": "cpu",
+            "generation_batches": {},
             "model": ModelInfo(name="m", id="0", location="m@1"),
             "dataset": make_dataset_info(),
             "artifacts": {},

@@ -130,6 +130,22 @@ def test_the_fields_of_the_launcher_reach_submitit_under_its_own_names() -> None
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("minutes", "seconds", "expected"),
+    [(24 * 60, None, 600), (10, None, 60), (24 * 60, 1800, 1800), (10, 599, 599)],
+)
+def test_slurm_warns_a_job_in_time_for_its_checkpoint(
+    minutes: int, seconds: int | None, expected: int
+) -> None:
+    config = SlurmConfig(timeout_min=minutes, signal_delay_s=seconds)
+    assert clusters._submitit_parameters(config)["slurm_signal_delay_s"] == expected
+
+
+def test_a_warning_before_the_job_begins_is_refused() -> None:
+    with pytest.raises(UserError, match=r"signal_delay_s=600: leaves a job no time"):
+        clusters._submitit_parameters(SlurmConfig(timeout_min=10, signal_delay_s=600))
+
+
 def test_an_engine_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"(?s)hydra/launcher=ray.*hyperfitting\[clusters\]"):

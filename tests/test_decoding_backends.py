@@ -17,6 +17,7 @@ from hyperfitting.decoding.backends.plain import PlainBackend
 from hyperfitting.decoding.cache import cache_bytes, preallocated_cache
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts, even_batch_size, fitting_batch_size
+from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
 from hyperfitting.runtime import memory
@@ -137,8 +138,26 @@ def test_out_of_memory_halves_the_batch_and_loses_no_text(
         return continue_batch(model, backend, contexts, *arguments)
 
     monkeypatch.setattr(generate, "_continue_batch", continue_small_batch)
-    assert continue_texts(model, start, 9, GREEDY, 4).tokens == expected
+    monkeypatch.setattr(generate, "fitting_batch_size", lambda *_: 4)
+    continuations = continue_texts(model, start, 9, GREEDY)
+    assert continuations.tokens == expected
     assert "continuing 2 texts at once" in caplog.text
+    assert continuations.batch_sizes == [4, 2, 2, 2, 1]  # for the record
+
+
+def test_a_given_batch_size_is_never_changed(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the texts depend on it."""
+    model, start = load(base).eval(), contexts(8, 6)
+    assert continue_texts(model, start, 3, GREEDY, 4).batch_sizes == [4, 4]
+
+    def continue_small_batch(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generate, "_continue_batch", continue_small_batch)
+    with pytest.raises(UserError, match=r"^hardware\.generation_batch_size=4: out of memory"):
+        continue_texts(model, start, 3, GREEDY, 4)
 
 
 def test_the_default_batch_size_gives_the_same_texts(base: BaseModel) -> None:

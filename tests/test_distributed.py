@@ -1,10 +1,12 @@
 """Several processes that train one model: the numbers of one, whichever rank dies."""
 
+import logging
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import psutil
@@ -12,7 +14,9 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from safetensors.torch import load_file
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.distributed import fsdp
 
 from hyperfitting.config import RunConfig
 from hyperfitting.data.sequences import sequences_step
@@ -24,6 +28,7 @@ from hyperfitting.evaluation.forward import compute_token_stats
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.progress import MetricsRow
+from hyperfitting.runtime import distributed, preemption
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.distributed import (
     SINGLE_PROCESS,
@@ -32,8 +37,11 @@ from hyperfitting.runtime.distributed import (
     num_processes,
 )
 from hyperfitting.store.artifact import Store
+from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.history import read_rows
+from hyperfitting.training.step import build_train_state
+from hyperfitting.training.worker import run_worker_rank
 from tests.cli import Fork, below, environment, hyperfit, start
 from tests.conftest import Compose
 
@@ -115,15 +123,51 @@ def test_several_processes_train_to_the_numbers_of_one(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    "more", ["hardware.activation_checkpointing=true", "trainer.precision=bfloat16"]
-)
+    "more",
+    [
+        ["hardware.activation_checkpointing=true"], ["trainer.precision=bfloat16"],
+        ["hardware.activation_checkpointing=true", "trainer.precision=bfloat16"],
+    ],
+)  # fmt: skip
 def test_they_do_with_the_settings_of_large_models(
-    compose: Compose, tmp_path: Path, more: str
+    compose: Compose, tmp_path: Path, more: list[str]
 ) -> None:
-    expected, _ = train(compose(*SHAPE, more), tmp_path / "one")
-    rows, _ = train(compose(*SHAPE, more, "hardware.num_processes=2"), tmp_path / "many")
+    expected, _ = train(compose(*SHAPE, *more), tmp_path / "one")
+    rows, _ = train(compose(*SHAPE, *more, "hardware.num_processes=2"), tmp_path / "many")
     for row, expected_row in zip(rows, expected, strict=True):
-        assert row["train/loss"] == pytest.approx(expected_row["train/loss"], rel=1e-2)
+        for name in {"train/loss", "val/loss"} & set(row):
+            assert row[name] == pytest.approx(expected_row[name], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "policy"),
+    [
+        ("bfloat16", "float32", MixedPrecisionPolicy(torch.bfloat16, torch.float32)),
+        ("float32", "float32", None),
+        ("bfloat16", "bfloat16", None),
+    ],
+)
+def test_weights_are_all_gathered_in_the_precision_of_training(
+    compose: Compose, store: Store, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: str,
+    policy: MixedPrecisionPolicy | None,
+) -> None:  # fmt: skip
+    """Without a process group: what transformers passes to `fully_shard`."""
+    overrides = [f"trainer.precision={precision}", f"model.dtype={dtype}"]
+    cfg = compose(*SHAPE, *overrides, "trainer.allow_lost_updates=true")
+    job = job_of(cfg, store.folder)
+    configs: list[Any] = []
+
+    def from_pretrained(*_: Any, distributed_config: Any, **__: Any) -> None:
+        configs.append(distributed_config)
+        raise ValueError("loads nothing")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    tokens, location = np.zeros((2, 4), np.int32), CacheLocation(store, {})
+    with pytest.raises(UserError, match="loads nothing"):
+        build_train_state(job.cfg, job.base, tokens, location, DistContext(0, 2))
+    kwargs = fsdp._get_fsdp_policy_kwargs(configs[0])
+    assert kwargs.get("mp_policy") == policy
+    assert configs[0].fsdp_plan == {"model.layers.*": "free_full_weight"}
 
 
 @pytest.mark.distributed
@@ -318,6 +362,59 @@ def test_shards_hold_all_rows_and_have_one_length() -> None:
         assert len({shard.shape for shard, _ in shards}) == 1
         valid = np.concatenate([shard[:n] for shard, n in shards])
         np.testing.assert_array_equal(valid, rows)
+
+
+class Exited(BaseException):
+    """In place of the end of the process."""
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """A process group of two without processes; leaving it with `exit_now` raises `Exited`."""
+    group = MagicMock()
+    for name in ("init_process_group", "destroy_process_group", "exit_now"):
+        monkeypatch.setattr(distributed, name, getattr(group, name))
+    group.exit_now.side_effect = Exited
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(distributed, "_workers_train", False)
+    return group
+
+
+def test_rank_0_releases_the_others_only_if_they_wait_for_it(torchrun: MagicMock) -> None:
+    with distributed.workers_training():
+        pass
+    distributed.finish(0)
+    torchrun.init_process_group().broadcast_object.assert_called_once_with(None)
+    torchrun.destroy_process_group.assert_called_once_with()
+
+    torchrun.reset_mock()
+    with pytest.raises(OSError, match="disk"), distributed.workers_training():
+        raise OSError("disk full")
+    with pytest.raises(Exited):
+        distributed.finish(3)
+    torchrun.exit_now.assert_called_once_with(3)
+    torchrun.init_process_group.assert_not_called()
+    torchrun.destroy_process_group.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("it broke"), UserError("it broke"), preemption.Preempted(signal.SIGTERM)]
+)
+def test_a_worker_that_fails_leaves_its_process_group_as_it_is(
+    torchrun: MagicMock, monkeypatch: pytest.MonkeyPatch, error: BaseException,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    torchrun.init_process_group().broadcast_object.side_effect = error
+    for name in ("ignore_signals", "signal.signal"):
+        monkeypatch.setattr(f"hyperfitting.runtime.preemption.{name}", lambda *_: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(logging, "disable", lambda _: None)
+    with pytest.raises(Exited):
+        run_worker_rank()
+    torchrun.exit_now.assert_called_once_with(1)
+    torchrun.destroy_process_group.assert_not_called()
+    assert ("it broke" in capsys.readouterr().err) == isinstance(error, Exception)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,3 +81,20 @@ def test_an_architecture_that_caps_its_logits_has_a_loss_of_whole_logits(
     assert (next_token_loss(ids) / ids[:, 1:].numel()).item() == pytest.approx(
         model(input_ids=ids, labels=ids).loss.item(), rel=1e-5
     )
+
+
+def test_chunks_of_the_gradient_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weights in bfloat16 too, as several processes all-gather them. In bfloat16 a sum of equal
+    numbers stops growing after some 256."""
+    rows = 16 * 1024
+    states, weight = torch.ones(rows, 8), torch.zeros(4, 8, dtype=torch.bfloat16)
+    weight.requires_grad_()
+    targets = torch.zeros(rows, dtype=torch.long)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", {"cpu": 16 * 4 * 4})  # 1024 chunks
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = torch.autograd.grad(chunked_cross_entropy(states, weight, None, targets), weight)
+    whole = weight.detach().float().requires_grad_()
+    expected = nn.functional.cross_entropy(states @ whole.T, targets, reduction="sum")
+    (expected_grad,) = torch.autograd.grad(expected, whole)
+    assert actual[0].dtype == torch.bfloat16
+    torch.testing.assert_close(actual[0].float(), expected_grad, rtol=0.01, atol=0)

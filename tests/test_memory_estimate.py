@@ -137,6 +137,16 @@ def test_8b_parameters_in_float32_need_16_bytes_each(compose: Compose, store: St
     assert 8 * 8.03e9 < estimate_run(compose(*LLAMA_8B, *low), store).peak < 80e9
 
 
+def test_weights_all_gathered_in_bfloat16_take_half(compose: Compose, store: Store) -> None:
+    several = [*LLAMA_8B, "hardware.num_processes=8"]
+    low, high = (
+        estimate_run(compose(*several, f"trainer.precision={precision}"), store).all_gather
+        for precision in ("bfloat16", "float32")
+    )
+    # weights and gradients take half, gradients in flight as much
+    assert high / 2 < low < high * 5 / 8
+
+
 LOW_MEMORY = ["model.dtype=bfloat16", "trainer.precision=float32"]
 
 

@@ -73,6 +73,15 @@ def test_the_record_holds_every_registered_metric(debug_run: Path) -> None:
     assert result.per_text.tuned["val/loss"] == pytest.approx(loss.mean(1).tolist(), rel=1e-6)
 
 
+def test_the_record_names_the_batches_that_were_generated(debug_run: Path) -> None:
+    result = record(debug_run / "run")
+    datasets = {sample.dataset for sample in result.samples}
+    names = {f"{side}/continuations/{name}" for side in ("base", "tuned") for name in datasets}
+    assert set(result.generation_batches) == names
+    for sizes in result.generation_batches.values():
+        assert sum(sizes) == result.config["evaluation"]["n_texts"]
+
+
 def test_repeating_a_command_builds_nothing_and_gives_the_same_numbers(debug_run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (debug_run / "outputs/store").rglob("*")}
     first = run_numbers(debug_run / "run")

@@ -217,11 +217,13 @@ def test_a_record_holds_the_comparison_and_is_read_back_as_written(
         notes=["of the data"],
         seconds=1.234,
         device="cpu",
+        generation_batches={"tuned/continuations/a": [2, 1]},
     )
     record = build_record(result, EVALUATION)
     assert (record.dataset.fingerprint, record.dataset.source) == (documents.id, "x@1")
     assert record.model.location == "here"
     assert (record.timings.run_seconds, set(record.timings.build_seconds)) == (1.23, {"documents"})
+    assert record.generation_batches == {"tuned/continuations/a": [2, 1]}
     assert record.notes == ["of the data", *notes(comparison)]
     assert record.slices == slices(comparison, EVALUATION)
     assert record.per_text.tuned == per_text(comparison.tuned)

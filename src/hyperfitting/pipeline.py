@@ -30,6 +30,7 @@ from hyperfitting.data.sequences import (
     sequences_step,
 )
 from hyperfitting.data.sources import documents_step
+from hyperfitting.evaluation.arrays import load_batch_sizes
 from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
 from hyperfitting.evaluation.contamination import contaminated, contamination_notes
 from hyperfitting.evaluation.next_tokens import load_next_tokens
@@ -203,6 +204,16 @@ class Pipeline:
                 "sequences nearly repeat others"
             )
         return notes
+
+    def generation_batches(self) -> dict[str, list[int]]:
+        """Return how many texts each batch held, by the name of the continuations."""
+        return self._retrying(
+            lambda: {
+                name: load_batch_sizes(artifact)
+                for name, artifact in self.artifacts.items()
+                if artifact.kind == "continuations"
+            }
+        )
 
     def model_info(self) -> ModelInfo:
         """Return which base model it is."""

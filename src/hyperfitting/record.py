@@ -22,7 +22,7 @@ from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
 from hyperfitting.runtime.files import read_versioned, replacing, write_text
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 RECORD_FILE, PREDICTIONS_FILE, TEXTS_PAGE = (
     "results.json",
     "predictions.npz",
@@ -186,13 +186,18 @@ class Histograms(_Model):
 
 
 class Record(_Model):
-    """The record of a finished run. Only `timings` and `git` may differ between repetitions."""
+    """The record of a finished run. Only `timings` and `git` may differ between repetitions, and
+    `generation_batches` where the free memory decides."""
 
     schema_version: int = Field(description=f"version of this format: {SCHEMA_VERSION}")
     config: dict[str, Any] = Field(description="the resolved config")
     versions: dict[str, str] = Field(description="Python and package versions")
     git: Git | None = Field(description="the checkout; null: an installed package")
     device: str = Field(description="torch device")
+    generation_batches: dict[str, list[int]] = Field(
+        description="by artifact of continuations, the number of texts in each batch that was "
+        "generated: fixed by `hardware.generation_batch_size`, else by the free memory"
+    )
     model: ModelInfo = Field(description="the base model")
     dataset: DatasetInfo = Field(description="the documents that were trained on")
     artifacts: dict[str, str] = Field(description="folder of each artifact of this run")

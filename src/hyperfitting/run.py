@@ -5,7 +5,6 @@ shows one run on the terminal, `run_in_sweep` runs one of a sweep and reports it
 Heavy imports wait until a run begins, so that `--help` answers at once.
 """
 
-import atexit
 import logging
 import os
 import sys
@@ -86,6 +85,7 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
         notes=pipeline.notes(),
         seconds=time.perf_counter() - start,
         device=str(device),
+        generation_batches=pipeline.generation_batches(),
     )
     record = build_record(result, cfg.evaluation)
     write_text(out_dir / TEXTS_PAGE, texts_page(record))
@@ -190,19 +190,25 @@ def main() -> None:
 
     Under torchrun rank 0 does this; the other ranks join it for the training only.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from hyperfitting.runtime import distributed
+    under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if under_torchrun and int(os.environ["RANK"]) > 0:
         from hyperfitting.training.worker import run_worker_rank
 
-        if distributed.is_worker_rank():
-            return run_worker_rank()
-        atexit.register(distributed.finish)
+        return run_worker_rank()
     preemption.install_handlers()
     register()
     hydra_task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
         task
     )
-    sys.exit(failures.exit_status(hydra_task))
+    status = 1
+    try:
+        status = failures.exit_status(hydra_task)
+    finally:
+        if under_torchrun:
+            from hyperfitting.runtime import distributed
+
+            distributed.finish(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.constraints import Constraints
 from hyperfitting.decoding.contrastive import contrastive_search
-from hyperfitting.errors import exhausted_resource
+from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.metrics.distribution import STEP_STATS
 from hyperfitting.progress import Advance
 from hyperfitting.runtime import memory
@@ -52,6 +52,8 @@ class Continuations:
     stats: dict[str, NDArray[np.float32]]
     """For each of `STEP_STATS` (N, max_new_tokens): of the model's distribution before constraints
     and filters, and of the token chosen. NaN after the end of a text."""
+    batch_sizes: list[int]
+    """Contexts of each batch, in order; they sum to N."""
 
 
 @torch.inference_mode()
@@ -71,19 +73,22 @@ def continue_texts(
         contexts: (N, T) token ids, T at least 1.
         max_new_tokens: length of a continuation, in tokens.
         decode: strategy, filters and constraints.
-        batch_size: maximum number of contexts in a batch; changes the speed, not the texts. None:
-            the largest that fits into memory and is of use. Halved when CUDA memory runs out.
+        batch_size: maximum number of contexts in a batch; changes no text on a CPU (on a GPU see
+            docs/decoding.md). None: the largest that fits into memory and is of use, halved when
+            GPU memory runs out.
         advance: called with the number of new tokens, at each step.
         blocker: forbids continuations of the training data.
 
     Raises:
         FloatingPointError: the model's logits hold NaN or infinity.
-        UserError: all tokens are forbidden, so no text can be continued.
+        UserError: all tokens are forbidden, so no text can be continued; or a batch of the given
+            size does not fit into memory.
         ValueError: the contexts are empty.
     """
     n_texts, context_len = contexts.shape
     if context_len == 0:
         raise ValueError("a context has 1 token or more; these have none")
+    fixed_size = batch_size
     if batch_size is None:
         batch_size = fitting_batch_size(model, context_len + max_new_tokens, decode.num_candidates)
     batch_size = even_batch_size(n_texts, batch_size)
@@ -93,6 +98,7 @@ def continue_texts(
     constraints = Constraints(decode, eos_ids(model), context_len, blocker)
 
     tokens: list[list[int]] = []
+    batch_sizes: list[int] = []
     stats = [np.empty((len(STEP_STATS), 0, max_new_tokens), np.float32)]
     with backend.prepare(model, n_rows):
         while len(tokens) < n_texts:
@@ -102,7 +108,11 @@ def continue_texts(
                     model, backend, batch, max_new_tokens, decode, constraints, advance or _no_op
                 )  # (B, new), (S, B, new)
             except RuntimeError as error:
-                if exhausted_resource(error) != "memory" or batch_size == 1:
+                if exhausted_resource(error) != "memory":
+                    raise
+                if fixed_size is not None:
+                    raise _does_not_fit(fixed_size) from error
+                if batch_size == 1:
                     raise
                 batch_size = math.ceil(batch_size / 2)
                 log.warning("out of GPU memory: continuing %d texts at once", batch_size)
@@ -112,8 +122,9 @@ def continue_texts(
                 tokens.append(text[:length])
                 batch_stats[:, row, len(tokens[-1]) :] = torch.nan
             stats.append(batch_stats.cpu().numpy())
+            batch_sizes.append(len(batch))
     all_stats = np.concatenate(stats, axis=1)  # (S, N, new)
-    return Continuations(tokens, dict(zip(STEP_STATS, all_stats, strict=True)))
+    return Continuations(tokens, dict(zip(STEP_STATS, all_stats, strict=True)), batch_sizes)
 
 
 def _continue_batch(
@@ -131,6 +142,15 @@ def _continue_batch(
     cached_model = backend.start(model, contexts.shape[1] + max_new_tokens)
     strategy = _STRATEGIES[decode.strategy]
     return strategy(cached_model, input_ids, max_new_tokens, decode, constraints, advance)
+
+
+def _does_not_fit(batch_size: int) -> UserError:
+    return UserError(
+        "out of memory: a batch of that many texts does not fit",
+        field="hardware.generation_batch_size",
+        value=batch_size,
+        hint="a lower one; in one process also null: chosen by the free memory, halved if need be",
+    )
 
 
 def fitting_batch_size(model: PreTrainedModel, length: int, num_candidates: int) -> int:

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from hyperfitting.store.artifact import Artifact, Step
 
+BATCHES_FILE = "batches.json"
+"""Of continuations: the number of texts in each batch that was generated."""
+
 
 def save_array(work: Path, name: str, values: NDArray[Any]) -> None:
     """Write ``NAME.npy``: token ids as int32, everything else as float32."""
@@ -36,3 +39,9 @@ def load_continuations(artifact: Artifact) -> list[dict[str, Any]]:
         artifact.file("continuations.json").read_text("utf-8")
     )
     return samples
+
+
+def load_batch_sizes(artifact: Artifact) -> list[int]:
+    """Return how many texts each batch of continuations held when they were generated."""
+    sizes: list[int] = json.loads(artifact.file(BATCHES_FILE).read_text("utf-8"))
+    return sizes

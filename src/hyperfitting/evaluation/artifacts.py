@@ -18,7 +18,7 @@ from hyperfitting.data.sequences import load_evaluation_texts, load_sequences
 from hyperfitting.data.tokenization import token_text_in_context, token_texts
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.generate import continue_texts
-from hyperfitting.evaluation.arrays import load_continuations, save_array
+from hyperfitting.evaluation.arrays import BATCHES_FILE, load_continuations, save_array
 from hyperfitting.evaluation.forward import (
     TOKEN_STATS,
     compute_token_stats,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     pass
 
 VERSION = 5
+CONTINUATIONS_VERSION = 6
 LOGLIKELIHOODS = ("loss", "rank")
 """Of `TOKEN_STATS`, what the base model's log-likelihoods of a continuation hold."""
 
@@ -157,12 +158,13 @@ def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step
                 for tokens, generated in zip(references.tokens, continuations.tokens, strict=True)
             ],
         )
+        write_json(work / BATCHES_FILE, continuations.batch_sizes)
         for name in STEP_STATS:
             save_array(work, name, continuations.stats[name])
 
     artifact = setting.store.artifact(
         "continuations",
-        version=VERSION,
+        version=CONTINUATIONS_VERSION,
         config={
             "decode": setting.decode.id_config(blocked),
             "context_len": evaluation.context_len,

@@ -64,6 +64,8 @@ class RunResult:
     seconds: float
     """Duration of the run."""
     device: str
+    generation_batches: dict[str, list[int]]
+    """By artifact of continuations, the number of texts in each batch."""
 
 
 def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
@@ -81,6 +83,7 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
         versions={"python": platform.python_version(), **package_versions()},
         git=git_state(),
         device=result.device,
+        generation_batches=result.generation_batches,
         model=result.model,
         dataset=DatasetInfo(
             name=result.config["dataset"]["name"],

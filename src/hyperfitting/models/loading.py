@@ -88,6 +88,7 @@ def load(
     dist: DistContext = SINGLE_PROCESS,
     device: torch.device = _CPU,
     device_map: str | None = None,
+    mixed_precision: bool = False,
 ) -> PreTrainedModel:
     """Return the base model in its config's dtype.
 
@@ -96,6 +97,8 @@ def load(
         dist: with several processes, each gets its FSDP shards on its device, and never holds more.
         device: where to put it, in a single process.
         device_map: `auto` to distribute the blocks over all GPUs instead.
+        mixed_precision: with several processes, all-gather the weights and compute in bfloat16, and
+            reduce the gradients in float32; the shards keep the config's dtype.
 
     Raises:
         UserError: the weights cannot be read, do not fit the config, or are not finite; or it is
@@ -107,7 +110,7 @@ def load(
     attention.register()
     placement: dict[str, Any] = {}
     if dist.world_size > 1:
-        placement = {"distributed_config": _fsdp_config(config, dist)}
+        placement = {"distributed_config": _fsdp_config(config, dist, mixed_precision)}
     elif device_map:
         _check_accelerate(device_map)
         placement = {"device_map": device_map}
@@ -232,7 +235,7 @@ def _check_accelerate(device_map: str) -> None:
         )
 
 
-def _fsdp_config(config: Any, dist: DistContext) -> Any:
+def _fsdp_config(config: Any, dist: DistContext, mixed_precision: bool) -> Any:
     """Return the FSDP plan: each block's weights are all-gathered when it runs, then freed."""
     from transformers.distributed import DistributedConfig
 
@@ -241,5 +244,7 @@ def _fsdp_config(config: Any, dist: DistContext) -> Any:
     blocks = layers.find_blocks(empty)
     names = [name for name, module in empty.named_modules() if module is blocks]
     return DistributedConfig(
-        fsdp_size=dist.world_size, fsdp_plan={f"{name}.*": "free_full_weight" for name in names}
+        fsdp_size=dist.world_size,
+        fsdp_plan={f"{name}.*": "free_full_weight" for name in names},
+        fsdp_mixed_precision=mixed_precision,  # bfloat16, reduced in float32
     )

@@ -31,8 +31,10 @@ class HardwareConfig:
     """Sequences per forward and backward pass (gradients are accumulated over the batch); none:
     about 512 tokens on a CPU, and as much of the batch as fits on a GPU."""
     generation_batch_size: int | None = setting(None, enters=RUNTIME)
-    """Texts continued together; none: as many as fit into half of the free memory, at most 64 on a
-    CPU and 512 on a GPU, in equal batches."""
+    """Texts continued together, in equal batches; more than fit is an error. None: as many as fit
+    into half of the free memory, at most 64 on a CPU and 512 on a GPU, halved when GPU memory runs
+    out. On a CPU it changes no text; on a GPU kernels differ by shape, and a token can where two
+    are about as likely, so fix it to repeat a record's texts (`generation_batches`)."""
     evaluation_batch_size: int = setting(8, enters=RUNTIME)
     """Sequences per forward pass without gradients."""
     device_map: str | None = setting(None, enters=RUNTIME)

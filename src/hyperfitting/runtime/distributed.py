@@ -10,11 +10,14 @@ LOCAL_RANK, MASTER_ADDR, MASTER_PORT), whoever sets them: `training.launch` on o
 with the store on a file system that all machines mount.
 """
 
+import logging
 import os
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -182,15 +185,55 @@ def init_process_group() -> DistContext:
 
 
 _context: DistContext | None = None
+_workers_train = False
 
 
-def finish() -> None:
+@contextmanager
+def workers_training() -> Iterator[None]:
+    """On rank 0 under torchrun: the other ranks take part in a training inside this context.
+
+    After an exception they may be at any of its collectives, which `finish` takes into account.
+    """
+    global _workers_train  # noqa: PLW0603 - `finish` is called when everything else has ended
+    _workers_train = True
+    yield
+    _workers_train = False
+
+
+def finish(status: int) -> None:
     """Release the ranks above 0 that torchrun started; rank 0 calls this before it exits.
 
     They wait for the next training job (`training.worker.run_worker_rank`); None means that there
-    is none.
+    is none. If a training has failed, they no longer wait for a job: this process exits at once
+    with the status, and torchrun ends them.
     """
-    if is_distributed() and not is_worker_rank():
-        with suppress(RuntimeError):  # a rank has failed and is gone
-            init_process_group().broadcast_object(None)
-            dist.destroy_process_group()
+    if not is_distributed() or is_worker_rank():
+        return
+    if _workers_train:
+        exit_now(status)
+    try:
+        init_process_group().broadcast_object(None)
+    except RuntimeError:  # a rank has failed and is gone
+        exit_now(status)
+    destroy_process_group()
+
+
+def destroy_process_group() -> None:
+    """Leave the process group; every rank calls this when it has no collectives left."""
+    global _context  # noqa: PLW0603
+    if _context is not None:
+        dist.destroy_process_group()
+        _context = None
+
+
+def exit_now(status: int) -> NoReturn:
+    """Exit this process at once, although its process group is live.
+
+    Python's own exit, and destroying the group, may wait for NCCL's collectives, and so forever
+    where another rank does not join them. The system closes the connections to the others.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)

@@ -28,6 +28,8 @@ from hyperfitting.sweep.jobs import execute_job
 LOG_DIR = "slurm"
 """Folder of submitit's scripts and logs, within the sweep's."""
 
+_SIGNAL_DELAY_S = 600
+"""For a checkpoint of the largest models here: 289 GB (docs/scale.md) at 0.5 GB/s."""
 _POLL_SECONDS = {"slurm": 5.0, "local": 0.5}
 
 log = logging.getLogger(__name__)
@@ -145,11 +147,30 @@ def _submitit_parameters(config: SlurmConfig) -> dict[str, Any]:
     if config.cluster == "slurm":
         parameters |= {
             "slurm_partition": config.partition,
-            "slurm_signal_delay_s": config.signal_delay_s,
+            "slurm_signal_delay_s": _signal_delay(config),
             "slurm_array_parallelism": config.array_parallelism,
             "slurm_additional_parameters": dict(config.additional_parameters),
         }
     return parameters
+
+
+def _signal_delay(config: SlurmConfig) -> int:
+    """Return how many seconds before its time limit a job receives the warning signal.
+
+    Raises:
+        UserError: all of the job's time, so that it would be requeued forever.
+    """
+    limit = 60 * config.timeout_min
+    if config.signal_delay_s is None:
+        return min(_SIGNAL_DELAY_S, limit // 10)
+    if config.signal_delay_s >= limit:
+        raise UserError(
+            "leaves a job no time to train",
+            field="hydra.launcher.signal_delay_s",
+            value=config.signal_delay_s,
+            valid=f"less than hydra.launcher.timeout_min, {limit} seconds",
+        )
+    return config.signal_delay_s
 
 
 def _unfinished_jobs(jobs: list[Any], cluster: str) -> list[Any]:

@@ -79,8 +79,9 @@ class SlurmConfig:
     """Memory of a job, in GiB; none: the cluster's default."""
     array_parallelism: int = 256
     """Jobs that may run at the same time."""
-    signal_delay_s: int = 120
-    """Seconds between SLURM's warning signal and the time limit."""
+    signal_delay_s: int | None = None
+    """Seconds between SLURM's warning signal and the time limit, for the checkpoint; none: 600, but
+    at most a tenth of the limit."""
     max_num_timeout: int = 100
     """How often a job that timed out is requeued."""
     additional_parameters: dict[str, Any] = field(default_factory=dict)

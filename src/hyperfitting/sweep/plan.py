@@ -142,7 +142,7 @@ def make_plan(
         if name in finished:
             runs.append(PlannedRun(name, Counter(), 0.0, None, 0.0))
             continue
-        spec = device_spec(cfg.hardware)
+        spec = device_spec(cfg)
         throughput = throughputs.setdefault((cfg.store, spec), Throughput(Path(cfg.store), spec))
         runs.append(_plan_run(name, cfg, spec, throughput, planned_ids))
     return Plan(runs, workers)

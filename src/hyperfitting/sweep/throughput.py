@@ -2,21 +2,22 @@
 
 Each manifest records the seconds of its build and the estimated FLOPs. The median throughput of the
 most recent builds of the same kind and a similar size predicts the next one; without any, the
-measured speed of a matrix product and a typical utilization do.
+measured speed of a matrix product in the precision of the build and a typical utilization do.
 """
 
+import functools
 import json
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
-from hyperfitting.runtime.config import HardwareConfig
+from hyperfitting.config import RunConfig
 from hyperfitting.runtime.device import resolve_device
 from hyperfitting.runtime.distributed import num_processes
 from hyperfitting.store.artifact import Step
@@ -36,9 +37,15 @@ _UTILIZATION = {
 """Typical fraction of a matrix product's throughput that a kind of build reaches."""
 _DEFAULT_UTILIZATION = 0.5
 _DISTRIBUTED = ("tuned", "validation", "activation_cache")
-"""Kinds that all processes of a run build together."""
+"""Kinds that all processes of a run build together, in the training precision."""
 _TYPICAL_SECONDS = {"model": 30.0, "documents": 10.0, "sequences": 2.0, "evaluation_texts": 2.0}
 """Duration of builds whose FLOPs are not counted."""
+_MATRIX_SIZE = {"cuda": 8192, "mps": 4096}
+"""Rows of square matrices whose product takes a GPU's full speed, by device type; smaller ones are
+bound by memory and launches."""
+_CPU_MATRIX_SIZE = 512
+_N_WARMUP, _N_MEASURED = 3, 5
+"""Products before the measurement (clocks, libraries, caches), and products measured."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +60,34 @@ class DeviceSpec:
     """For each process."""
     flops_per_second: float | None
     """Throughput of a matrix product; none: to be measured, on this machine."""
+    train_precision: str = "float32"
+    """Of matrix products in training: `tf32`, or the dtype of their operands."""
+    eval_precision: str = "float32"
+    """Of matrix products in evaluation and decoding."""
 
 
-def device_spec(hardware: HardwareConfig) -> DeviceSpec:
+def device_spec(cfg: RunConfig) -> DeviceSpec:
     """Return the devices that a config selects, or describes for a plan.
 
     Raises:
         UserError: this machine has no such device.
     """
+    hardware, precision, dtype = cfg.hardware, cfg.trainer.precision, cfg.model.dtype
+    # without autocast the weights' dtype decides
+    precisions = (dtype if precision == "float32" else precision, dtype)
     if hardware.plan_gpu_memory_gb and hardware.plan_gpu_tflops:
         return DeviceSpec(
             "cuda",
             hardware.num_processes or 1,
             hardware.plan_gpu_memory_gb * 1e9,
             hardware.plan_gpu_tflops * 1e12,
+            *precisions,
         )
     device, count = resolve_device(hardware), num_processes(hardware)
     if device.type == "cuda":
-        return DeviceSpec("cuda", count, float(torch.cuda.mem_get_info(device)[1]), None)
-    return DeviceSpec(device.type, count, psutil.virtual_memory().total / count, None)
+        memory = float(torch.cuda.mem_get_info(device)[1])
+        return DeviceSpec("cuda", count, memory, None, *precisions)
+    return DeviceSpec(device.type, count, psutil.virtual_memory().total / count, None, *precisions)
 
 
 class Throughput:
@@ -85,7 +101,6 @@ class Throughput:
     def __init__(self, store: Path, spec: DeviceSpec) -> None:
         self._store, self._spec = store, spec
         self._builds: dict[str, list[tuple[float, float]]] = {}
-        self._matmul = spec.flops_per_second
 
     def seconds(self, step: Step) -> float:
         """Return how long building an artifact will take."""
@@ -102,13 +117,15 @@ class Throughput:
             return flops / statistics.median(speeds[:_MAX_BUILDS])
         utilization = _UTILIZATION.get(kind, _DEFAULT_UTILIZATION)
         devices = self._spec.count if kind in _DISTRIBUTED else 1
-        return flops / (utilization * self.matmul_flops_per_second() * devices)
+        return flops / (utilization * self.matmul_flops_per_second(kind) * devices)
 
-    def matmul_flops_per_second(self) -> float:
-        """Return the throughput of a large float32 matrix product on the device."""
-        if self._matmul is None:
-            self._matmul = _measure_matmul(self._spec.device_type)
-        return self._matmul
+    def matmul_flops_per_second(self, kind: str) -> float:
+        """Return the throughput of a large matrix product, in the precision of a kind of build."""
+        spec = self._spec
+        if spec.flops_per_second is not None:
+            return spec.flops_per_second
+        precision = spec.train_precision if kind in _DISTRIBUTED else spec.eval_precision
+        return measure_matmul(spec.device_type, precision)
 
     def _recorded(self, kind: str) -> list[tuple[float, float]]:
         """Return FLOPs and seconds of the builds of a kind; none if another machine is planned."""
@@ -129,12 +146,36 @@ def _read_builds(store: Path, kind: str) -> Iterator[tuple[float, float]]:
                 yield float(manifest["flops"]), float(manifest["seconds"])
 
 
-def _measure_matmul(device_type: str, n: int = 1024, repetitions: int = 5) -> float:
-    """Return the best FLOP/s of several n x n matrix products."""
-    a = torch.ones(n, n, device=device_type)
-    best = 0.0
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        float((a @ a)[0, 0])  # reading a value waits for the device
-        best = max(best, 2 * n**3 / (time.perf_counter() - start))
-    return best
+@functools.cache
+def measure_matmul(device_type: str, precision: str) -> float:
+    """Return the median FLOP/s of large matrix products; measured once in a process.
+
+    Args:
+        device_type: `cpu`, `cuda` or `mps`.
+        precision: `tf32` (float32 with TF32 products on CUDA), or the dtype of the matrices.
+    """
+    n = _MATRIX_SIZE.get(device_type, _CPU_MATRIX_SIZE)
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    # random numbers: a GPU draws less power, and clocks higher, for constant ones
+    a = torch.randn(n, n, device=device_type).to(dtype)
+    product = torch.empty_like(a)
+    seconds = []
+    with _tf32() if precision == "tf32" else nullcontext():
+        for _ in range(_N_WARMUP + _N_MEASURED):
+            start = time.perf_counter()
+            torch.mm(a, a, out=product)
+            float(product[0, 0])  # reading a value waits for the device
+            seconds.append(time.perf_counter() - start)
+    return float(2 * n**3 / statistics.median(seconds[_N_WARMUP:]))
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Compute float32 products on CUDA in TF32 inside this context."""
+    matmul = torch.backends.cuda.matmul
+    previous = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = previous

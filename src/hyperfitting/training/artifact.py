@@ -133,8 +133,9 @@ class TrainingJob:
             yield from task.run(SINGLE_PROCESS, progress)
         elif distributed.is_distributed():
             dist = distributed.init_process_group()
-            dist.broadcast_object(task.to_json())  # to `run_worker_rank`
-            yield from task.run(dist, progress)
+            with distributed.workers_training():
+                dist.broadcast_object(task.to_json())  # to `run_worker_rank`
+                yield from task.run(dist, progress)
         else:
             yield from launch(task, n, progress)
 

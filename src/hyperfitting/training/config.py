@@ -83,6 +83,10 @@ class TrainingConfig:
         trainer = self.trainer
         return self.tuning.is_late and trainer.activation_cache != "off" and not trainer.dropout
 
+    def gathers_bfloat16(self, dtype: str) -> bool:
+        """Return whether several processes all-gather weights of a dtype as bfloat16."""
+        return dtype == "float32" and self.trainer.precision == "bfloat16"
+
 
 def check_optimizer(optimizer: dict[str, Any]) -> None:
     """Refuse an optimizer config without a class, or with numbers that are none.

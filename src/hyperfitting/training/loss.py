@@ -30,7 +30,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         offset = None if bias is None else bias.to(matrix.dtype)  # (V,)
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_states = torch.empty_like(states) if needs_states else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        # chunks are summed in float32, though weights may be all-gathered in bfloat16
+        grad_weight = (
+            torch.zeros_like(weight, dtype=torch.float32 if low else None) if needs_weight else None
+        )
         grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         total = torch.zeros((), device=states.device)
         chunk_rows = max(16, CHUNK_BYTES.get(device, 2**26) // (4 * len(weight)))
@@ -52,6 +55,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_weight += grad.t() @ chunk
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         return total
 

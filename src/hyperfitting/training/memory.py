@@ -86,7 +86,8 @@ def estimate_memory(
     at_loss = activations if rows >= sequences_per_rank else activations + gradients
     buffers = (0.0, 0.0, 0.0)
     if n > 1:
-        buffers = _all_gather_bytes(size, element, cfg.tuning, device_type)
+        gathered = 2 if cfg.gathers_bfloat16(base.dtype) else element
+        buffers = _all_gather_bytes(size, gathered, element, cfg.tuning, device_type)
     # as a pass begins, at its loss, at its end
     live, all_gather = max(zip((0.0, at_loss, gradients), buffers, strict=True), key=sum)
     state_bytes = optimizer_state_bytes(cfg.optimizer, base.dtype, store)
@@ -171,25 +172,32 @@ def _inner_tensors(state: Any) -> list[Any]:
 
 
 def _all_gather_bytes(
-    size: ModelSize, element: int, tuning: TuningConfig, device_type: str
+    size: ModelSize, gathered: int, reduced: int, tuning: TuningConfig, device_type: str
 ) -> tuple[float, float, float]:
     """Return the bytes of all-gather buffers as a pass begins, at its loss, and at its end.
 
     These are the copies of one block and of the output layer (or the embedding, which is as large)
     that FSDP2 and transformers hold at once, counted from allocator events (docs/scale.md).
+
+    Args:
+        size: of the model.
+        gathered: bytes of a weight as all-gathered, and of its gradient.
+        reduced: bytes of a gradient as reduced.
+        tuning: what is trained.
+        device_type: `cpu` or `cuda`.
     """
-    block = size.n_block_params / size.n_blocks * element
-    layer = size.n_head_params * element
+    block, layer = size.n_block_params / size.n_blocks, size.n_head_params
     # gloo gathers into a buffer of its own; tied weights are in two FSDP groups
     staging, tied = (
         device_type == "cpu",
         size.n_params - size.n_block_params < 1.5 * size.n_head_params,
     )
     # weights and those being prefetched; of a trained block also gradients, and those in flight
-    blocks = block * (2 + 2 * (not tuning.is_lora) + staging)
+    trained = not tuning.is_lora
+    blocks = block * (gathered * (2 + trained + staging) + reduced * trained)
     full = tuning.method == "full"
     return (
-        layer * (2 + tied + staging),
-        blocks + 2 * layer,
-        full * layer * (3 + tied + staging),
+        layer * gathered * (2 + tied + staging),
+        blocks + 2 * layer * gathered,
+        full * layer * (gathered * (2 + tied + staging) + reduced),
     )

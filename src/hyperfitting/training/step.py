@@ -126,7 +126,7 @@ def build_train_state(
     """
     device = resolve_device(cfg.hardware)
     check_precision(device, cfg.trainer.precision)
-    model = load(base, dist, device)
+    model = load(base, dist, device, mixed_precision=cfg.gathers_bfloat16(base.dtype))
     trained = trainable.select_trainable(model, cfg.tuning, cfg.trainer.seed)
     if not cfg.trainer.dropout:
         trainable.disable_dropout(model)

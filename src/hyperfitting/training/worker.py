@@ -5,6 +5,7 @@ On one machine `training.launch` starts all ranks (`run_rank`). Under torchrun e
 """
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from hyperfitting.training.config import TrainerConfig, TrainingConfig
 from hyperfitting.training.train import train
 
 _SECONDS_TO_REPORT = 10.0
-"""Rank 0 needs to report an error that all ranks have, before torchrun ends it."""
+"""In which torchrun terminates this process if rank 0 has failed too."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class TrainingTask:
 def run_worker_rank() -> None:
     """Run a rank above 0 that torchrun started: take part in each training until there is none.
 
-    Exits with status 1 on an error; rank 0 reports those that all ranks have.
+    Exits with status 1 on an error. It is printed unless rank 0 has it too, reports it and exits:
+    torchrun then terminates this process.
     """
     preemption.ignore_signals()  # rank 0 decides
     logging.disable(logging.WARNING)
@@ -104,11 +106,22 @@ def run_worker_rank() -> None:
             setup_torch(task.cfg.hardware)
             for _ in task.run(dist):
                 pass
-    except (UserError, preemption.Preempted):
-        time.sleep(_SECONDS_TO_REPORT)
-        sys.exit(1)
+    except preemption.Preempted:
+        _wait_for_rank_0()
+    except UserError as error:
+        _wait_for_rank_0()
+        print(f"rank {dist.rank}: error: {error}", file=sys.stderr)
     except Exception as error:
-        sys.exit(f"rank {dist.rank}: {type(error).__name__}: {error}")
+        print(f"rank {dist.rank}: {type(error).__name__}: {error}", file=sys.stderr)
+    else:
+        return distributed.destroy_process_group()
+    distributed.exit_now(1)
+
+
+def _wait_for_rank_0() -> None:
+    """Give rank 0 time to report an error that all ranks have."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_SECONDS_TO_REPORT)
 
 
 def run_rank(values: dict[str, Any]) -> None:
@@ -132,7 +145,8 @@ def run_rank(values: dict[str, Any]) -> None:
         for _ in task.run(distributed.init_process_group()):
             pass
     except preemption.Preempted as preempted:
-        sys.exit(128 + preempted.signum)
+        distributed.exit_now(128 + preempted.signum)
     except Exception as error:
         errors.record_exception(error)
-        sys.exit(1)
+        distributed.exit_now(1)
+    distributed.destroy_process_group()
