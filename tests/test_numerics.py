@@ -184,3 +184,5 @@ def test_the_libraries_are_made_deterministic_by_the_environment(
     monkeypatch.setattr(device, "resolve_device", lambda _: CUDA)
     device.setup_torch(HardwareConfig(device="cuda", deterministic=deterministic))
     assert all((name in os.environ) == deterministic for name in variables)
+    with training_numerics(CUDA, True, "float32"):  # also of a training without `setup_torch`
+        assert all(name in os.environ for name in variables)

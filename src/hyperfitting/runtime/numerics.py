@@ -79,6 +79,7 @@ def _deterministic_algorithms() -> Iterator[None]:
     options: Any = torch.utils.deterministic  # its attribute has no type
     fills = options.fill_uninitialized_memory
     options.fill_uninitialized_memory = False
+    prepare_deterministic_libraries()  # without it, torch refuses every matrix product
     torch.use_deterministic_algorithms(True)
     try:
         yield
