@@ -4,6 +4,7 @@ import logging
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,10 +13,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import transformers.distributed
 from accelerate import dispatch_model
 from safetensors.torch import load_file
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed import fsdp
 
 from hyperfitting.config import RunConfig
@@ -25,6 +27,7 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.forward import compute_token_stats
+from hyperfitting.models import loading
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.progress import MetricsRow
@@ -168,6 +171,23 @@ def test_weights_are_all_gathered_in_the_precision_of_training(
     kwargs = fsdp._get_fsdp_policy_kwargs(configs[0])
     assert kwargs.get("mp_policy") == policy
     assert configs[0].fsdp_plan == {"model.layers.*": "free_full_weight"}
+
+
+def test_transformers_without_a_plan_in_its_arguments_gets_it_from_the_config(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As version 5.17."""
+
+    @dataclass
+    class OldConfig:
+        fsdp_size: int
+        fsdp_mixed_precision: bool
+
+    monkeypatch.setattr(transformers.distributed, "DistributedConfig", OldConfig)
+    config = AutoConfig.from_pretrained(base.folder())
+    placement = loading._fsdp_placement(config, DistContext(0, 2), True)
+    assert placement == {"distributed_config": OldConfig(2, True), "config": config}
+    assert config.base_model_fsdp_plan == {"layers.*": "free_full_weight"}
 
 
 @pytest.mark.distributed
