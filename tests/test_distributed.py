@@ -40,11 +40,12 @@ from hyperfitting.runtime.distributed import (
     num_processes,
 )
 from hyperfitting.store.artifact import Store
+from hyperfitting.training import worker
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.history import read_rows
 from hyperfitting.training.step import build_train_state
-from hyperfitting.training.worker import run_worker_rank
+from hyperfitting.training.worker import TrainingTask, run_worker_rank
 from tests.cli import Fork, below, environment, hyperfit, start
 from tests.conftest import Compose
 
@@ -435,6 +436,24 @@ def test_a_worker_that_fails_leaves_its_process_group_as_it_is(
     torchrun.exit_now.assert_called_once_with(1)
     torchrun.destroy_process_group.assert_not_called()
     assert ("it broke" in capsys.readouterr().err) == isinstance(error, Exception)
+
+
+@pytest.mark.parametrize(("world_size", "fails"), [(1, True), (2, False), (2, True)])
+def test_a_rank_that_fails_does_not_wait_for_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, fails: bool
+) -> None:
+    """Freeing GPU memory waits for all its kernels: for NCCL's those of the other ranks."""
+    freed = MagicMock()
+    monkeypatch.setattr(worker, "load_sequences", lambda _: None)
+    error = RuntimeError("it broke")
+    monkeypatch.setattr(worker, "train", MagicMock(side_effect=error if fails else [()]))
+    monkeypatch.setattr("hyperfitting.runtime.memory.collect_unreferenced", freed)
+    task: Any = TrainingTask(*[MagicMock()] * 5)
+    try:
+        list(task.run(DistContext(0, world_size)))
+    except RuntimeError as raised:
+        assert raised is error
+    assert freed.called == (world_size == 1 or not fails)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
