@@ -4,6 +4,7 @@ import logging
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,10 +13,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import transformers.distributed
 from accelerate import dispatch_model
 from safetensors.torch import load_file
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed import fsdp
 
 from hyperfitting.config import RunConfig
@@ -25,6 +27,7 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.forward import compute_token_stats
+from hyperfitting.models import loading
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.progress import MetricsRow
@@ -37,11 +40,12 @@ from hyperfitting.runtime.distributed import (
     num_processes,
 )
 from hyperfitting.store.artifact import Store
+from hyperfitting.training import worker
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.history import read_rows
 from hyperfitting.training.step import build_train_state
-from hyperfitting.training.worker import run_worker_rank
+from hyperfitting.training.worker import TrainingTask, run_worker_rank
 from tests.cli import Fork, below, environment, hyperfit, start
 from tests.conftest import Compose
 
@@ -168,6 +172,23 @@ def test_weights_are_all_gathered_in_the_precision_of_training(
     kwargs = fsdp._get_fsdp_policy_kwargs(configs[0])
     assert kwargs.get("mp_policy") == policy
     assert configs[0].fsdp_plan == {"model.layers.*": "free_full_weight"}
+
+
+def test_transformers_without_a_plan_in_its_arguments_gets_it_from_the_config(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As version 5.17."""
+
+    @dataclass
+    class OldConfig:
+        fsdp_size: int
+        fsdp_mixed_precision: bool
+
+    monkeypatch.setattr(transformers.distributed, "DistributedConfig", OldConfig)
+    config = AutoConfig.from_pretrained(base.folder())
+    placement = loading._fsdp_placement(config, DistContext(0, 2), True)
+    assert placement == {"distributed_config": OldConfig(2, True), "config": config}
+    assert config.base_model_fsdp_plan == {"layers.*": "free_full_weight"}
 
 
 @pytest.mark.distributed
@@ -415,6 +436,24 @@ def test_a_worker_that_fails_leaves_its_process_group_as_it_is(
     torchrun.exit_now.assert_called_once_with(1)
     torchrun.destroy_process_group.assert_not_called()
     assert ("it broke" in capsys.readouterr().err) == isinstance(error, Exception)
+
+
+@pytest.mark.parametrize(("world_size", "fails"), [(1, True), (2, False), (2, True)])
+def test_a_rank_that_fails_does_not_wait_for_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, fails: bool
+) -> None:
+    """Freeing GPU memory waits for all its kernels: for NCCL's those of the other ranks."""
+    freed = MagicMock()
+    monkeypatch.setattr(worker, "load_sequences", lambda _: None)
+    error = RuntimeError("it broke")
+    monkeypatch.setattr(worker, "train", MagicMock(side_effect=error if fails else [()]))
+    monkeypatch.setattr("hyperfitting.runtime.memory.collect_unreferenced", freed)
+    task: Any = TrainingTask(*[MagicMock()] * 5)
+    try:
+        list(task.run(DistContext(0, world_size)))
+    except RuntimeError as raised:
+        assert raised is error
+    assert freed.called == (world_size == 1 or not fails)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,21 @@ def failing(folder: Path, rank: int, failure: str) -> str:
     return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
 
 
+def torchrun(folder: Path, rank: int, failure: str) -> "subprocess.CompletedProcess[str]":
+    """Run two processes under torchrun, of which one fails."""
+    process = subprocess.Popen(
+        TORCHRUN, cwd=folder, env=environment(PYTHONPATH=failing(folder, rank, failure)),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        _, stderr = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it kills the ranks, which are in sessions of their own
+        process.communicate(timeout=SECONDS)
+        raise
+    return subprocess.CompletedProcess(TORCHRUN, process.returncode, "", stderr)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_raises_ends_all(tmp_path: Path, rank: int) -> None:
     path = failing(tmp_path, rank, STEP_FAILS)
@@ -63,10 +78,7 @@ def test_a_rank_that_raises_ends_all(tmp_path: Path, rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_under_torchrun_too(tmp_path: Path, rank: int) -> None:
-    ended = subprocess.run(
-        TORCHRUN, cwd=tmp_path, env=environment(PYTHONPATH=failing(tmp_path, rank, STEP_FAILS)),
-        capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
+    ended = torchrun(tmp_path, rank, STEP_FAILS)
     assert ended.returncode == 1
     error = "RuntimeError: it broke"
     assert (f"rank 1: {error}" if rank else error) in ended.stderr
@@ -81,11 +93,7 @@ def test_out_of_memory_of_one_rank_in_validation_ends_all(tmp_path: Path) -> Non
 
 
 def test_out_of_memory_of_one_rank_under_torchrun_is_reported(tmp_path: Path) -> None:
-    path = failing(tmp_path, 1, VALIDATION_FAILS_ONCE)
-    ended = subprocess.run(
-        TORCHRUN, cwd=tmp_path, env=environment(PYTHONPATH=path),
-        capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
+    ended = torchrun(tmp_path, 1, VALIDATION_FAILS_ONCE)
     assert ended.returncode == 1
     message = "rank 1: error: hardware.generation_batch_size=2: out of memory"
     assert ended.stderr.count(message) == 1

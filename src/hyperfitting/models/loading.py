@@ -6,7 +6,7 @@ that do not fit the config, or are not finite, are refused.
 
 import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -110,7 +110,7 @@ def load(
     attention.register()
     placement: dict[str, Any] = {}
     if dist.world_size > 1:
-        placement = {"distributed_config": _fsdp_config(config, dist, mixed_precision)}
+        placement = _fsdp_placement(config, dist, mixed_precision)
     elif device_map:
         _check_accelerate(device_map)
         placement = {"device_map": device_map}
@@ -235,16 +235,22 @@ def _check_accelerate(device_map: str) -> None:
         )
 
 
-def _fsdp_config(config: Any, dist: DistContext, mixed_precision: bool) -> Any:
-    """Return the FSDP plan: each block's weights are all-gathered when it runs, then freed."""
+def _fsdp_placement(config: Any, dist: DistContext, mixed_precision: bool) -> dict[str, Any]:
+    """Return what loads a model's FSDP shards: a block's weights are all-gathered as it runs."""
     from transformers.distributed import DistributedConfig
 
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(config)
     blocks = layers.find_blocks(empty)
     names = [name for name, module in empty.named_modules() if module is blocks]
-    return DistributedConfig(
-        fsdp_size=dist.world_size,
-        fsdp_plan={f"{name}.*": "free_full_weight" for name in names},
-        fsdp_mixed_precision=mixed_precision,  # bfloat16, reduced in float32
-    )
+    plan = {f"{name}.*": "free_full_weight" for name in names}
+    options = {
+        "fsdp_size": dist.world_size,
+        "fsdp_mixed_precision": mixed_precision,  # bfloat16, reduced in float32
+    }
+    if "fsdp_plan" in {field.name for field in fields(DistributedConfig)}:
+        return {"distributed_config": DistributedConfig(**options, fsdp_plan=plan)}
+    # transformers 5.17: from the config, with names in the base model
+    prefix = f"{empty.base_model_prefix}."
+    config.base_model_fsdp_plan = {k.removeprefix(prefix): style for k, style in plan.items()}
+    return {"distributed_config": DistributedConfig(**options), "config": config}

@@ -81,14 +81,21 @@ class TrainingTask:
         )
 
     def run(self, dist: DistContext, progress: ProgressReporter = no_op) -> Iterator[MetricsRow]:
-        """Train; yields and raises what `train` does. No model is left in memory."""
+        """Train; yields and raises what `train` does.
+
+        No model is left in memory, unless one of several ranks fails, which exits then: to free GPU
+        memory would wait for NCCL's collectives, in which the others may never join.
+        """
         data = load_sequences(self.sequences)
+        has_failed = True
         try:
             yield from train(
                 self.cfg, data, self.base, self.work, self.cache_location, dist, progress
             )
+            has_failed = False
         finally:  # the evaluation that follows needs the memory, on this GPU and others
-            memory.collect_unreferenced()
+            if dist.world_size == 1 or not has_failed:
+                memory.collect_unreferenced()
 
 
 def run_worker_rank() -> None:
