@@ -39,10 +39,19 @@ def ngrams(text: list[int], n: int) -> set[tuple[int, ...]]:
     return {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
 
 
-@given(corpora(), st.integers(1, 4), st.lists(st.integers(0, 5), min_size=20, max_size=20))
-def test_the_index_returns_all_followers(corpus: Corpus, n: int, tokens: list[int]) -> None:
-    queries = torch.tensor(tokens[: 20 - 20 % n]).reshape(-1, n)
-    followers, follows = NgramIndex(corpus, n).followers(queries)
+@given(
+    corpora(),
+    st.integers(1, 4),
+    st.lists(st.integers(0, 5), min_size=20, max_size=20),
+    st.booleans(),
+)
+def test_the_index_returns_all_followers(
+    corpus: Corpus, n: int, tokens: list[int], is_gpu: bool
+) -> None:
+    queries, index = torch.tensor(tokens[: 20 - 20 % n]).reshape(-1, n), NgramIndex(corpus, n)
+    if is_gpu:
+        index._width = lambda count: index._max_followers  # type: ignore[method-assign]
+    followers, follows = index.followers(queries)
     rows = torch.arange(len(queries)).unsqueeze(1).expand_as(followers)
     pairs = sorted(zip(rows[follows].tolist(), followers[follows].tolist(), strict=True))
     assert pairs == sorted(
