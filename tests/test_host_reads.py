@@ -18,7 +18,7 @@ from hyperfitting.decoding.generate import _STRATEGIES
 from hyperfitting.errors import UserError
 from hyperfitting.progress import no_op
 from hyperfitting.runtime.distributed import SINGLE_PROCESS
-from hyperfitting.runtime.transfer import HostScalar
+from hyperfitting.runtime.transfer import HostScalar, to_device
 from hyperfitting.training import train as train_module
 from hyperfitting.training.compile import CompiledBlocks
 from hyperfitting.training.config import TrainingConfig
@@ -58,13 +58,22 @@ def state(cfg: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
     )
 
 
-def test_a_train_step_reads_nothing_from_the_device(state: TrainState) -> None:
+def test_a_train_step_reads_nothing_from_the_device(
+    state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueued: list[tuple[int, ...]] = []
+
+    def recorded(array: Any, device: torch.device) -> Tensor:
+        enqueued.append(array.shape)
+        return to_device(array, device)
+
+    monkeypatch.setattr("hyperfitting.training.step.to_device", recorded)
     tokens = torch.zeros(3, 8, dtype=torch.long, device="meta")
     with HostReads() as host:
         for _ in range(2):
             train_step(state, tokens, np.arange(3))
     assert host.reads == []
-    assert host.uploads == [(2,), (1,)] * 2  # the rows of each micro-batch
+    assert host.uploads == enqueued == [(2,), (1,)] * 2  # the rows of each micro-batch
 
 
 def test_a_loss_is_read_when_the_next_step_is_enqueued(
