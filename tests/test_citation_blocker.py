@@ -130,3 +130,17 @@ def test_a_word_may_be_completed_and_the_next_one_is_blocked() -> None:
 )  # fmt: skip
 def test_which_tokens_continue_a_word(preceding: str, token_text: str, expected: bool) -> None:
     assert (ends_inside_word(preceding) and starts_inside_word(token_text)) is expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_a_gpu_forbids_the_same_tokens(n: int) -> None:
+    rng = np.random.default_rng(n)
+    corpus = rng.zipf(1.5, (200, 64)) % 500
+    blocker = CitationBlocker(corpus, CitationBlockerConfig(True, n), lambda i: TOKEN_TEXTS[i % 10])
+    input_ids = torch.as_tensor(corpus[:100, :40])
+    scores = torch.as_tensor(rng.normal(size=(100, 512)), dtype=torch.float32)
+    expected = blocker(input_ids, scores.clone(), context_len=8)
+    assert expected.isneginf().any()
+    on_gpu = blocker(input_ids.cuda(), scores.cuda(), context_len=8)
+    assert torch.equal(on_gpu.cpu(), expected)
