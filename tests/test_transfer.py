@@ -78,6 +78,7 @@ def test_copies_to_a_gpu_are_pinned_and_enqueued(calls: list[str]) -> None:
 def test_a_scalar_is_copied_when_it_is_computed_and_waited_for_when_read(calls: list[str]) -> None:
     class OnCuda(Tensor):
         is_cuda = True
+        __torch_function__ = torch._C._disabled_torch_function_impl
 
     scalar = HostScalar(torch.tensor(2.5).as_subclass(OnCuda))
     assert calls == ["empty pinned=True", "copy non_blocking=True", "record stream"]
