@@ -39,10 +39,19 @@ def ngrams(text: list[int], n: int) -> set[tuple[int, ...]]:
     return {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
 
 
-@given(corpora(), st.integers(1, 4), st.lists(st.integers(0, 5), min_size=20, max_size=20))
-def test_the_index_returns_all_followers(corpus: Corpus, n: int, tokens: list[int]) -> None:
-    queries = torch.tensor(tokens[: 20 - 20 % n]).reshape(-1, n)
-    followers, follows = NgramIndex(corpus, n).followers(queries)
+@given(
+    corpora(),
+    st.integers(1, 4),
+    st.lists(st.integers(0, 5), min_size=20, max_size=20),
+    st.booleans(),
+)
+def test_the_index_returns_all_followers(
+    corpus: Corpus, n: int, tokens: list[int], is_gpu: bool
+) -> None:
+    queries, index = torch.tensor(tokens[: 20 - 20 % n]).reshape(-1, n), NgramIndex(corpus, n)
+    if is_gpu:
+        index._width = lambda count: index._max_followers  # type: ignore[method-assign]
+    followers, follows = index.followers(queries)
     rows = torch.arange(len(queries)).unsqueeze(1).expand_as(followers)
     pairs = sorted(zip(rows[follows].tolist(), followers[follows].tolist(), strict=True))
     assert pairs == sorted(
@@ -121,3 +130,17 @@ def test_a_word_may_be_completed_and_the_next_one_is_blocked() -> None:
 )  # fmt: skip
 def test_which_tokens_continue_a_word(preceding: str, token_text: str, expected: bool) -> None:
     assert (ends_inside_word(preceding) and starts_inside_word(token_text)) is expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_a_gpu_forbids_the_same_tokens(n: int) -> None:
+    rng = np.random.default_rng(n)
+    corpus = rng.zipf(1.5, (200, 64)) % 500
+    blocker = CitationBlocker(corpus, CitationBlockerConfig(True, n), lambda i: TOKEN_TEXTS[i % 10])
+    input_ids = torch.as_tensor(corpus[:100, :40])
+    scores = torch.as_tensor(rng.normal(size=(100, 512)), dtype=torch.float32)
+    expected = blocker(input_ids, scores.clone(), context_len=8)
+    assert expected.isneginf().any()
+    on_gpu = blocker(input_ids.cuda(), scores.cuda(), context_len=8)
+    assert torch.equal(on_gpu.cpu(), expected)

@@ -1,7 +1,9 @@
 """Train and decode steps do not wait for a GPU: on torch's meta device, nothing is read."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +16,20 @@ from hyperfitting.decoding.backends.base import CachedModel
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
 from hyperfitting.decoding.constraints import Constraints
-from hyperfitting.decoding.generate import _STRATEGIES
+from hyperfitting.decoding.generate import _STRATEGIES, continue_texts
 from hyperfitting.errors import UserError
+from hyperfitting.models.base import BaseModel
+from hyperfitting.models.loading import load
 from hyperfitting.progress import no_op
 from hyperfitting.runtime.distributed import SINGLE_PROCESS
-from hyperfitting.runtime.transfer import HostScalar
+from hyperfitting.runtime.transfer import HostScalar, to_device
 from hyperfitting.training import train as train_module
 from hyperfitting.training.compile import CompiledBlocks
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.loss import NextTokenLoss
-from hyperfitting.training.step import TrainState, train_step
+from hyperfitting.training.step import TrainState, build_train_state, train_step
 from tests.host_reads import HostReads
-from tests.training import cfg
+from tests.training import DATA, cache_location, cfg
 
 __all__ = ["cfg"]
 VOCAB_SIZE = 64
@@ -58,13 +62,22 @@ def state(cfg: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
     )
 
 
-def test_a_train_step_reads_nothing_from_the_device(state: TrainState) -> None:
+def test_a_train_step_reads_nothing_from_the_device(
+    state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueued: list[tuple[int, ...]] = []
+
+    def recorded(array: Any, device: torch.device) -> Tensor:
+        enqueued.append(array.shape)
+        return to_device(array, device)
+
+    monkeypatch.setattr("hyperfitting.training.step.to_device", recorded)
     tokens = torch.zeros(3, 8, dtype=torch.long, device="meta")
     with HostReads() as host:
         for _ in range(2):
             train_step(state, tokens, np.arange(3))
     assert host.reads == []
-    assert host.uploads == [(2,), (1,)] * 2  # the rows of each micro-batch
+    assert host.uploads == enqueued == [(2,), (1,)] * 2  # the rows of each micro-batch
 
 
 def test_a_loss_is_read_when_the_next_step_is_enqueued(
@@ -158,3 +171,45 @@ def test_that_no_token_is_left_is_found_late_and_names_its_step(
     with pytest.raises(UserError, match="every token is forbidden after 35 new ones"):
         list(steps())
     assert next(taken, None) is None  # at the last step
+
+
+def synchronizations(job: Callable[[], object]) -> int:
+    """Return how often the host waits for the GPU, as torch counts it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            job()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("method", ["full", "late_stage"])
+def test_on_a_gpu_a_train_step_does_not_synchronize(
+    cfg: TrainingConfig, base: BaseModel, tmp_path: Path, method: str
+) -> None:
+    cfg.hardware.device, cfg.tuning.method, cfg.tuning.last_blocks = "cuda", method, 1
+    state = build_train_state(cfg, base, DATA.train, cache_location(tmp_path / "w", base))
+    state.model.train()
+    rows = np.arange(3)
+    tokens = torch.as_tensor(DATA.train[rows]).long().cuda()
+    train_step(state, tokens, rows)  # the optimizer's state
+    assert synchronizations(lambda: train_step(state, tokens, rows)) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_on_a_gpu_decoding_does_not_synchronize_at_each_step(base: BaseModel) -> None:
+    model = load(base).eval().cuda()
+    blocker = CitationBlocker(DATA.train, CitationBlockerConfig(True, 2), str)
+    decode = DecodeConfig("x", repetition_penalty=1.2, no_repeat_ngram_size=3, seed=0)
+
+    def decode_steps(n: int) -> int:
+        contexts = DATA.val[:, :8]
+        return synchronizations(
+            lambda: continue_texts(model, contexts, n, decode, 3, blocker=blocker)
+        )
+
+    decode_steps(40)
+    assert decode_steps(40) == decode_steps(60)  # the check is read twice

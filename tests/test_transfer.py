@@ -33,7 +33,7 @@ def test_rows_of_a_memory_mapped_array(tmp_path: Path, dtype: type) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is asked of torch's CUDA, which this machine may lack."""
     called: list[str] = []
-    real_empty = torch.empty
+    real_empty, real_copy = torch.empty, Tensor.copy_
 
     def empty(*shape: int, pin_memory: bool, **options: Any) -> Tensor:
         called.append(f"empty pinned={pin_memory}")
@@ -47,6 +47,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         called.append(f"to {device} non_blocking={non_blocking}")
         return tensor
 
+    def copy(tensor: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        called.append(f"copy non_blocking={non_blocking}")
+        return real_copy(tensor, source)
+
     class Event:
         def record(self, stream: str) -> None:
             called.append(f"record {stream}")
@@ -57,6 +61,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     monkeypatch.setattr(Tensor, "to", to)
+    monkeypatch.setattr(Tensor, "copy_", copy)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
     return called
@@ -73,10 +78,11 @@ def test_copies_to_a_gpu_are_pinned_and_enqueued(calls: list[str]) -> None:
 def test_a_scalar_is_copied_when_it_is_computed_and_waited_for_when_read(calls: list[str]) -> None:
     class OnCuda(Tensor):
         is_cuda = True
+        __torch_function__ = torch._C._disabled_torch_function_impl
 
     scalar = HostScalar(torch.tensor(2.5).as_subclass(OnCuda))
-    assert calls == ["to cpu non_blocking=True", "record stream"]
+    assert calls == ["empty pinned=True", "copy non_blocking=True", "record stream"]
     assert scalar.read() == 2.5
-    assert calls[2:] == ["synchronize"]
+    assert calls[3:] == ["synchronize"]
     assert HostScalar(torch.tensor(1.5)).read() == 1.5
-    assert len(calls) == 3  # nothing of the kind on a CPU
+    assert len(calls) == 4  # nothing of the kind on a CPU

@@ -48,8 +48,7 @@ class NgramIndex:
             ngrams: (B, n) token ids.
 
         Returns:
-            (B, F) token ids, and (B, F) which of them follow the n-gram of their row. F is the same
-            at every call on a GPU, so that nothing is read from it.
+            (B, F) token ids, and (B, F) which of them follow the n-gram of their row.
         """
         device, n_rows = ngrams.device, len(ngrams)
         if self._max_followers == 0:
@@ -64,10 +63,13 @@ class NgramIndex:
         keys = self._keys[-1]  # sorted, so those with one prefix are adjacent
         first, end = torch.searchsorted(keys, torch.stack([number, number + 1]) * vocabulary_size)
         count = (end - first).where(is_known, 0)  # (B,)
-        width = int(count.max()) if device.type == "cpu" else self._max_followers
-        offset = torch.arange(width, device=device)
+        offset = torch.arange(self._width(count), device=device)  # (F,)
         index = (first.unsqueeze(1) + offset).clamp_(max=len(keys) - 1)  # (B, F)
         return self.vocabulary[keys[index] % vocabulary_size], offset < count.unsqueeze(1)
+
+    def _width(self, count: Tensor) -> int:
+        """Return F for numbers of followers (B,): on a GPU that of any, so that none are read."""
+        return int(count.max()) if count.device.type == "cpu" else self._max_followers
 
     def _move_to(self, device: torch.device) -> None:
         if self.vocabulary.device != device:

@@ -50,7 +50,8 @@ class HostScalar:
         self._copied: torch.cuda.Event | None = None
         self._scalar = scalar
         if scalar.is_cuda:
-            self._scalar = scalar.to("cpu", non_blocking=True)  # into pinned memory
+            self._scalar = torch.empty((), dtype=scalar.dtype, pin_memory=True)
+            self._scalar.copy_(scalar, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream(scalar.device))
 

@@ -81,7 +81,7 @@ def train(
     yield from history.merge(metrics.rows, metrics.validations)
 
     trainer, n = cfg.trainer, len(data.train)
-    sequences = torch.tensor(data.train, device=state.model.device)  # (N, T)
+    sequences = to_device(data.train, state.model.device)  # (N, T)
     step = done.step
     remaining_tokens = tokens_between(trainer, data.train.shape, step)
     with progress("training", remaining_tokens, "tokens") as advance, preemption.defer_signals():
