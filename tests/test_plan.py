@@ -64,7 +64,7 @@ def test_the_matrix_product_has_the_precision_of_the_build(
     compose: Compose, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU multiplies up to 20 times faster in bfloat16 than in float32."""
-    speeds = {"float32": 1e12, "bfloat16": 1e13}
+    speeds = {"float32": 1e12, "tf32": 5e12, "bfloat16": 1e13}
     monkeypatch.setattr(throughput, "measure_matmul", lambda _, precision: speeds[precision])
 
     def seconds(kind: str, *overrides: str) -> float:
@@ -73,14 +73,17 @@ def test_the_matrix_product_has_the_precision_of_the_build(
 
     assert seconds("tuned") == pytest.approx(10 * seconds("tuned", "trainer.precision=bfloat16"))
     assert seconds("token_stats", "trainer.precision=bfloat16") == seconds("token_stats")
+    assert seconds("tuned") == pytest.approx(5 * seconds("tuned", "trainer.precision=tf32"))
     low = ["model.dtype=bfloat16", "optimizer=adam_bf16"]
     for kind in ("tuned", "token_stats"):
         assert seconds(kind) == pytest.approx(10 * seconds(kind, *low))
 
 
-@pytest.mark.parametrize(("device_type", "n"), [("cpu", 512), ("cuda", 8192)])
+@pytest.mark.parametrize(
+    ("device_type", "n", "setting"), [("cpu", 512, "highest"), ("cuda", 8192, "high")]
+)
 def test_the_matrix_product_is_large_enough_for_the_device(
-    monkeypatch: pytest.MonkeyPatch, device_type: str, n: int
+    monkeypatch: pytest.MonkeyPatch, device_type: str, n: int, setting: str
 ) -> None:
     """On a fake GPU, whose first products are slow and whose clock jitters."""
     products: list[tuple[torch.Size, torch.dtype, str]] = []
@@ -93,13 +96,13 @@ def test_the_matrix_product_is_large_enough_for_the_device(
     monkeypatch.setattr(torch, "empty_like", lambda tensor: tensor[:1, :1])
 
     def mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-        products.append((a.shape, a.dtype, torch.backends.cuda.matmul.fp32_precision))
+        products.append((a.shape, a.dtype, torch.get_float32_matmul_precision()))
 
     monkeypatch.setattr(torch, "mm", mm)
     speed = throughput.measure_matmul.__wrapped__(device_type, "tf32")
     assert speed == pytest.approx(2 * n**3 / 2.0)
-    assert products == [((n, n), torch.float32, "tf32")] * 8
-    assert torch.backends.cuda.matmul.fp32_precision == "none"
+    assert products == [((n, n), torch.float32, setting)] * 8
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_builds_on_this_machine_say_nothing_about_another_gpu(store: Store) -> None:

@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from hyperfitting.config import RunConfig
 from hyperfitting.runtime.device import resolve_device
 from hyperfitting.runtime.distributed import num_processes
+from hyperfitting.runtime.numerics import matmul_precision
 from hyperfitting.store.artifact import Step
 from hyperfitting.store.manifest import MANIFEST
 
@@ -160,22 +161,10 @@ def measure_matmul(device_type: str, precision: str) -> float:
     a = torch.randn(n, n, device=device_type).to(dtype)
     product = torch.empty_like(a)
     seconds = []
-    with _tf32() if precision == "tf32" else nullcontext():
+    with matmul_precision(torch.device(device_type), precision):
         for _ in range(_N_WARMUP + _N_MEASURED):
             start = time.perf_counter()
             torch.mm(a, a, out=product)
             float(product[0, 0])  # reading a value waits for the device
             seconds.append(time.perf_counter() - start)
     return float(2 * n**3 / statistics.median(seconds[_N_WARMUP:]))
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    """Compute float32 products on CUDA in TF32 inside this context."""
-    matmul = torch.backends.cuda.matmul
-    previous = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = previous
