@@ -45,11 +45,12 @@ PARTS: dict[str, dict[str, Check]] = {
     "speed": {
         "ceilings": speed_checks.ceilings,
         "training": speed_checks.training,
-        "late stage": speed_checks.late_stage,
         "decoding": speed_checks.decoding,
-        "scoring": speed_checks.scoring,
-        "Table 1 row": speed_checks.table1_row,
         "8B": speed_checks.large_model,
+        "Table 1 row": speed_checks.table1_row,
+        "late stage": speed_checks.late_stage,
+        "scoring": speed_checks.scoring,
+        "static generate": speed_checks.static_generate,
     },
 }
 DEFAULT_PATH = Path("outputs/bench/gpu.json")
@@ -58,7 +59,7 @@ DEFAULT_PATH = Path("outputs/bench/gpu.json")
 def main() -> None:
     """Run the checks asked for; the exit status is 1 if one has failed."""
     arguments = _arguments()
-    device = torch.device(arguments.device)
+    device = torch.empty(0, device=arguments.device).device  # with its index
     if device.type == "cpu":
         torch.set_num_threads(1)  # tiny models only lose by more
     machine = _machine(device)

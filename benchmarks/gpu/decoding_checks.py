@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,12 +24,12 @@ from hyperfitting.models.loading import ModelState
 
 GREEDY = DecodeConfig("greedy", seed=0)
 CONTEXT_LEN = 32
-_TIE = 1e-2
-"""Nats between the two most likely tokens below which kernels may choose either."""
+_TIES = {torch.float32: 1e-2, torch.bfloat16: 0.5}
+"""Difference of two logits below which kernels may choose either token."""
 
 
 def cuda_graph(lab: Lab) -> Iterator[Finding]:
-    """Decode with a CUDA graph, eagerly, and on the CPU in float32: the same tokens."""
+    """Decode with a CUDA graph and eagerly, and let the CPU in float32 judge: the same tokens."""
     reference = ModelState(lab.base("small")).load(torch.device("cpu"))
     for dtype, n in itertools.product(("float32", "bfloat16"), (1, 7, 64)):
         model = lab.model("small", dtype)
@@ -41,15 +42,18 @@ def cuda_graph(lab: Lab) -> Iterator[Finding]:
             same = _fraction_same(graph_tokens, eager)
             measured |= {"graph_used": used, "texts_as_eager": same}
             passed = used and (same == 1 or dtype == "bfloat16")
-        if dtype == "float32":
-            differ = _differences_beyond_ties(reference, contexts, eager)
-            measured["texts_unlike_cpu_beyond_ties"] = differ
-            passed = passed and differ == 0
+            measured["graph_choices_beyond_ties"] = worse = _beyond_ties(
+                model, contexts, graph_tokens
+            )
+            passed = passed and worse == 0
+        judge = reference if dtype == "float32" else model
+        measured["eager_choices_beyond_ties"] = differ = _beyond_ties(judge, contexts, eager)
+        passed = passed and differ == 0
         yield Finding(
             f"{dtype}, batch {n}",
             measured,
             passed,
-            "a graph, and the tokens of the CPU but at ties",
+            "a graph, and the best tokens but at ties",
         )
 
 
@@ -86,15 +90,22 @@ def citation_blocker(lab: Lab) -> Iterator[Finding]:
 
 
 def token_stats(lab: Lab) -> Iterator[Finding]:
-    """Compare token statistics with those of the CPU in float32."""
+    """Compare token statistics with those of the CPU in float32; in bfloat16, as far as it can."""
     texts = lab.tokens("small", 8)
-    expected = compute_token_stats(
-        ModelState(lab.base("small")).load(torch.device("cpu")), texts, 8
-    )
-    for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.1)):
-        stats = compute_token_stats(lab.model("small", dtype), texts, 8)
-        error = float(np.abs(stats["loss"] - expected["loss"]).mean())
-        yield Finding(dtype, {"mean_error_nats": error}, error < tolerance, f"below {tolerance}")
+
+    def losses(dtype: str, device: torch.device) -> NDArray[np.float64]:
+        model = ModelState(lab.base("small", dtype)).load(device)
+        return compute_token_stats(model, texts, 8)["loss"]
+
+    cpu = torch.device("cpu")
+    exact = losses("float32", cpu)
+    cpu_error = float(np.abs(losses("bfloat16", cpu) - exact).mean())
+    for dtype, allowed in (("float32", 1e-4), ("bfloat16", 1.5 * cpu_error)):
+        error = float(np.abs(losses(dtype, lab.device) - exact).mean())
+        yield Finding(
+            dtype, {"mean_error_nats": error, "allowed": allowed}, error <= allowed,
+            "no more than allowed, in bfloat16 1.5 times the error of the CPU",
+        )  # fmt: skip
 
 
 def out_of_memory(lab: Lab) -> Iterator[Finding]:
@@ -140,12 +151,13 @@ def _fraction_same(a: Tensor, b: Tensor) -> float:
 
 
 @torch.inference_mode()
-def _differences_beyond_ties(reference: PreTrainedModel, contexts: Tensor, tokens: Tensor) -> int:
-    """Count the texts with a token that the reference model finds clearly worse than the best."""
-    texts = torch.cat([contexts, tokens], dim=1)
+def _beyond_ties(judge: PreTrainedModel, contexts: Tensor, tokens: Tensor) -> int:
+    """Count the tokens that a model, given the whole text, finds clearly worse than the best."""
+    texts, n_context = torch.cat([contexts, tokens], dim=1).to(judge.device), contexts.shape[1]
+    tie = _TIES[judge.dtype]
     worse = 0
     for text in texts.split(8):
-        logits = reference(input_ids=text, use_cache=False).logits[:, contexts.shape[1] - 1 : -1]
-        chosen = logits.gather(2, text[:, contexts.shape[1] :, None]).squeeze(2)
-        worse += int((logits.amax(2) - chosen > _TIE).any(1).sum())
+        logits = judge(input_ids=text, use_cache=False).logits[:, n_context - 1 : -1].float()
+        chosen = logits.gather(2, text[:, n_context:, None]).squeeze(2)
+        worse += int((logits.amax(2) - chosen > tie).sum())
     return worse

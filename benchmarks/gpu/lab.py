@@ -151,7 +151,7 @@ class Lab:
 
     @contextmanager
     def peak_memory(self) -> Iterator[dict[str, float]]:
-        """Measure the peak of the GPU memory that tensors take inside this context.
+        """Measure the peak of the GPU memory that tensors take inside this context, beyond before.
 
         Yields:
             A dict that holds `peak_gb` (1e9 bytes) afterwards; empty on a CPU.
@@ -162,9 +162,10 @@ class Lab:
             return
         release(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
         yield measured
         self.synchronize()
-        measured["peak_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        measured["peak_gb"] = (torch.cuda.max_memory_allocated(self.device) - before) / 1e9
 
 
 def release(device: torch.device) -> None:

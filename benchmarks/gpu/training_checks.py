@@ -93,7 +93,8 @@ def chunked_loss(lab: Lab) -> Iterator[Finding]:
                     loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
                     del logits
                 loss.backward()
-            results[name] = (loss.item(), *(x.grad.float() for x in inputs), memory)
+            results[name] = (loss.item(), *(x.grad.float().cpu() for x in inputs), memory)
+            del inputs, loss
         whole, chunked = results["whole"], results["chunked"]
         errors = [abs(chunked[0] / whole[0] - 1)] + [
             float((chunked[i] - whole[i]).norm() / whole[i].norm()) for i in (1, 2)
