@@ -17,7 +17,7 @@ from hyperfitting.models.config import ModelConfig, TuningConfig
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.models.size import model_size
 from hyperfitting.runtime.config import HardwareConfig
-from hyperfitting.runtime.device import resolve_device
+from hyperfitting.runtime.device import describe_device, resolve_device
 from hyperfitting.store.artifact import DamagedArtifactError, Step, Store
 from tests.conftest import ARCHITECTURES
 
@@ -298,3 +298,9 @@ def test_an_unavailable_device_is_an_error() -> None:
     for name in ("cuda:99", "nonesuch"):
         with pytest.raises(UserError, match=f"hardware.device={name}"):
             resolve_device(HardwareConfig(device=name))
+
+
+def test_records_name_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert describe_device(torch.device("cuda:1")) == "cuda:1 (GPU 1)"
+    assert describe_device(torch.device("cpu")) == "cpu"

@@ -193,7 +193,7 @@ class Record(_Model):
     config: dict[str, Any] = Field(description="the resolved config")
     versions: dict[str, str] = Field(description="Python and package versions")
     git: Git | None = Field(description="the checkout; null: an installed package")
-    device: str = Field(description="torch device")
+    device: str = Field(description="torch device, with the name of a GPU")
     generation_batches: dict[str, list[int]] = Field(
         description="by artifact of continuations, the number of texts in each batch that was "
         "generated: fixed by `hardware.generation_batch_size`, else by the free memory"

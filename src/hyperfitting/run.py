@@ -60,7 +60,7 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
     from hyperfitting.pipeline import build_pipeline
     from hyperfitting.record import TEXTS_PAGE, write_record
     from hyperfitting.reporting.repetition_highlight import texts_page
-    from hyperfitting.runtime.device import setup_torch
+    from hyperfitting.runtime.device import describe_device, setup_torch
     from hyperfitting.runtime.files import write_text
 
     start = time.perf_counter()
@@ -84,7 +84,7 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
         artifacts=pipeline.artifacts,
         notes=pipeline.notes(),
         seconds=time.perf_counter() - start,
-        device=str(device),
+        device=describe_device(device),
         generation_batches=pipeline.generation_batches(),
     )
     record = build_record(result, cfg.evaluation)

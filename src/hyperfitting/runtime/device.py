@@ -53,3 +53,10 @@ def resolve_device(hardware: HardwareConfig) -> torch.device:
             valid="auto, cpu" + (", cuda" if torch.cuda.is_available() else ""),
         ) from error
     return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Return a device for records, with the name of the GPU: `cuda:0 (NVIDIA H100 80GB HBM3)`."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)})"
