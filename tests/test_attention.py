@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from hyperfitting.decoding.backends.cuda_graph import CudaGraphBackend
 from hyperfitting.models import attention
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
@@ -77,6 +78,41 @@ def test_all_else_is_left_to_transformers(
     expected = sdpa_attention_forward(layer(n_groups), *tensors, mask)[0]
     assert torch.equal(attention.cuda_sdpa(layer(n_groups), *tensors, mask)[0], expected)
     assert calls[0] == calls[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["none", "booleans", "addends"])
+def test_a_decoding_step_groups_the_query_heads(
+    calls: list[tuple[int, bool]], kind: str, dtype: torch.dtype
+) -> None:
+    query, key, value = (tensor.detach() for tensor in inputs(dtype))
+    query = query.transpose(1, 2).contiguous().transpose(1, 2)[:, :, -1:]  # strides as in models
+    attended = torch.tensor([True, True, False, True, False, True]).view(1, 1, 1, 6)
+    addends = torch.zeros(1, 1, 1, 6, dtype=dtype).masked_fill(~attended, -torch.inf)
+    mask = {"none": None, "booleans": attended, "addends": addends}[kind]
+    exact_mask = addends.double() if kind == "addends" else mask
+    doubles = (tensor.double() for tensor in (query, key, value))
+    exact = sdpa_attention_forward(layer(), *doubles, exact_mask, is_causal=False, scaling=0.3)[0]
+    del calls[:]
+    output = attention.cuda_sdpa(layer(), query, key, value, mask, scaling=0.3)[0]
+    assert calls == ([(N_KV_HEADS, True)] if dtype == torch.bfloat16 and mask is None else [])
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(output.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@torch.inference_mode()
+def test_decoding_over_a_static_cache_uses_it(
+    any_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(any_base).eval()
+    tokens = torch.arange(30).view(3, 10)
+    plain = model(input_ids=tokens, use_cache=False).logits
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", attention.cuda_sdpa)
+    cached = CudaGraphBackend().start(model, 12)
+    torch.testing.assert_close(cached(tokens[:, :7]), plain[:, 6], rtol=1e-4, atol=1e-4)
+    for i in range(7, 10):
+        logits = cached(tokens[:, i : i + 1])
+        torch.testing.assert_close(logits, plain[:, i], rtol=1e-4, atol=1e-4)
 
 
 def test_autocast_to_half_precision_needs_no_repetition(calls: list[tuple[int, bool]]) -> None:

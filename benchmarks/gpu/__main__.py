@@ -21,7 +21,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.gpu import decoding_checks, memory_checks, speed_checks, training_checks
+from benchmarks.gpu import (
+    decoding_checks,
+    memory_checks,
+    profile_checks,
+    speed_checks,
+    training_checks,
+)
 from benchmarks.gpu.findings import Finding, findings_table, write_findings
 from benchmarks.gpu.lab import REAL, TINY, Lab, release
 from hyperfitting.store.manifest import package_versions
@@ -51,6 +57,7 @@ PARTS: dict[str, dict[str, Check]] = {
         "late stage": speed_checks.late_stage,
         "scoring": speed_checks.scoring,
         "static generate": speed_checks.static_generate,
+        "kernels": profile_checks.kernels,
     },
 }
 DEFAULT_PATH = Path("outputs/bench/gpu.json")

@@ -1,4 +1,4 @@
-"""Attention on CUDA for float32 and grouped queries, without the scores of all pairs of tokens.
+"""Attention on CUDA with grouped queries, where torch has no fused kernel that groups them.
 
 torch's fused kernels with grouped queries are for half precision: transformers' `sdpa` then runs
 the math kernel, which holds (B, n_heads, T, T) scores and, in training, saves them. With keys and
@@ -45,7 +45,7 @@ def cuda_sdpa(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Compute transformers' `sdpa` attention, with keys and values repeated where that is better.
+    """Compute transformers' `sdpa` attention, by `one_token_attention` or repeated keys and values.
 
     Args:
         module: the attention layer; `num_key_value_groups` is its query heads per key-value head.
@@ -61,11 +61,45 @@ def cuda_sdpa(
     """
     n_groups = getattr(module, "num_key_value_groups", 1)
     is_float32 = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
-    if n_groups > 1 and is_float32 and attention_mask is None:
-        if is_causal is None:
-            is_causal = getattr(module, "is_causal", True)
-        module, key, value = _UNGROUPED, repeat_kv(key, n_groups), repeat_kv(value, n_groups)
+    if n_groups > 1 and (is_float32 or attention_mask is not None):
+        if query.shape[2] == 1 and not query.requires_grad:
+            scaling = options.get("scaling")
+            return one_token_attention(query, key, value, attention_mask, scaling), None
+        if attention_mask is None:
+            if is_causal is None:
+                is_causal = getattr(module, "is_causal", True)
+            module, key, value = _UNGROUPED, repeat_kv(key, n_groups), repeat_kv(value, n_groups)
     output: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, is_causal=is_causal, **options
     )
     return output
+
+
+def one_token_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    """Compute the attention of a decoding step, grouped query heads as rows of one product.
+
+    A step reads the whole cache, so that its time is that of memory traffic: repeating keys and
+    values for every query head, as fused kernels with a mask require, multiplies it.
+
+    Args:
+        query: (B, n_heads, 1, D).
+        key: (B, n_kv_heads, L, D).
+        value: (B, n_kv_heads, L, D).
+        mask: (B or 1, 1, 1, L), booleans that are True where a token attends, or addends; or none.
+        scaling: of the scores; none: 1 / sqrt(D).
+
+    Returns:
+        (B, 1, n_heads, D); products and softmax are computed in float32.
+    """
+    batch, n_heads, _, size = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, size).float()  # (B, n_kv_heads, G, D)
+    scores = grouped @ key.float().transpose(-1, -2)  # (B, n_kv_heads, G, L)
+    scores *= size**-0.5 if scaling is None else scaling
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores += mask
+    output = scores.softmax(-1) @ value.float()  # (B, n_kv_heads, G, D)
+    return output.reshape(batch, 1, n_heads, size).to(query.dtype)
