@@ -78,7 +78,7 @@ def citation_blocker(lab: Lab) -> Iterator[Finding]:
     training_data = np.concatenate([contexts, free], axis=1)  # its own texts are to be avoided
     n = 3
     rule = CitationBlockerConfig(True, n=n, whole_words=False)
-    blocker = CitationBlocker(training_data, rule, lambda ids: [str(i) for i in ids])
+    blocker = CitationBlocker(training_data, rule, str)
     blocked = continue_texts(model, contexts, n_new, GREEDY, 16, blocker=blocker).tokens
     known = {tuple(row[i : i + n + 1]) for row in free.tolist() for i in range(n_new - n)}
     quoted = sum(tuple(t[i : i + n + 1]) in known for t in blocked for i in range(n_new - n))

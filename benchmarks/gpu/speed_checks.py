@@ -114,7 +114,7 @@ def _time_decoding(lab: Lab, dtype: str) -> Iterator[Finding]:
     yield Finding(f"generate, {size}", {"ms_per_token": peer})
     data = lab.tokens("medium", 2000 if lab.on_gpu else 20)
     rule = CitationBlockerConfig(True, whole_words=False)
-    blocker = CitationBlocker(data, rule, lambda ids: [str(i) for i in ids])
+    blocker = CitationBlocker(data, rule, str)
     for name, decode, constraint in (
         ("greedy", GREEDY, None), ("top-p", TOP_P, None), ("greedy, blocker", GREEDY, blocker),
     ):  # fmt: skip

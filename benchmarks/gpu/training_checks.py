@@ -5,12 +5,13 @@ import itertools
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.findings import Finding
@@ -76,37 +77,44 @@ def activation_cache(lab: Lab) -> Iterator[Finding]:
 def chunked_loss(lab: Lab) -> Iterator[Finding]:
     """Compare loss, gradients and memory of the chunked loss with those of whole logits."""
     large = lab.shapes.large
-    rows = lab.shapes.batch_size * lab.shapes.seq_len
-    for dtype in (torch.float32, torch.bfloat16):
+    n = lab.shapes.batch_size * lab.shapes.seq_len
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
         torch.manual_seed(0)
-        states = torch.randn(rows, large["hidden_size"], device=lab.device, dtype=dtype)
+        states = torch.randn(n, large["hidden_size"], device=lab.device, dtype=dtype)
         weight = torch.randn(large["vocab_size"], large["hidden_size"], device=lab.device) / 50
-        weight, targets = weight.to(dtype), torch.randint(len(weight), (rows,), device=lab.device)
-        results = {}
-        for name in ("whole", "chunked"):
-            inputs = [states.clone().requires_grad_(), weight.clone().requires_grad_()]
-            with lab.peak_memory() as memory:
-                if name == "chunked":
-                    loss = chunked_cross_entropy(*inputs, None, targets)
-                else:
-                    logits = torch.nn.functional.linear(*inputs).float()
-                    loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-                    del logits
-                loss.backward()
-            results[name] = (loss.item(), *(x.grad.float().cpu() for x in inputs), memory)
-            del inputs, loss
-        whole, chunked = results["whole"], results["chunked"]
-        errors = [abs(chunked[0] / whole[0] - 1)] + [
-            float((chunked[i] - whole[i]).norm() / whole[i].norm()) for i in (1, 2)
-        ]
-        tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+        targets = torch.randint(len(weight), (n,), device=lab.device)
+        inputs = states, weight.to(dtype), targets
+        expected, whole_memory = _loss_and_gradients(lab, _whole_logits_loss, *inputs)
+        actual, chunked_memory = _loss_and_gradients(lab, _chunked_loss, *inputs)
+        errors = [float((b - a).norm() / a.norm()) for a, b in zip(expected, actual, strict=True)]
         yield Finding(
-            f"{rows} x {len(weight)}, {str(dtype).removeprefix('torch.')}",
+            f"{n} x {len(weight)}, {str(dtype).removeprefix('torch.')}",
             {"largest_relative_error": max(errors)}
-            | {f"{name}_{k}": v for name in results for k, v in results[name][3].items()},
+            | {f"whole_{key}": value for key, value in whole_memory.items()}
+            | {f"chunked_{key}": value for key, value in chunked_memory.items()},
             max(errors) < tolerance,
             f"an error below {tolerance}",
         )
+
+
+def _whole_logits_loss(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    logits = torch.nn.functional.linear(states, weight).float()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+
+def _chunked_loss(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return chunked_cross_entropy(states, weight, None, targets)
+
+
+def _loss_and_gradients(
+    lab: Lab, loss_of: Callable[..., Tensor], states: Tensor, weight: Tensor, targets: Tensor
+) -> tuple[list[Tensor], dict[str, float]]:
+    """Return the loss and both gradients on the CPU, and the memory that they take."""
+    inputs = states.clone().requires_grad_(), weight.clone().requires_grad_()
+    with lab.peak_memory() as memory:
+        loss = loss_of(*inputs, targets)
+        gradients = torch.autograd.grad(loss, inputs)
+    return [tensor.detach().float().cpu() for tensor in (loss, *gradients)], memory
 
 
 def attention_kernels(lab: Lab) -> Iterator[Finding]:
@@ -139,7 +147,8 @@ def out_of_memory(lab: Lab) -> Iterator[Finding]:
     cfg = _config(lab, f"trainer.batch_size={n}")
     tokens = lab.tokens("small", n)
     batch, rows = torch.as_tensor(tokens, dtype=torch.long), np.arange(n)
-    losses, peaks = [], []
+    losses: list[list[float]] = []
+    peaks: list[int] = []
     for micro_batch_size in (n, n // 4, None):
         state = lab.train_state("small", "float32", cfg, tokens)
         state.micro_batch_size = micro_batch_size or n
