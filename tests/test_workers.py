@@ -75,3 +75,20 @@ def test_a_gpu_chosen_by_index_becomes_the_current_one(
     monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: current.append(str(chosen)))
     device.setup_torch(HardwareConfig(device=name))
     assert current == expected
+
+
+def test_idle_openmp_threads_sleep_soon_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    processes.limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    processes.limit_spinning()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    processes.limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "3000"
+    monkeypatch.delenv("GOMP_SPINCOUNT")

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from hyperfitting import failures
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
-from hyperfitting.runtime import preemption
+from hyperfitting.runtime import preemption, processes
 from hyperfitting.sweep.runs import choose_scale
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ def main() -> None:
 
     Under torchrun rank 0 does this; the other ranks join it for the training only.
     """
+    processes.limit_spinning()
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if under_torchrun and int(os.environ["RANK"]) > 0:
         from hyperfitting.training.worker import run_worker_rank
