@@ -53,6 +53,7 @@ def state(cfg: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
         optimizer=torch.optim.Adam(model.parameters()),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         trainer=cfg.trainer,
+        deterministic=True,
         micro_batch_size=2,
         compiled_blocks=CompiledBlocks(model, enabled=False),
         loss=loss,
