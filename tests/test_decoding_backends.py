@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.fsdp import fully_shard
 
 from hyperfitting.decoding import generate
 from hyperfitting.decoding.backends import packed_cpu, select_backend
@@ -19,8 +21,10 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts, even_batch_size, fitting_batch_size
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
+from hyperfitting.models.layers import blocks
 from hyperfitting.models.loading import load
 from hyperfitting.runtime import memory
+from hyperfitting.runtime.distributed import is_on_one_device, is_sharded
 from tests.conftest import ARCHITECTURES, tiny_model
 from tests.test_decoding import GREEDY, by_generate, contexts
 
@@ -202,3 +206,24 @@ def test_graph_replays_give_the_tokens_of_the_plain_model(
     assert continue_texts(model, start, 24, GREEDY).tokens == expected
     assert all(isinstance(step, CudaGraphStep) and step.graph is not None for step in steps)
     assert steps
+
+
+def test_a_model_sharded_by_fsdp_is_decoded_plainly_also_after_a_forward_pass(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    """FSDP leaves parameters all-gathered after a forward pass, as plain tensors."""
+    init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        model = load(base).eval()
+        for block in blocks(model):
+            fully_shard(block)
+        fully_shard(model)
+        for _ in range(2):
+            assert is_sharded(model)
+            assert not is_on_one_device(model)
+            assert isinstance(select_backend(model, GREEDY, 8, 1000), PlainBackend)
+            with torch.no_grad():
+                model(input_ids=torch.arange(6).view(1, 6))
+    finally:
+        destroy_process_group()
+    assert not is_sharded(load(base))

@@ -312,12 +312,15 @@ def test_an_overlap_is_underlined_from_five_tokens_on_and_no_text_is_lost() -> N
         assert overlap == ("" if length < MIN_OVERLAP else " a b c d e")
 
 
-def test_texts_with_equal_contexts_are_each_shown(tmp_path: Path) -> None:
-    tuned, base = make_continuation("on and on"), make_continuation("on it went")
-    references = ["the first", "the second"]
-    samples = [make_sample(tuned, base, reference=reference) for reference in references]
-    folder = write_sweep(
-        tmp_path / "x", {}, {"tuned_0": ttr_record([0.1, 0.2], 0.5, samples=samples)}
-    )
-    shown = list(texts_by_context(load_sweep(folder)))
-    assert [texts.reference for texts in shown] == references
+def test_texts_with_equal_contexts_are_each_shown_with_all_runs(tmp_path: Path) -> None:
+    """The references of two runs differ in length if their continuations do."""
+    base, tuned = make_continuation("on it went"), make_continuation("on and on")
+    records = {}
+    for number, references in enumerate(
+        (["the first", "the second"], ["the first one", "the sec"])
+    ):
+        samples = [make_sample(tuned, base, reference=reference) for reference in references]
+        records[f"tuned_{number}"] = ttr_record([0.1, 0.2], 0.5, samples=samples)
+    shown = list(texts_by_context(load_sweep(write_sweep(tmp_path / "x", {}, records))))
+    assert [texts.reference for texts in shown] == ["the first one", "the second"]
+    assert [len(texts.continuations) for texts in shown] == [3, 3]  # base once, and both tuned

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +30,6 @@ from hyperfitting.metrics.distribution import STEP_STATS
 from hyperfitting.models.size import forward_flops, model_size
 from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Artifact, Step
-
-if TYPE_CHECKING:
-    pass
 
 VERSION = 5
 CONTINUATIONS_VERSION = 6

@@ -62,7 +62,7 @@ def cuda_sdpa(
     n_groups = getattr(module, "num_key_value_groups", 1)
     is_float32 = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
     if n_groups > 1 and (is_float32 or attention_mask is not None):
-        if query.shape[2] == 1 and not query.requires_grad:
+        if query.shape[2] == 1 and _is_plain(query, value, attention_mask, options):
             scaling = options.get("scaling")
             return one_token_attention(query, key, value, attention_mask, scaling), None
         if attention_mask is None:
@@ -73,6 +73,17 @@ def cuda_sdpa(
         module, query, key, value, attention_mask, is_causal=is_causal, **options
     )
     return output
+
+
+def _is_plain(query: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
+    """Return whether `one_token_attention` computes all that is asked for."""
+    return (
+        not query.requires_grad
+        and options.get("position_bias") is None
+        and options.get("softcap") is None
+        and value.shape[-1] == query.shape[-1]
+        and (mask is None or mask.shape[1] == 1)
+    )
 
 
 def one_token_attention(

@@ -1,5 +1,6 @@
 """The texts of a sweep by context: the reference, and every run's continuation of it."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,8 +14,8 @@ MIN_OVERLAP = 5
 """Tokens: shorter overlaps with the training data are not underlined."""
 TEXT_METRICS = ("gen/ttr", "gen/rep_2", "gen/dataset_overlap")
 """Metrics of a single continuation that the page shows, filters and sorts by."""
-Context = tuple[str, str, str]
-"""Evaluation dataset, text of the context, and reference (contexts of two texts may be equal)."""
+Context = tuple[str, str, int]
+"""Evaluation dataset, text of the context, and how many earlier texts have the same context."""
 Span = tuple[str, int, int]
 """Text, shade of repetition, and whether it is the overlap with the training data (0 or 1)."""
 
@@ -59,8 +60,11 @@ def rows_by_context(record: Record) -> dict[Context, int]:
 
 def _contexts(record: Record) -> Iterator[Context]:
     """Yield the context of each sample, in order."""
+    seen: Counter[tuple[str, str]] = Counter()
     for sample in record.samples:
-        yield sample.dataset, sample.context.text, sample.reference.text
+        text = sample.dataset, sample.context.text
+        yield *text, seen[text]
+        seen[text] += 1
 
 
 def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
@@ -74,17 +78,18 @@ def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
     for context in all_contexts(sweep):
         continuations: list[ShownContinuation] = []
         seen: set[tuple[int, ...]] = set()
+        reference = ""
         for index, name, record, rows in finished:
             if context not in rows:
                 continue
             row = rows[context]
+            reference = max(reference, record.samples[row].reference.text, key=len)
             if (tokens := tuple(record.samples[row].base.tokens)) not in seen:
                 seen.add(tokens)
                 continuations.append(_shown(record, "base", row, base_names[name], None))
             if record.is_tuned:
                 continuations.append(_shown(record, "tuned", row, name, index))
-        _, text, reference = context
-        yield ContextTexts(text, reference, continuations)
+        yield ContextTexts(context[1], reference, continuations)
 
 
 def _base_model_names(sweep: SweepRecords) -> dict[str, str]:

@@ -19,8 +19,9 @@ class HardwareConfig:
     torchrun, its world size."""
     deterministic: bool = setting(True, enters=RUNTIME)
     """Train on a GPU with kernels that give the same result every time, so that a repeated or
-    resumed training on the same machine ends with the same weights; a model that needs a kernel
-    without such a variant is refused. False: torch's defaults. Always so on a CPU."""
+    resumed training on the same machine ends with the same weights (if no micro-batch was halved
+    for lack of memory); a model that needs a kernel without such a variant is refused. False:
+    torch's defaults. Always so on a CPU."""
     activation_checkpointing: bool = setting(False, enters=RUNTIME)
     """Store only the input of each block and recompute the block in the backward pass: a third more
     work for a fraction of the activation memory."""

@@ -110,10 +110,13 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether a model's parameters are sharded over several ranks."""
-    from torch.distributed.tensor import DTensor
+    """Return whether a model is sharded over several ranks by FSDP.
 
-    return isinstance(next(model.parameters()), DTensor)
+    Its parameters do not tell: after a forward pass some stay all-gathered, as plain tensors.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
 
 
 def is_on_one_device(model: nn.Module) -> bool:

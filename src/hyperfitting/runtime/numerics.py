@@ -70,7 +70,9 @@ def check_precision(device: torch.device, precision: str) -> None:
 def prepare_deterministic_libraries() -> None:
     """Set the environment by which cuBLAS and NCCL are deterministic, before they are loaded."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("NCCL_ALGO", "^NVLS")  # sums inside the switch have no fixed order
+    os.environ.setdefault(
+        "NCCL_ALGO", "^NVLS,NVLSTree"
+    )  # sums inside the switch have no fixed order
 
 
 @contextmanager
@@ -79,6 +81,8 @@ def _deterministic_algorithms() -> Iterator[None]:
     options: Any = torch.utils.deterministic  # its attribute has no type
     fills = options.fill_uninitialized_memory
     options.fill_uninitialized_memory = False
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     prepare_deterministic_libraries()  # without it, torch refuses every matrix product
     torch.use_deterministic_algorithms(True)
     try:
@@ -94,5 +98,5 @@ def _deterministic_algorithms() -> Iterator[None]:
             valid="false for this model on a GPU",
         ) from error
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=only_warned)
         options.fill_uninitialized_memory = fills

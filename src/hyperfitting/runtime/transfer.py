@@ -4,7 +4,6 @@ A plain copy waits until a GPU has done all that is enqueued, which then idles u
 launched the next kernel. Copies from and to pinned memory are enqueued like kernels.
 """
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,10 @@ def rows_to_device(array: NDArray[Any], rows: NDArray[np.int64], device: torch.d
 
 def memmap_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """Return a memory-mapped array (N, …) on a device, copied row by row: it may exceed the RAM."""
-    rows = (rows_to_device(array, np.array([row]), device) for row in range(len(array)))
-    first = next(rows)
-    copy = first.new_empty(array.shape)
-    for index, row in enumerate(itertools.chain([first], rows)):
-        copy[index : index + 1] = row
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    copy = torch.empty(array.shape, dtype=dtype, device=device)
+    for index in range(len(array)):
+        copy[index] = rows_to_device(array, np.array([index]), device)[0]
     return copy
 
 

@@ -75,7 +75,8 @@ def estimate_memory(
     logits = 4 * rows * seq_len * size.n_head_params / size.hidden_size
     activations: float = saved.outside + n_blocks * saved.per_block
     activations += _LOGIT_CHUNKS * min(CHUNK_BYTES[device_type], logits)
-    activations += size.n_head_params * element * (cfg.tuning.method == "full")
+    if cfg.tuning.method == "full":
+        activations += size.n_head_params * _head_gradient_bytes(cfg, base.dtype, n)
     if cfg.hardware.activation_checkpointing:  # one block is recomputed at a time
         hardware = replace(cfg.hardware, activation_checkpointing=False)
         whole = replace(cfg, hardware=hardware)
@@ -99,6 +100,13 @@ def estimate_memory(
         all_gather=all_gather,
         framework=FRAMEWORK_BYTES[device_type],
     )
+
+
+def _head_gradient_bytes(cfg: TrainingConfig, dtype: str, n_processes: int) -> int:
+    """Return the bytes per weight of the output layer's gradient, as the chunked loss sums it."""
+    is_autocast = cfg.trainer.precision in ("bfloat16", "float16")
+    is_half = dtype != "float32" or (n_processes > 1 and cfg.gathers_bfloat16(dtype))
+    return 4 + 2 if is_autocast and is_half else dtype_bytes(dtype)  # summed in float32, then cast
 
 
 def reduction_hint(estimate: MemoryEstimate, cfg: TrainingConfig) -> str:

@@ -202,7 +202,7 @@ def _check(cfg: TrainingConfig, base: BaseModel, dist: DistContext) -> None:
             "is for one process",
             field="trainer.precision",
             value=trainer.precision,
-            valid="bfloat16 or float32, with hardware.num_processes",
+            valid="bfloat16, tf32 or float32, with hardware.num_processes",
         )
     base.check_length(
         "trainer.val_prompt_len + trainer.val_max_new_tokens",
