@@ -91,4 +91,3 @@ def test_idle_openmp_threads_sleep_soon_unless_the_user_says_otherwise(
     monkeypatch.delenv("OMP_WAIT_POLICY")
     processes.limit_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == "3000"
-    monkeypatch.delenv("GOMP_SPINCOUNT")

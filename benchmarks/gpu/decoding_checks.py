@@ -10,20 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.gpu.findings import Finding
-from benchmarks.gpu.lab import Lab
+from benchmarks.gpu.lab import CONTEXT_LEN, GREEDY, Lab
 from hyperfitting.decoding.autoregressive import greedy_search
 from hyperfitting.decoding.backends.base import Backend
 from hyperfitting.decoding.backends.cuda_graph import CudaGraphBackend, CudaGraphStep
 from hyperfitting.decoding.backends.plain import PlainBackend
 from hyperfitting.decoding.citation_blocker import CitationBlocker
-from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
+from hyperfitting.decoding.config import CitationBlockerConfig
 from hyperfitting.decoding.constraints import Constraints
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.evaluation.forward import compute_token_stats
 from hyperfitting.models.loading import ModelState
 
-GREEDY = DecodeConfig("greedy", seed=0)
-CONTEXT_LEN = 32
 _TIES = {torch.float32: 1e-2, torch.bfloat16: 0.5}
 """Difference of two logits below which kernels may choose either token."""
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
 from hyperfitting.data.sequences import Sequences
+from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import ModelState
 from hyperfitting.models.random_init import byte_tokenizer
@@ -24,6 +25,10 @@ from hyperfitting.runtime.device import setup_torch
 from hyperfitting.store.artifact import Store
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.step import TrainState, build_train_state
+
+CONTEXT_LEN = 32
+"""Tokens of the contexts that are continued."""
+GREEDY = DecodeConfig("greedy", seed=0)
 
 
 def _llama(
@@ -53,8 +58,6 @@ class Shapes:
     """Texts that are continued."""
     max_new_tokens: int = 224
     n_scored: int = 300
-    matrix: int = 8192
-    """Rows of the square matrices whose product is timed."""
     last_blocks: int = 5
     """Trained blocks of the speed checks with `tuning=late_stage`."""
     rounds: int = 3
@@ -71,7 +74,7 @@ TINY = Shapes(
     small=_llama(64, 128, 3, (4, 2), 512),
     medium=_llama(64, 128, 4, (4, 2), 512),
     large=_llama(64, 128, 4, (4, 2), 1024),
-    batch_size=4, seq_len=32, n_texts=6, max_new_tokens=12, n_scored=8, matrix=256,
+    batch_size=4, seq_len=32, n_texts=6, max_new_tokens=12, n_scored=8,
     last_blocks=2, rounds=1, steps=2,
 )  # fmt: skip
 

@@ -9,8 +9,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.findings import Finding
-from benchmarks.gpu.lab import Lab
-from benchmarks.gpu.speed_checks import CONTEXT_LEN, GREEDY
+from benchmarks.gpu.lab import CONTEXT_LEN, GREEDY, Lab
 from benchmarks.gpu.training_checks import precisions
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.training.step import train_step

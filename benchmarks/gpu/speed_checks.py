@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from statistics import median
 from typing import Any
 
@@ -11,49 +11,30 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.gpu.findings import Finding
-from benchmarks.gpu.lab import Lab, release
+from benchmarks.gpu.lab import CONTEXT_LEN, GREEDY, Lab, release
 from benchmarks.gpu.training_checks import precisions
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.evaluation.forward import compute_token_stats
 from hyperfitting.progress import no_op
+from hyperfitting.runtime.numerics import matmul_precision
+from hyperfitting.sweep.throughput import measure_matmul
 from hyperfitting.training.step import TrainState, train_step
 from hyperfitting.training.validation import validate
 
-CONTEXT_LEN = 32
-GREEDY = DecodeConfig("greedy", seed=0)
 TOP_P = DecodeConfig("top_p", strategy="sample", temperature=0.7, top_k=50, top_p=0.9, seed=0)
 
 
 def ceilings(lab: Lab) -> Iterator[Finding]:
     """Measure large matrix products in each precision, and a copy."""
     for precision in precisions(lab):
-        yield Finding(f"matrix product, {precision}", {"tflops": matmul_tflops(lab, precision)})
+        tflops = measure_matmul(lab.device.type, precision) / 1e12
+        yield Finding(f"matrix product, {precision}", {"tflops": tflops})
     source = torch.empty(2**29 if lab.on_gpu else 2**22, device=lab.device)
     target = torch.empty_like(source)
     seconds = _median_seconds(lab, lambda: target.copy_(source))
     yield Finding("copy", {"gb_per_second": 2 * source.nbytes / seconds / 1e9})
-
-
-def matmul_tflops(lab: Lab, precision: str) -> float:
-    """Return the speed of a large matrix product, in 1e12 operations per second."""
-    n = lab.shapes.matrix
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a, b = (torch.randn(n, n, device=lab.device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    with _matmul_precision(precision):
-        return 2 * n**3 / _median_seconds(lab, lambda: torch.mm(a, b, out=out)) / 1e12
-
-
-@contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def training(lab: Lab) -> Iterator[Finding]:
@@ -213,7 +194,7 @@ def time_training(
         n = sum(p.numel() for p in state.model.parameters())
         n -= state.model.get_input_embeddings().weight.numel()
         flops = 6 * n * batch.numel()
-        measured["fraction_of_matmul"] = flops / seconds / 1e12 / matmul_tflops(lab, ceiling)
+        measured["fraction_of_matmul"] = flops / seconds / measure_matmul(lab.device.type, ceiling)
     del state
     release(lab.device)
     return measured
@@ -247,6 +228,7 @@ def trainer_seconds(lab: Lab, precision: str, tuning: list[str]) -> float:
     data = [{"input_ids": row, "labels": row} for row in ids]
     ends: list[float] = []
 
+    # (mypy skips transformers, so its classes are Any)
     class StepTimer(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: object, **__: object) -> None:
             lab.synchronize()
@@ -259,7 +241,7 @@ def trainer_seconds(lab: Lab, precision: str, tuning: list[str]) -> float:
         report_to="none", disable_tqdm=True, use_cpu=not lab.on_gpu, seed=0,
         bf16=precision == "bfloat16",
     )  # fmt: skip
-    with _matmul_precision(precision):
+    with matmul_precision(lab.device, precision):
         Trainer(model, arguments, train_dataset=data, callbacks=[StepTimer()]).train()
     del model
     release(lab.device)

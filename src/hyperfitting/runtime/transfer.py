@@ -22,19 +22,22 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 def rows_to_device(array: NDArray[Any], rows: NDArray[np.int64], device: torch.device) -> Tensor:
     """Return rows (B, …) of an array (N, …), such as a memory-mapped one, on a device."""
     is_cuda = device.type == "cuda"
-    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    host = torch.empty(len(rows), *array.shape[1:], dtype=dtype, pin_memory=is_cuda)
+    shape = len(rows), *array.shape[1:]
+    host = torch.empty(shape, dtype=_torch_dtype(array), pin_memory=is_cuda)
     np.take(array, rows, axis=0, out=host.numpy(), mode="clip")  # "raise" would use a buffer
     return host.to(device, non_blocking=is_cuda)
 
 
 def memmap_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """Return a memory-mapped array (N, …) on a device, copied row by row: it may exceed the RAM."""
-    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    copy = torch.empty(array.shape, dtype=dtype, device=device)
+    copy = torch.empty(array.shape, dtype=_torch_dtype(array), device=device)
     for index in range(len(array)):
         copy[index] = rows_to_device(array, np.array([index]), device)[0]
     return copy
+
+
+def _torch_dtype(array: NDArray[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, array.dtype)).dtype
 
 
 class HostScalar:

@@ -130,8 +130,6 @@ def build_train_state(
     trained = trainable.select_trainable(model, cfg.tuning, cfg.trainer.seed)
     if not cfg.trainer.dropout:
         trainable.disable_dropout(model)
-    if dist.world_size == 1:
-        model.to(device)  # adapters too
     check_causal(model, base.name)
     if cfg.hardware.activation_checkpointing:
         trainable.checkpoint_activations(model)
