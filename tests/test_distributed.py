@@ -1,13 +1,11 @@
 """Several processes that train one model: the numbers of one, whichever rank dies."""
 
-import logging
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import psutil
@@ -31,7 +29,6 @@ from hyperfitting.models import loading
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.progress import MetricsRow
-from hyperfitting.runtime import distributed, preemption
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.distributed import (
     SINGLE_PROCESS,
@@ -40,12 +37,10 @@ from hyperfitting.runtime.distributed import (
     num_processes,
 )
 from hyperfitting.store.artifact import Store
-from hyperfitting.training import worker
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.history import read_rows
 from hyperfitting.training.step import build_train_state
-from hyperfitting.training.worker import TrainingTask, run_worker_rank
 from tests.cli import Fork, below, environment, hyperfit, start
 from tests.conftest import Compose
 
@@ -383,77 +378,6 @@ def test_shards_hold_all_rows_and_have_one_length() -> None:
         assert len({shard.shape for shard, _ in shards}) == 1
         valid = np.concatenate([shard[:n] for shard, n in shards])
         np.testing.assert_array_equal(valid, rows)
-
-
-class Exited(BaseException):
-    """In place of the end of the process."""
-
-
-@pytest.fixture
-def torchrun(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """A process group of two without processes; leaving it with `exit_now` raises `Exited`."""
-    group = MagicMock()
-    for name in ("init_process_group", "destroy_process_group", "exit_now"):
-        monkeypatch.setattr(distributed, name, getattr(group, name))
-    group.exit_now.side_effect = Exited
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(distributed, "_workers_train", False)
-    return group
-
-
-def test_rank_0_releases_the_others_only_if_they_wait_for_it(torchrun: MagicMock) -> None:
-    with distributed.workers_training():
-        pass
-    distributed.finish(0)
-    torchrun.init_process_group().broadcast_object.assert_called_once_with(None)
-    torchrun.destroy_process_group.assert_called_once_with()
-
-    torchrun.reset_mock()
-    with pytest.raises(OSError, match="disk"), distributed.workers_training():
-        raise OSError("disk full")
-    with pytest.raises(Exited):
-        distributed.finish(3)
-    torchrun.exit_now.assert_called_once_with(3)
-    torchrun.init_process_group.assert_not_called()
-    torchrun.destroy_process_group.assert_not_called()
-
-
-@pytest.mark.parametrize(
-    "error", [RuntimeError("it broke"), UserError("it broke"), preemption.Preempted(signal.SIGTERM)]
-)
-def test_a_worker_that_fails_leaves_its_process_group_as_it_is(
-    torchrun: MagicMock, monkeypatch: pytest.MonkeyPatch, error: BaseException,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    torchrun.init_process_group().broadcast_object.side_effect = error
-    for name in ("ignore_signals", "signal.signal"):
-        monkeypatch.setattr(f"hyperfitting.runtime.preemption.{name}", lambda *_: None)
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    monkeypatch.setattr(logging, "disable", lambda _: None)
-    with pytest.raises(Exited):
-        run_worker_rank()
-    torchrun.exit_now.assert_called_once_with(1)
-    torchrun.destroy_process_group.assert_not_called()
-    assert ("it broke" in capsys.readouterr().err) == isinstance(error, Exception)
-
-
-@pytest.mark.parametrize(("world_size", "fails"), [(1, True), (2, False), (2, True)])
-def test_a_rank_that_fails_does_not_wait_for_the_gpu(
-    monkeypatch: pytest.MonkeyPatch, world_size: int, fails: bool
-) -> None:
-    """Freeing GPU memory waits for all its kernels: for NCCL's those of the other ranks."""
-    freed = MagicMock()
-    monkeypatch.setattr(worker, "load_sequences", lambda _: None)
-    error = RuntimeError("it broke")
-    monkeypatch.setattr(worker, "train", MagicMock(side_effect=error if fails else [()]))
-    monkeypatch.setattr("hyperfitting.runtime.memory.collect_unreferenced", freed)
-    task: Any = TrainingTask(*[MagicMock()] * 5)
-    try:
-        list(task.run(DistContext(0, world_size)))
-    except RuntimeError as raised:
-        assert raised is error
-    assert freed.called == (world_size == 1 or not fails)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
