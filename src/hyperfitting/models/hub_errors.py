@@ -4,12 +4,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.formatting import first_line
 from hyperfitting.runtime.files import folder_error
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 RepoType = Literal["model", "dataset"]
 _BAD_REVISION = re.compile(r"[\x00-\x20~^:?*\[\\\x7f]|\.\.|^/|/$|^$")
@@ -173,13 +176,13 @@ def _explain_os_error(error: OSError, repo_type: RepoType, repo: str) -> UserErr
 
 
 def _explain_answer(
-    error: Exception, repo_type: RepoType, repo: str, revision: str | None
+    error: "HfHubHTTPError", repo_type: RepoType, repo: str, revision: str | None
 ) -> UserError:
     """Return the message of an HTTP status."""
     from huggingface_hub import errors, get_token
 
     page = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
-    status = error.response.status_code  # type: ignore[attr-defined]
+    status = error.response.status_code
     field, value = f"{repo_type}.path", repo
     if isinstance(error, errors.GatedRepoError):
         problem = "is gated: its license must be accepted first"
