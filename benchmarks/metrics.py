@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
@@ -120,7 +120,7 @@ def seconds_by_corpus_size(
     measured: dict[int, list[float]] = {times: [] for times in corpora}
     for _ in range(5):
         for times, corpus in corpora.items():
-            measured[times] += seconds(lambda corpus=corpus: metric(corpus), 1).seconds
+            measured[times] += seconds(partial(metric, corpus), 1).seconds
     medians = {times: Timing(values).median for times, values in measured.items()}
     return {
         f"{times}x": {"seconds": median, "over_1x": median / medians[1]}

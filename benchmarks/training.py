@@ -108,7 +108,7 @@ def full_flops(state: TrainState, length: int) -> float:
     """
     config = state.model.config
     n = sum(p.numel() for p in state.model.parameters())
-    return 6 * n + 12 * config.num_hidden_layers * config.hidden_size * length
+    return float(6 * n + 12 * config.num_hidden_layers * config.hidden_size * length)
 
 
 def late_stage_flops(state: TrainState, length: int) -> float:
@@ -116,7 +116,7 @@ def late_stage_flops(state: TrainState, length: int) -> float:
     config = state.model.config
     n = sum(p.numel() for p in state.trained.values())
     head = state.model.get_output_embeddings().weight.numel()
-    return 6 * n + 4 * head + 12 * BLOCKS * config.hidden_size * length
+    return float(6 * n + 4 * head + 12 * BLOCKS * config.hidden_size * length)
 
 
 def matmul_flops_per_second(size: int = 4096, repeats: int = 3) -> float:
@@ -145,7 +145,7 @@ def hf_trainer(batch: int, length: int, tuning: str) -> Round:
     starts: list[float] = []
     ends: list[float] = []
 
-    class StepTimer(TrainerCallback):
+    class StepTimer(TrainerCallback):  # type: ignore[misc] # mypy skips transformers
         def on_step_begin(self, *_: object, **__: object) -> None:
             starts.append(time.perf_counter())
 
@@ -162,7 +162,8 @@ def hf_trainer(batch: int, length: int, tuning: str) -> Round:
     trainer = Trainer(model, arguments, train_dataset=data, callbacks=[StepTimer()])
 
     def run_round() -> dict[str, Any]:
-        starts.clear(), ends.clear()
+        starts.clear()
+        ends.clear()
         trainer.train()
         # the first step of a call allocates the optimizer's state
         return {"seconds": [end - start for start, end in zip(starts, ends, strict=True)][1:]}

@@ -146,29 +146,27 @@ def make_record(
     """
     sides: dict[str, Any] = {"tuned": {}, "base": {}, "reference": {}}
     steps = {"gen/entropy": [1.0] * 20, "gen/top1_mass": [0.5] * 20}
-    return Record(
-        **{
-            "schema_version": SCHEMA_VERSION,
-            "config": make_config(),
-            "versions": {"torch": "2"},
-            "git": None,
-            "device": "cpu",
-            "generation_batches": {},
-            "model": ModelInfo(name="m", id="0", location="m@1"),
-            "dataset": make_dataset_info(),
-            "artifacts": {},
-            "timings": Timings(run_seconds=5.0, build_seconds={}),
-            "notes": [],
-            "slices": list(slices),
-            "history": list(history),
-            "per_step": PerSide(**sides | {"tuned": steps}),
-            "per_text": PerSide(**sides | dict(per_text or {})),
-            "overlap_histogram": Histograms(tuned=[1, 0, 2], base=[3], reference=[3]),
-            "next_tokens": {},
-            "samples": list(samples),
-        }
-        | fields
-    )
+    values: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "config": make_config(),
+        "versions": {"torch": "2"},
+        "git": None,
+        "device": "cpu",
+        "generation_batches": {},
+        "model": ModelInfo(name="m", id="0", location="m@1"),
+        "dataset": make_dataset_info(),
+        "artifacts": {},
+        "timings": Timings(run_seconds=5.0, build_seconds={}),
+        "notes": [],
+        "slices": list(slices),
+        "history": list(history),
+        "per_step": PerSide(**sides | {"tuned": steps}),
+        "per_text": PerSide(**sides | dict(per_text or {})),
+        "overlap_histogram": Histograms(tuned=[1, 0, 2], base=[3], reference=[3]),
+        "next_tokens": {},
+        "samples": list(samples),
+    }
+    return Record(**values | fields)
 
 
 def ttr_record(ttr: Sequence[float], ttr_at_16: float, **fields: Any) -> Record:
@@ -179,22 +177,20 @@ def ttr_record(ttr: Sequence[float], ttr_at_16: float, **fields: Any) -> Record:
     values: list[float | None] = list(ttr)
     first = {"epoch": 1, "step": 1, "train/loss": 1.0, "gen/ttr": 0.5}
     last = {"epoch": 2, "step": 2, "train/loss": 0.5, "gen/ttr": 0.5}
-    return make_record(
-        **{
-            "slices": [
-                make_slice({"gen/ttr": overall}),
-                make_slice({"gen/ttr": short}, max_new_tokens=16),
-            ],
-            "samples": make_samples(len(ttr)),
-            "per_text": {
-                "tuned": {"gen/ttr": values, "gen/dataset_overlap": [1, 7, None][: len(ttr)]},
-                "base": {"gen/ttr": values},
-            },
-            "history": [first, {"epoch": 1.5, "step": 2, "train/loss": 0.7}, last],
-            "config": make_config(optimizer={"lr": ttr[0]}),
-        }
-        | fields
-    )
+    parts: dict[str, Any] = {
+        "slices": [
+            make_slice({"gen/ttr": overall}),
+            make_slice({"gen/ttr": short}, max_new_tokens=16),
+        ],
+        "samples": make_samples(len(ttr)),
+        "per_text": {
+            "tuned": {"gen/ttr": values, "gen/dataset_overlap": [1, 7, None][: len(ttr)]},
+            "base": {"gen/ttr": values},
+        },
+        "history": [first, {"epoch": 1.5, "step": 2, "train/loss": 0.7}, last],
+        "config": make_config(optimizer={"lr": ttr[0]}),
+    }
+    return make_record(**parts | fields)
 
 
 def make_predictions(seed: int = 0, texts: int = 3, length: int = 4) -> Predictions:
