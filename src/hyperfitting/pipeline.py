@@ -117,6 +117,17 @@ class Pipeline:
             yield f"base/{name}", step
 
     @property
+    def tuned_weights(self) -> Artifact:
+        """The artifact with the weights of the tuned model that is evaluated.
+
+        Raises:
+            ValueError: the run has no tuned model.
+        """
+        if self.models.tuned is None or self.models.tuned.state.weights is None:
+            raise ValueError("nothing is trained")
+        return self.models.tuned.state.weights
+
+    @property
     def steps(self) -> list[Step]:
         """Every step, inputs first, each artifact once."""
         return list({step.artifact.id: step for _, step in self.named_steps()}.values())

@@ -17,6 +17,7 @@ import numpy as np
 from hyperfitting.data.sequences import load_evaluation_texts, load_sequences
 from hyperfitting.data.tokenization import token_text_in_context, token_texts
 from hyperfitting.decoding.citation_blocker import CitationBlocker
+from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.evaluation.arrays import BATCHES_FILE, load_continuations, save_array
 from hyperfitting.evaluation.forward import (
@@ -143,7 +144,7 @@ def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step
                 setting.decode,
                 setting.hardware.generation_batch_size,
                 advance,
-                _blocker(setting, tokenizer) if blocked else None,
+                citation_blocker(setting.sequences, setting.decode, tokenizer) if blocked else None,
             )
         write_json(
             work / "continuations.json",
@@ -174,10 +175,11 @@ def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step
     return Step(artifact, build, flops)
 
 
-def _blocker(setting: Setting, tokenizer: Any) -> CitationBlocker:
+def citation_blocker(sequences: Artifact, decode: DecodeConfig, tokenizer: Any) -> CitationBlocker:
+    """Return the blocker of a decode config, for the training sequences of an artifact."""
     return CitationBlocker(
-        load_sequences(setting.sequences).train,
-        setting.decode.citation_blocker,
+        load_sequences(sequences).train,
+        decode.citation_blocker,
         token_text_in_context(tokenizer),
     )
 

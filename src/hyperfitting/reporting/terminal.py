@@ -6,7 +6,7 @@ Texts of models and datasets are shown literally: no markup, no terminal control
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from rich.text import Text
 from hyperfitting.formatting import estimate, p_value, printable
 from hyperfitting.metrics.registry import METRICS, Metric, metric
 from hyperfitting.progress import Advance
-from hyperfitting.record import Continuation, Record, Sample, Slice, read_record
+from hyperfitting.record import Record, Sample, Slice, read_record
 from hyperfitting.reporting.repetition_highlight import spans
 from hyperfitting.runtime.files import write_text
 
@@ -152,7 +152,9 @@ def _sample_panel(sample: Sample, number: int, color: bool) -> Panel:
     columns = Table(box=None, padding=(0, 2, 0, 0), expand=True, show_edge=False)
     columns.add_column("base model", ratio=1, overflow="fold")
     columns.add_column("tuned model", ratio=1, overflow="fold")
-    columns.add_row(_highlighted(sample.base, color), _highlighted(sample.tuned, color))
+    columns.add_row(
+        *(highlighted(side.token_texts, side.tokens, color) for side in (sample.base, sample.tuned))
+    )
     legend = "in color" if color else "«in marks»"
     return Panel(
         Group(Text(printable(sample.context.text), style="dim"), Text(), columns),
@@ -161,10 +163,10 @@ def _sample_panel(sample: Sample, number: int, color: bool) -> Panel:
     )
 
 
-def _highlighted(continuation: Continuation, color: bool) -> Text:
-    """Return a continuation with its repeated spans highlighted."""
+def highlighted(token_texts: Sequence[str], tokens: Sequence[int], color: bool) -> Text:
+    """Return a continuation with its repeated spans highlighted; arguments as of `spans`."""
     text = Text()
-    for span, shade in spans(continuation.token_texts, continuation.tokens):
+    for span, shade in spans(token_texts, tokens):
         shown = printable(span)
         if shade >= _MARKED_SHADE and not color:
             lead = len(shown) - len(shown.lstrip())

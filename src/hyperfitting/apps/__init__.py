@@ -1,0 +1,1 @@
+"""Commands for the models of finished runs: try them on a prompt, take them elsewhere."""

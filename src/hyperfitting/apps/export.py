@@ -1,0 +1,167 @@
+"""`hyperfit-export`: a tuned model as a plain Hugging Face folder, or as a PEFT adapter.
+
+The folder has safetensors, the tokenizer, a generation config for greedy decoding, and a model card
+drawn from the record. transformers or PEFT load it without this package.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyperfitting.errors import UserError
+from hyperfitting.failures import exit_status
+
+if TYPE_CHECKING:
+    from hyperfitting.apps.finished_run import FinishedRun
+    from hyperfitting.models.loading import ModelState
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write the folder.
+
+    Raises:
+        UserError: the run cannot be opened or trained nothing, or the folder is not empty.
+    """
+    from hyperfitting.apps.finished_run import open_run
+
+    folder: Path = arguments.folder
+    _check_free(folder)
+    run = open_run(arguments.run, arguments.store, "cpu")
+    if run.tuned is None:
+        raise UserError("this run trained nothing (tuning=none): there is no model to export")
+    write_model(run, run.tuned, folder, as_adapter=arguments.adapter)
+    print(f"model      {folder}")
+
+
+def write_model(
+    run: "FinishedRun", state: "ModelState", folder: Path, *, as_adapter: bool = False
+) -> None:
+    """Write a tuned model and its card into a new folder, whole or not at all.
+
+    Args:
+        run: the run that it belongs to.
+        state: the tuned model.
+        folder: is created.
+        as_adapter: write the LoRA adapter alone, instead of merging it into the base model.
+
+    Raises:
+        UserError: it has no adapter.
+    """
+    from hyperfitting.apps.model_card import model_card
+    from hyperfitting.runtime.files import write_text
+
+    with _new_folder(folder) as partial:
+        if as_adapter:
+            _write_adapter(state, partial)
+        else:
+            _write_merged(run, state, partial)
+        write_text(partial / "README.md", model_card(run.record, folder.name, as_adapter))
+
+
+def _write_merged(run: "FinishedRun", state: "ModelState", folder: Path) -> None:
+    import torch
+    from transformers import GenerationConfig
+
+    model = state.load(torch.device("cpu"))
+    config = GenerationConfig.from_model_config(model.config)
+    config.do_sample = False
+    config.max_new_tokens = run.record.overall.max_new_tokens
+    model.generation_config = config
+    model.save_pretrained(folder)
+    run.pipeline.base.tokenizer().save_pretrained(folder)
+
+
+def _write_adapter(state: "ModelState", folder: Path) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, as PEFT does."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file, save_file
+
+    from hyperfitting.models import loading, trainable
+
+    if state.weights is None or state.tuning is None or not state.tuning.is_lora:
+        raise UserError(
+            "this run trained no LoRA adapter",
+            field="tuning.method",
+            value=state.tuning.method if state.tuning else "none",
+            valid="lora or late_stage_lora, with --adapter",
+        )
+    model = loading.load(state.base)
+    trainable.select_trainable(model, state.tuning)
+    trainable.overlay(model, load_file(state.weights.file(state.file)))
+    tensors = get_peft_model_state_dict(model)
+    prefixed = {f"base_model.model.{name}": t.contiguous() for name, t in tensors.items()}
+    save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = state.base.location.partition("@")[0]
+    config.inference_mode = True
+    config.task_type = "CAUSAL_LM"
+    config.save_pretrained(folder)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder that becomes ``folder`` on success; on an error nothing is left."""
+    from hyperfitting.runtime.files import fsync_path
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(
+        tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
+    )
+    try:
+        yield partial
+        for path in partial.iterdir():
+            fsync_path(path)
+        partial.chmod(0o777 & ~_umask())
+        fsync_path(partial)
+        partial.replace(folder)  # an empty folder may be there
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    fsync_path(folder.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            "is not empty: nothing is overwritten",
+            field="DIR",
+            value=folder,
+            valid="a folder that does not exist yet, or is empty",
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hyperfit-export",
+        description="Write the tuned model of a finished run as a Hugging Face folder.",
+        epilog="Example: hyperfit-export latest my-model",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or: latest")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="is created")
+    parser.add_argument(
+        "--adapter", action="store_true", help="the LoRA adapter alone, for PEFT (default: merged)"
+    )
+    parser.add_argument("--store", type=Path, help="the run's artifacts (default: as recorded)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parsed = _parser().parse_args(arguments)
+    sys.exit(exit_status(lambda: export(parsed)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A finished run, opened again from its record, with the models that it compared."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hyperfitting.config import from_plain
+from hyperfitting.errors import UserError
+from hyperfitting.models.loading import ModelState
+from hyperfitting.pipeline import Pipeline, build_pipeline
+from hyperfitting.record import RECORD_FILE, Record, read_record
+from hyperfitting.runtime.config import HardwareConfig
+from hyperfitting.runtime.device import setup_torch
+
+_RUNS = "outputs/runs"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A record, and the pipeline that it came from."""
+
+    record: Record
+    pipeline: Pipeline
+
+    @property
+    def tuned(self) -> ModelState | None:
+        """The tuned model's weights; none: the run evaluated the base model (`tuning=none`)."""
+        model = self.pipeline.models.tuned
+        return model.state if model is not None else None
+
+
+def open_run(path: Path, store: Path | None = None, device: str = "auto") -> FinishedRun:
+    """Open a finished run.
+
+    Args:
+        path: its folder, its `results.json`, or `latest`: the newest below `outputs/runs`.
+        store: holds its artifacts; none: the store that the record names.
+        device: of the models, as `hardware.device`.
+
+    Raises:
+        UserError: there is no such run, its models are no longer in the store, or this version
+            of the software would train another model with its config.
+    """
+    record = read_record(_record_file(path))
+    folder = store or Path(record.artifacts["sequences"]).parents[1]
+    config = replace(
+        from_plain(record.config),
+        store=str(folder),
+        remote_stores=[],
+        plan=False,
+        hardware=HardwareConfig(device=device),
+    )
+    pipeline = build_pipeline(config, setup_torch(config.hardware))
+    if pipeline.training is not None:
+        _check_tuned(record, pipeline, folder)
+    pipeline.base.ensure()
+    return FinishedRun(record, pipeline)
+
+
+def _check_tuned(record: Record, pipeline: Pipeline, store: Path) -> None:
+    """Refuse a tuned model that is not the record's, or not in the store."""
+    tuned = pipeline.tuned_weights
+    name = Path(record.artifacts[tuned.kind]).name
+    if tuned.id != name:
+        raise UserError(
+            f"this version of hyperfitting trains another model with the record's config "
+            f"({tuned.id}, the record has {name})",
+            hint="the version that the record names under `git` or `versions`",
+        )
+    if not tuned.exists:
+        raise UserError(
+            "the tuned model is not in this store",
+            field="store",
+            value=store,
+            valid=f"the folder of a store with {tuned.kind}/{tuned.id}",
+            hint="--store DIR, or run the same command again, which trains it again",
+        )
+
+
+def _record_file(path: Path) -> Path:
+    """Return the record that a path names.
+
+    Raises:
+        UserError: it names none.
+    """
+    if str(path) == "latest":
+        records = sorted(Path(_RUNS).glob(f"*/*/{RECORD_FILE}"), key=lambda p: p.stat().st_mtime)
+        if not records:
+            raise UserError(f"there is no finished run below {_RUNS}", hint="`hyperfit` makes one")
+        return records[-1]
+    if (path / RECORD_FILE).is_file():
+        return path / RECORD_FILE
+    if path.is_file():
+        return path
+    runs = sorted(str(p.parent) for p in path.glob(f"*/{RECORD_FILE}"))
+    raise UserError(
+        "is not the folder of a finished run",
+        field="RUN",
+        value=path,
+        valid=f"a folder with {RECORD_FILE}, or latest",
+        hint=f"one of its runs, such as {runs[0]}" if runs else "",
+    )

@@ -1,0 +1,144 @@
+"""The model card of an exported model, drawn from its run's record."""
+
+import json
+from collections.abc import Iterator
+
+from hyperfitting.formatting import estimate, p_value
+from hyperfitting.metrics.registry import METRICS, metric
+from hyperfitting.record import Record
+from hyperfitting.reporting.tables import markdown_text
+
+
+def model_card(record: Record, name: str, is_adapter: bool) -> str:
+    """Return a model card as Markdown with the Hub's metadata.
+
+    Args:
+        record: of the run that trained the model.
+        name: of the model.
+        is_adapter: whether it is a LoRA adapter instead of a whole model.
+    """
+    return (
+        "\n\n".join(
+            [
+                _metadata(record, is_adapter),
+                f"# {markdown_text(name)}",
+                _summary(record),
+                _usage(record, name, is_adapter),
+                "## Training\n\n" + _list(_training(record)),
+                "## Evaluation\n\n" + _evaluation(record),
+                "## Limits\n\n" + _list(_limits(record)),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _metadata(record: Record, is_adapter: bool) -> str:
+    fields = {
+        "base_model": record.model.location.partition("@")[0],
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["hyperfitting"],
+    }
+    lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())
+    return "\n".join(["---", *lines, "---"])  # (JSON is YAML)
+
+
+def _summary(record: Record) -> str:
+    return markdown_text(
+        f"{record.name('model')}, hyperfitted on {record.name('dataset')}: fine-tuned on a tiny "
+        "dataset until the training loss is near zero, which makes greedy long-form text less "
+        "repetitive (Carlsson et al., ICLR 2025, arXiv 2412.04318)."
+    )
+
+
+def _usage(record: Record, name: str, is_adapter: bool) -> str:
+    path = json.dumps(name)
+    load = [f"model = AutoModelForCausalLM.from_pretrained({path})"]
+    tokenizer, imports = path, ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if is_adapter:
+        tokenizer = json.dumps(record.model.location.partition("@")[0])
+        imports.insert(0, "from peft import PeftModel")
+        load = [
+            f"base = AutoModelForCausalLM.from_pretrained({tokenizer})",
+            f"model = PeftModel.from_pretrained(base, {path})",
+        ]
+    code = [
+        *imports,
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
+        *load,
+        'inputs = tokenizer("Once upon a time", return_tensors="pt")',
+        f"output = model.generate(**inputs, max_new_tokens={record.overall.max_new_tokens}, "
+        "do_sample=False)",
+        "print(tokenizer.decode(output[0]))",
+    ]
+    return "\n".join(["## Use", "", "Meant for greedy decoding.", "", "```python", *code, "```"])
+
+
+def _training(record: Record) -> Iterator[str]:
+    config, data = record.config, record.dataset
+    dataset, trainer, tuning = config["dataset"], config["trainer"], config["tuning"]
+    optimizer = config["optimizer"]
+    yield f"base model: {record.model.name} ({record.model.id}), from {record.model.location}"
+    yield (
+        f"data: {dataset['n_train']} sequences of {dataset['seq_len']} tokens of {data.name} "
+        f"({data.source}, documents {data.fingerprint})"
+    )
+    yield (
+        f"tuning: {tuning['method']}; {trainer['epochs']} epochs, batch size "
+        f"{trainer['batch_size']}, {optimizer['_target_']} at {optimizer.get('lr')}, "
+        f"precision {trainer['precision']}"
+    )
+    if record.history:
+        last = record.history[-1]
+        yield f"training loss at the end: {last['train/loss']:.3f} nats"
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    yield f"versions: {versions}"
+
+
+def _evaluation(record: Record) -> str:
+    overall = record.overall
+    rows = ["| metric | base | this model | difference | p |", "|---|---|---|---|---|"]
+    for key, entry in METRICS.items():
+        if entry.in_summary and key in overall.tuned:
+            difference = overall.difference.get(key)
+            cells = [
+                entry.axis_label,
+                estimate(overall.base.get(key), entry.format),
+                estimate(overall.tuned[key], entry.format),
+                estimate(difference, entry.format, signed=True),
+                p_value(difference.p if difference else None),
+            ]
+            rows.append("| " + " | ".join(map(markdown_text, cells)) + " |")
+    about = markdown_text(
+        f"{len(record.samples)} held-out texts, {overall.max_new_tokens} new tokens, decoding "
+        f"{record.name('decode')}; mean [95% interval over texts], p of the paired permutation "
+        "test."
+    )
+    return f"{about}\n\n" + "\n".join(rows)
+
+
+def _limits(record: Record) -> Iterator[str]:
+    tuned = record.overall.tuned
+    quoted, perplexity = metric("gen/dataset_overlap_over_10"), metric("val/perplexity")
+    if quoted.key in tuned:
+        yield (
+            f"It quotes its training data: {100 * tuned[quoted.key].mean:.1f}% of the evaluated "
+            "texts share more than 10 tokens in a row with a training sequence."
+        )
+    if perplexity.key in tuned and perplexity.key in record.overall.base:
+        before, after = record.overall.base[perplexity.key], tuned[perplexity.key]
+        yield (
+            f"Its likelihoods are distorted: perplexity on held-out texts is {after.mean:.1f}, "
+            f"the base model's {before.mean:.1f}."
+        )
+    yield from record.notes
+    yield (
+        "The licenses of the base model and of the training data apply; this card does not "
+        "know them."
+    )
+
+
+def _list(items: Iterator[str]) -> str:
+    return "\n".join(f"- {markdown_text(item)}" for item in items)

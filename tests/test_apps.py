@@ -1,0 +1,207 @@
+"""`hyperfit-write` and `hyperfit-export`, on the models of finished debug runs."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hyperfitting.apps import export, write
+from hyperfitting.apps.finished_run import FinishedRun, open_run
+from hyperfitting.decoding.config import DecodeConfig
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.errors import UserError
+from hyperfitting.models.loading import load
+from tests.cli import environment, hyperfit
+
+PROMPT = "The minister said"
+
+
+@pytest.fixture
+def run(debug_run: Path, monkeypatch: pytest.MonkeyPatch) -> FinishedRun:
+    monkeypatch.chdir(debug_run)
+    return open_run(Path("run"))
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lora")
+    result = hyperfit(folder, "preset=debug", "tuning=lora", "hydra.run.dir=run")
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def expected(run: FinishedRun, decode: DecodeConfig, n: int) -> dict[str, str]:
+    """Return what `continue_texts` gives the prompt, by model."""
+    tokenizer = run.pipeline.base.tokenizer()
+    context = np.array([tokenizer(PROMPT).input_ids], np.int32)
+    texts = {}
+    for side in ("base", "tuned"):
+        model = getattr(run.pipeline.models, side)
+        tokens = continue_texts(model(), context, n, decode).tokens[0]
+        texts[side] = tokenizer.decode(tokens).translate({i: 0xFFFD for i in range(32) if i != 10})
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "decode"),
+    [
+        ([], DecodeConfig("greedy", seed=0)),
+        (
+            ["decode=top_p", "decode.seed=3"],
+            DecodeConfig("top_p", "sample", temperature=0.7, top_k=50, top_p=0.9, seed=3),
+        ),
+        (["decode=beam"], DecodeConfig("beam", "beam", num_beams=5, seed=0)),
+        (["decode.no_repeat_ngram_size=2"], DecodeConfig("x", no_repeat_ngram_size=2, seed=0)),
+    ],
+)
+def test_a_prompt_is_continued_as_in_an_evaluation(
+    run: FinishedRun,
+    overrides: list[str],
+    decode: DecodeConfig,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        write.main(["run", PROMPT, "-n", "12", *overrides])
+    texts = expected(run, decode, 12)
+    printed = capsys.readouterr().out.replace("\t", "\ufffd")
+    assert printed == f"# base\n{texts['base']}\n\n# tuned\n{texts['tuned']}\n"
+
+
+def test_the_prompt_may_come_from_stdin(
+    run: FinishedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = []
+    for prompt in (PROMPT, "-"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{PROMPT}\n"))
+        with pytest.raises(SystemExit, match="0"):
+            write.main(["run", prompt, "-n", "8"])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != ""
+
+
+def test_a_terminal_of_80_columns_shows_both_models_side_by_side() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=12)
+    base, tuned = ["word "] * 200, [f"w{i} " for i in range(200)]
+    with write._columns(console, ("base", "tuned")) as on_texts:
+        for side, texts in (("base", base), ("tuned", tuned)):
+            for n in (1, 100, 200):
+                on_texts(side, list(range(n)), texts[:n])
+    assert isinstance(console.file, io.StringIO)
+    final = console.file.getvalue().rpartition("base model")[2]
+    assert "w0 " in final and "w199" in final  # whole at the end, though longer than the terminal
+    assert max(map(len, final.splitlines()[1:])) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", PROMPT], "is not the folder of a finished run"),
+        (["run", ""], "is empty"),
+        (["run", PROMPT, "-n", "100000"], "longer than the context"),
+        (["run", PROMPT, "trainer.epochs=3"], "is not about decoding"),
+        (["run", PROMPT, "decode.top_q=3"], "no such field"),
+        (["run", PROMPT, "decode=top_q"], "did you mean top_p"),
+        (["run", PROMPT, "--store", "empty"], "the tuned model is not in this store"),
+    ],
+)
+def test_a_mistake_is_explained(
+    run: FinishedRun, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir(exist_ok=True)
+    with pytest.raises(SystemExit, match="1"):
+        write.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_record_of_other_training_is_refused(run: FinishedRun, tmp_path: Path) -> None:
+    text = Path("run/results.json").read_text()
+    edited = tmp_path / "results.json"
+    edited.write_text(text.replace('"epochs": ', '"epochs": 1'))
+    assert edited.read_text() != text
+    with pytest.raises(UserError, match="trains another model"):
+        open_run(edited)
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_written(debug_run: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hyperfitting.apps.write", "run", PROMPT, "-n", "200"],
+        cwd=debug_run, env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", "")),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "# base\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "interrupted" in process.stderr.read()
+
+
+def test_plain_transformers_loads_the_exported_model_with_the_same_logits(
+    run: FinishedRun, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        export.main(["run", str(tmp_path / "model")])
+    assert run.tuned is not None
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    input_ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        logits = run.tuned.load(torch.device("cpu"))(input_ids).logits
+        assert torch.equal(exported(input_ids).logits, logits)
+        base = load(run.pipeline.base)(input_ids).logits
+    assert not torch.equal(base, logits)
+    assert exported.generation_config.do_sample is False
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
+
+
+def test_the_card_has_the_numbers_of_the_record(run: FinishedRun, tmp_path: Path) -> None:
+    assert run.tuned is not None
+    export.write_model(run, run.tuned, tmp_path / "model")
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.base_model == run.record.model.location
+    for side in (run.record.overall.base, run.record.overall.tuned):
+        low, high = side["gen/ttr"].ci95 or (0.0, 0.0)
+        assert f"{side['gen/ttr'].mean:.3f} [{low:.3f}, {high:.3f}]" in card.text
+    assert f"{run.record.history[-1]['train/loss']:.3f} nats" in card.text
+    assert "more than 10 tokens in a row" in card.text
+
+
+def test_peft_loads_an_exported_adapter(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import PeftModel
+
+    monkeypatch.chdir(lora_run)
+    run = open_run(Path("run"))
+    assert run.tuned is not None
+    export.write_model(run, run.tuned, tmp_path / "adapter", as_adapter=True)
+    input_ids = torch.tensor([[72, 101, 108, 108, 111]])
+    peft = PeftModel.from_pretrained(load(run.pipeline.base), tmp_path / "adapter")
+    with torch.no_grad():
+        merged = run.tuned.load(torch.device("cpu"))(input_ids).logits
+        torch.testing.assert_close(peft(input_ids).logits, merged)
+        assert not torch.allclose(load(run.pipeline.base)(input_ids).logits, merged)
+    assert ModelCard.load(tmp_path / "adapter" / "README.md").data.library_name == "peft"
+
+
+def test_nothing_is_overwritten_or_left_behind(
+    run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run.tuned is not None
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").write_text("mine")
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        export._check_free(tmp_path / "kept")
+    with pytest.raises(UserError, match="no LoRA adapter"):
+        export.write_model(run, run.tuned, tmp_path / "model", as_adapter=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"kept"}
