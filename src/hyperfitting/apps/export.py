@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hyperfitting.errors import UserError
 from hyperfitting.failures import exit_status
+from hyperfitting.runtime.logs import log_warnings
 
 if TYPE_CHECKING:
     from hyperfitting.apps.finished_run import FinishedRun
@@ -160,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parsed = _parser().parse_args(arguments)
+    log_warnings()
     sys.exit(exit_status(lambda: export(parsed)))
 
 

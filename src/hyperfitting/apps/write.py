@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperfitting.errors import UserError
 from hyperfitting.failures import exit_status
+from hyperfitting.runtime.logs import log_warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -248,6 +249,7 @@ def _positive(text: str) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parsed = _parser().parse_intermixed_args(arguments)
+    log_warnings()
     sys.exit(exit_status(lambda: write(parsed)))
 
 
