@@ -1,5 +1,6 @@
 """What the tests share: composed configs, tiny models of all kinds, and finished runs."""
 
+import logging
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -103,6 +104,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 def no_command_outlives_its_test() -> Iterator[None]:
     yield
     kill_started()
+
+
+@pytest.fixture(autouse=True)
+def no_test_changes_the_log_level() -> Iterator[None]:
+    level = logging.getLogger().level
+    yield
+    assert logging.getLogger().level == level
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -151,7 +151,11 @@ def hydra_status(
     monkeypatch.chdir(folder)
     register()
     decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    return exit_status(decorate(task))
+    level = logging.getLogger().level
+    try:
+        return exit_status(decorate(task))
+    finally:
+        logging.getLogger().setLevel(level)  # Hydra sets it
 
 
 @pytest.mark.parametrize("path", ["file", "file/run", "link", "x" * 300])
