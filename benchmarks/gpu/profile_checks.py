@@ -45,10 +45,11 @@ def _train_kernels(lab: Lab, precision: str, compiled: bool) -> Finding:
 def _decode_kernels(lab: Lab, dtype: str) -> Finding:
     model = lab.model("medium", dtype)
     contexts = lab.tokens("medium", lab.shapes.n_texts, CONTEXT_LEN)
+    new_tokens = min(32, lab.shapes.max_new_tokens)
     return _profiled(
         lab,
-        f"greedy, {len(contexts)} x 32, {dtype}",
-        lambda: continue_texts(model, contexts, 32, GREEDY, len(contexts)),
+        f"greedy, {len(contexts)} x {new_tokens}, {dtype}",
+        lambda: continue_texts(model, contexts, new_tokens, GREEDY, len(contexts)),
     )
 
 
