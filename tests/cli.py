@@ -59,12 +59,18 @@ def installed(cwd: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 class Fork:
     """A command in a fork, with the methods of `subprocess.Popen`; it leads a process group."""
 
-    def __init__(self, cwd: Path, arguments: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        cwd: Path,
+        arguments: Sequence[str],
+        env: dict[str, str],
+        before: Callable[[], object] | None = None,
+    ) -> None:
         self._output = tempfile.TemporaryDirectory(prefix="hyperfit-")
         for stream in ("stdout", "stderr"):
             Path(self._output.name, stream).touch()
         self._process = _server.Process(
-            target=_run, args=(cwd, list(arguments), env, self._output.name)
+            target=_run, args=(cwd, list(arguments), env, self._output.name, before)
         )
         with mock.patch.dict(os.environ, environment(), clear=True):  # that of the server
             self._process.start()
@@ -118,10 +124,15 @@ class Fork:
 _started: list[Fork] = []
 
 
-def start(cwd: Path, *arguments: str, **more: str) -> Fork:
-    """Start the command line in a folder, with more environment variables."""
+def start(
+    cwd: Path, *arguments: str, before: Callable[[], object] | None = None, **more: str
+) -> Fork:
+    """Start the command line in a folder, with more environment variables.
+
+    ``before``: a function of a module, called in the process before the command.
+    """
     cwd.mkdir(exist_ok=True)
-    _started.append(Fork(cwd, arguments, environment(**more)))
+    _started.append(Fork(cwd, arguments, environment(**more), before))
     return _started[-1]
 
 
@@ -132,10 +143,14 @@ def kill_started() -> None:
 
 
 def hyperfit(
-    cwd: Path, *arguments: str, timeout: float = 300, **more: str
+    cwd: Path,
+    *arguments: str,
+    timeout: float = 300,
+    before: Callable[[], object] | None = None,
+    **more: str,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the command line in a folder to its end."""
-    process = start(cwd, *arguments, **more)
+    """Run the command line in a folder to its end; ``before`` as in `start`."""
+    process = start(cwd, *arguments, before=before, **more)
     stdout, stderr = process.communicate(timeout)
     return subprocess.CompletedProcess(arguments, process.wait(), stdout, stderr)
 
@@ -149,7 +164,13 @@ def below(folder: Path, pattern: str = "*") -> list[Path]:
     return [path for path in found if path.match(pattern)]
 
 
-def _run(cwd: Path, arguments: list[str], env: dict[str, str], output: str) -> None:
+def _run(
+    cwd: Path,
+    arguments: list[str],
+    env: dict[str, str],
+    output: str,
+    before: Callable[[], object] | None,
+) -> None:
     """Be the process of a command."""
     from hyperfitting.run import main
 
@@ -164,6 +185,8 @@ def _run(cwd: Path, arguments: list[str], env: dict[str, str], output: str) -> N
     multiprocessing.set_start_method(None, force=True)
     util.spawnv_passfds = _fork_interpreter
     try:
+        if before is not None:
+            before()
         main()
     finally:
         _end_interpreter()

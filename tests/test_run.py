@@ -1,16 +1,19 @@
 """The command line as users run it: from nothing to a record, repeated, with other settings."""
 
+import resource
 import shutil
-import subprocess
+import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.models.base import BaseModel
 from hyperfitting.record import RECORD_FILE, SIDES, Record, read_predictions, read_record
-from tests.cli import environment, hyperfit, installed
+from tests.cli import hyperfit, installed
 from tests.conftest import run_numbers
 
 DEBUG = ["preset=debug", "hydra.run.dir=run"]
@@ -176,46 +179,40 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
     assert as_it_fails.count("failed: ") == 2
 
 
+def write_connections() -> None:
+    """Write every address that this process connects to, or looks up, into a file."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        is_connection = event == "socket.connect" and arguments[0].family != socket.AF_UNIX
+        if is_connection or event == "socket.getaddrinfo":
+            with Path("connections").open("a") as file:
+                print(arguments[1] if is_connection else arguments[0], file=file)
+
+    Path("connections").touch()
+    sys.addaudithook(hook)
+
+
 def test_the_default_run_opens_no_connection(tmp_path: Path) -> None:
-    code = f"""
-import sys, socket
-seen = []
-def hook(event, arguments):
-    if event == "socket.connect" and arguments[0].family != socket.AF_UNIX:
-        seen.append(arguments[1])
-    elif event == "socket.getaddrinfo":
-        seen.append(arguments[0])
-sys.addaudithook(hook)
-sys.argv = ["hyperfit", *{DEBUG!r}, "tracking=offline"]
-from hyperfitting.run import main
-try: main()
-finally: print("CONNECTIONS", [a for a in seen if "127.0.0.1" not in str(a)])
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True,
-        text=True, check=True, timeout=300,
-    )  # fmt: skip
-    assert result.stdout.splitlines()[-1] == "CONNECTIONS []"
+    result = hyperfit(tmp_path, *DEBUG, "tracking=offline", before=write_connections)
+    assert result.returncode == 0, result.stderr
+    connections = (tmp_path / "connections").read_text().splitlines()
+    assert [address for address in connections if "127.0.0.1" not in address] == []
+
+
+def limit_memory_in_training() -> None:
+    """Have the first train step allocate more than the process may."""
+    from hyperfitting.training import train
+
+    def train_step(*_: object) -> float:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+        return float(torch.zeros(1 << 30).sum())
+
+    train.train_step = train_step  # type: ignore[assignment]
 
 
 def test_out_of_memory_names_what_to_lower(tmp_path: Path) -> None:
-    code = f"""
-import resource, sys
-import torch, transformers
-from hyperfitting.training import train
-def train_step(*a):
-    used = int(open("/proc/self/statm").read().split()[0]) * 4096
-    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
-    return torch.zeros(1 << 30).sum().item()  # a real allocation that really fails
-train.train_step = train_step
-sys.argv = ["hyperfit", *{DEBUG!r}]
-from hyperfitting.run import main
-main()
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True,
-        text=True, check=False, timeout=300,
-    )  # fmt: skip
+    result = hyperfit(tmp_path, *DEBUG, before=limit_memory_in_training)
     assert result.returncode == 1
     assert "out of memory" in result.stderr
     assert "hardware.micro_batch_size" in result.stderr

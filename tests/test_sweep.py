@@ -15,7 +15,7 @@ from hyperfitting.reporting import figures
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.sweep_records import load_sweep
 from hyperfitting.sweep.state import RunFolder
-from tests.cli import hyperfit, installed, start
+from tests.cli import hyperfit, start
 from tests.conftest import only_sweep, sweep_numbers
 
 SWEEP = ["-m", "preset=debug", "evaluation.top_tokens=3", "seed=0,1", "decode=greedy,top_p"]
@@ -24,9 +24,9 @@ NAMES = [f"seed={seed}_decode={decode}" for seed in (0, 1) for decode in ("greed
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which SWEEP has finished, by two workers of the installed script."""
+    """A working folder in which SWEEP has finished, by two workers."""
     folder = tmp_path_factory.mktemp("sweep")
-    result = installed(folder, *SWEEP, "hydra.launcher.workers=2")
+    result = hyperfit(folder, *SWEEP, "hydra.launcher.workers=2")
     assert result.returncode == 0, result.stderr
     for name in NAMES:
         assert f"{name} finished in" in result.stdout
