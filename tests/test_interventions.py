@@ -228,7 +228,7 @@ def test_models_of_other_shapes_and_unmerged_adapters_are_refused(
     base: BaseModel, tmp_path: Path
 ) -> None:
     weights = dict(load(base).named_parameters())
-    larger = tiny_model(tmp_path / "larger", "llama", hidden_size=64)
+    larger = tiny_model(tmp_path / "larger", "llama", vocab_size=300)
     cfg = InterventionConfig("interpolate")
     with pytest.raises(UserError, match=r"other parameters than the base model.*\[.*instead of"):
         list(derive(cfg, weights, dict(load(larger).named_parameters()), {}, set()))

@@ -294,6 +294,13 @@ _ALL = (
         direction="lower",
         in_history=True,
     ),
+    Metric(
+        "train/accuracy",
+        "training token accuracy",
+        "share of the training tokens that are the most likely one (with trainer.target_accuracy)",
+        direction="higher",
+        in_history=True,
+    ),
 )
 METRICS: dict[str, Metric] = {entry.key: entry for entry in _ALL}
 """By key, in the order in which they are shown."""
