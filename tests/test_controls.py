@@ -80,7 +80,7 @@ def test_the_temperature_of_a_known_entropy_is_found(gap: float, temperature: fl
 
 
 def test_an_entropy_that_no_temperature_gives_is_an_error(base: BaseModel) -> None:
-    with pytest.raises(UserError, match="no temperature from 0.02 to 50 gives the entropy 9"):
+    with pytest.raises(UserError, match=r"no temperature from 0\.02 to 50 gives the entropy 9"):
         temperature_of(load(base).eval(), TEXTS, 9.0, batch_size=2)
 
 

@@ -67,6 +67,7 @@ class RunConfig:
         self._check_trainer()
         self._check_lost_updates()
         self._check_replacement()
+        self._check_patching()
         self._check_ngram_lengths()
         if self.hardware.plan_gpu_memory_gb and not self.plan:
             raise UserError(
@@ -132,6 +133,25 @@ class RunConfig:
                 valid="float32 (with trainer.precision=bfloat16 for speed), or stochastic rounding",
                 hint="model.dtype=float32, or where that does not fit optimizer=adam_bf16 or "
                 "adam_8bit; trainer.allow_lost_updates=true trains anyway",
+            )
+
+    def _check_patching(self) -> None:
+        """Refuse activation patching without a tuned model, or of texts that are sampled."""
+        patched = self.evaluation.patch_block
+        if patched is not None and self.tuning.method == "none":
+            raise UserError(
+                "needs a tuned model, and tuning=none has none",
+                field="evaluation.patch_block",
+                value=patched,
+                hint="tuning=full, or another tuning",
+            )
+        if patched is not None and self.decode.strategy != "greedy":
+            raise UserError(
+                f"the base model decodes greedily after a patch, and decode.strategy="
+                f"{self.decode.strategy}",
+                field="evaluation.patch_block",
+                value=patched,
+                valid="only with decode.strategy=greedy",
             )
 
     def _check_replacement(self) -> None:

@@ -47,6 +47,7 @@ from hyperfitting.mechanism.interventions import (
 )
 from hyperfitting.mechanism.notes import replacement_notes
 from hyperfitting.mechanism.parts import check_last_blocks
+from hyperfitting.mechanism.patching import check_block, load_patching, patching_steps
 from hyperfitting.metrics import mauve
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.config import ModelConfig
@@ -108,6 +109,8 @@ class Pipeline:
     """None: the base model is evaluated by itself."""
     replacement: dict[str, Step]
     """What takes the tuned model's place, by name, inputs first; empty: nothing does."""
+    patching: dict[str, Step]
+    """Activation patching of each evaluation dataset, inputs first; empty: not done."""
     models: Models
     base_artifacts: ModelArtifacts
     tuned_artifacts: ModelArtifacts
@@ -132,6 +135,7 @@ class Pipeline:
                 yield f"tuned/{name}", step
         for name, step in self.base_artifacts.named():
             yield f"base/{name}", step
+        yield from self.patching.items()
 
     @property
     def steps(self) -> list[Step]:
@@ -157,7 +161,9 @@ class Pipeline:
         )
         for step in (*self.evaluation_documents.values(), *self.evaluation_texts.values()):
             self._ensure(step)
-        check_last_blocks(self.base.shape()[0], self.cfg.intervention.last_blocks)
+        n_blocks, _ = self.base.shape()
+        check_last_blocks(n_blocks, self.cfg.intervention.last_blocks)
+        check_block(self.cfg.evaluation.patch_block, n_blocks)
         other_data = (s for s in self.replacement.values() if s.artifact.kind in _DATA)
         for step in (self.documents, self.sequences, *other_data):
             self._ensure(step)
@@ -185,6 +191,9 @@ class Pipeline:
         self._build(base.token_stats, base.continuations, base.next_tokens)
         self._build(tuned.base_loglikelihoods)
         self.models.release()
+        for step in self.patching.values():  # the tuned model's states, then the base model
+            self._ensure(step)
+            self.models.release()
         self._build(tuned.mauve_features, base.mauve_features)
         self.models.release()
 
@@ -258,13 +267,20 @@ class Pipeline:
         in_words = self.cfg.evaluation.unit == "word"
         kept = ~np.concatenate(list(self._contaminated.values()))
         return score(
-            model_output(self.tuned_artifacts).select(kept),
+            replace(model_output(self.tuned_artifacts), patching=self._patching()).select(kept),
             base.select(kept),
             reference_output(base, references.values(), self.cfg.evaluation).select(kept),
             list(compress(contexts(references.values(), self.cfg.evaluation), kept)),
             NgramCorpus(train, self.base.tokenizer().decode if in_words else None),
             self.cfg.evaluation,
         )
+
+    def _patching(self) -> dict[str, NDArray[np.float32]]:
+        """Return what activation patching measured at the block of the config, by text."""
+        block = self.cfg.evaluation.patch_block
+        if block is None:
+            return {}
+        return load_patching([self.patching[f"patching/{n}"] for n in self.evaluation_texts], block)
 
     @cached_property
     def _contaminated(self) -> dict[str, NDArray[np.bool_]]:
@@ -367,6 +383,10 @@ def build_pipeline(
     tuned_artifacts = base_artifacts
     if models.tuned is not None:
         tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
+    patching: dict[str, Step] = {}
+    if models.tuned is not None and cfg.evaluation.patch_block is not None:
+        for name, step in base_artifacts.continuations.items():
+            patching |= patching_steps(setting, models.base, models.tuned, name, step.artifact)
     return Pipeline(
         cfg,
         base,
@@ -376,6 +396,7 @@ def build_pipeline(
         evaluation_texts,
         training,
         replacement,
+        patching,
         models,
         base_artifacts,
         tuned_artifacts,
