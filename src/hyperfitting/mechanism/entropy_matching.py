@@ -84,24 +84,27 @@ def matching_temperature(entropies_at: MeanEntropies, target: float) -> float:
     Raises:
         UserError: no temperature from 0.02 to 50 has that entropy.
     """
-    low, high = _LOWEST, _HIGHEST
-    for _ in range(N_PASSES):
-        temperatures = np.geomspace(low, high, _N_GRID)
-        entropies = entropies_at(temperatures)
-        if not entropies[0] <= target <= entropies[-1]:
-            raise UserError(
-                f"no temperature from {low:g} to {high:g} gives the entropy {target:.4f}: it is "
-                f"between {entropies[0]:.4f} and {entropies[-1]:.4f} nats there",
-                field="decode.control.method",
-                value="entropy_matched",
-                hint="another checkpoint or training: this entropy is that of (almost) one token, "
-                "or of all tokens alike",
-            )
-        upper = int(np.clip(np.searchsorted(entropies, target), 1, _N_GRID - 1))
-        low, high = temperatures[upper - 1], temperatures[upper]
-    # rounding may leave two neighbors equal; the interpolant needs no strict rise
-    curve = PchipInterpolator(temperatures, entropies - target)
-    return float(brentq(curve, temperatures[0], temperatures[-1], xtol=1e-9))
+    temperatures = np.geomspace(_LOWEST, _HIGHEST, _N_GRID)
+    entropies = entropies_at(temperatures)
+    if not entropies[0] <= target <= entropies[-1]:
+        raise UserError(
+            f"no temperature from {_LOWEST:g} to {_HIGHEST:g} gives the entropy {target:.4f}: it "
+            f"is between {entropies[0]:.4f} and {entropies[-1]:.4f} nats there",
+            field="decode.control.method",
+            value="entropy_matched",
+            hint="another checkpoint or training: this entropy is that of (almost) one token, or "
+            "of all tokens alike",
+        )
+    upper = int(np.clip(np.searchsorted(entropies, target), 1, _N_GRID - 1))
+    temperatures = np.geomspace(temperatures[upper - 1], temperatures[upper], _N_GRID)
+    # (rounding may leave two neighbors equal; the interpolant needs no strict rise)
+    curve = PchipInterpolator(temperatures, entropies_at(temperatures) - target)
+    low, high = temperatures[[0, -1]]
+    if curve(low) >= 0:  # the target is at an end of the bracket, up to rounding
+        return float(low)
+    if curve(high) <= 0:
+        return float(high)
+    return float(brentq(curve, low, high, xtol=1e-9))
 
 
 def temperature_of(
