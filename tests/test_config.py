@@ -10,14 +10,14 @@ import yaml
 
 from hyperfitting.config import RunConfig, conf_dir
 from hyperfitting.data.config import TextsConfig
-from hyperfitting.decoding.config import CitationBlockerConfig
+from hyperfitting.decoding.config import CitationBlockerConfig, ControlConfig
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.fields import RECORD, RUNTIME, changes_results, differing_fields
 from tests.cli import hyperfit
 from tests.conftest import Compose
 
-GROUPS = ("dataset", "decode", "evaluation", "hardware", "model", "optimizer", "preset", "trainer",
-          "tracking", "tuning")  # fmt: skip
+GROUPS = ("dataset", "decode", "evaluation", "hardware", "intervention", "model", "optimizer",
+          "preset", "trainer", "tracking", "tuning")  # fmt: skip
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((conf_dir() / g).glob("*.yaml"))]
 
 
@@ -30,6 +30,8 @@ def test_every_option_composes(compose: Compose, group: str, option: str) -> Non
         ).items()
         if key == "path" and value is None
     ]
+    if option == "task_vector":
+        open_fields.append("dataset@intervention.dataset=shakespeare")
     compose(f"{group}={option}", *open_fields)
 
 
@@ -76,12 +78,12 @@ def test_one_seed_sets_all_and_each_can_be_set(compose: Compose) -> None:
 
 def groups() -> list[type]:
     """The dataclasses of all config groups, and RunConfig."""
-    parts: list[type] = [RunConfig, CitationBlockerConfig, TextsConfig]
+    parts: list[type] = [RunConfig, CitationBlockerConfig, ControlConfig, TextsConfig]
     return parts + [part for part in get_type_hints(RunConfig).values() if is_dataclass(part)]
 
 
 def test_every_field_is_documented_and_declares_which_id_it_enters() -> None:
-    assert len(groups()) == 11
+    assert len(groups()) == 13
     for part in groups():
         source = "".join(inspect.getsource(base) for base in part.__mro__ if is_dataclass(base))
         for field in fields(part):

@@ -205,6 +205,30 @@ def test_a_difference_between_runs_is_paired_by_text(half_done: Path) -> None:
     assert cell.missing == "of other texts than tuned_0"
 
 
+def test_a_rank_correlation_is_over_the_runs_that_set_the_field(tmp_path: Path) -> None:
+    names = ("base_0", "base_1", "base_2", "tuned_0", "tuned_1")
+    strengths = dict(zip(names, (0.1, 0.2, 0.3, 0.4, None), strict=True))
+    ttr = dict(zip(names, (0.5, 0.9, 0.4, 0.2, 0.99), strict=True))
+    records = {
+        name: ttr_record(
+            [ttr[name]] * 2,
+            0.5,
+            config=make_config(decode={"name": "x", "control": {"strength": strength}}),
+        )
+        for name, strength in strengths.items()
+    }
+    sweep = load_sweep(write_sweep(tmp_path / "sweep", {}, records))
+    column = {"key": "gen/ttr", "spearman": "decode.control.strength"}
+    table = {"rows": [], "columns": {"rho": column, "none": column | {"spearman": "decode.seed"}}}
+    ((_, row),) = cells_by_labels(sweep, table).items()
+    estimate = row["rho"].estimate
+    assert estimate is not None and estimate.n == 4
+    ranks = np.array([2, 1, 3, 4])  # of -ttr
+    expected = -np.corrcoef([1, 2, 3, 4], ranks)[0, 1]
+    assert estimate.mean == pytest.approx(expected)
+    assert row["none"].missing == "fewer than 3 different runs"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -228,6 +252,10 @@ def test_a_difference_between_runs_is_paired_by_text(half_done: Path) -> None:
         ),
         ({"columns": {"TTR": {"key": "k", "side": "basis"}}}, "columns.TTR.side=basis"),
         ({"columns": {"TTR": {"key": "k", "format": "{.__class__}"}}}, "TTR.format=.*no format"),
+        (
+            {"columns": {"TTR": {"key": "k", "statistic": "max", "spearman": "seed"}}},
+            "columns.TTR.spearman=(.|\n)*statistic cannot be set",
+        ),
         ({"column": {}}, "tables.main=column(.|\n)*did you mean columns"),
         ({"columns": ["TTR"]}, "tables.main.columns=.*is not a mapping"),
     ],

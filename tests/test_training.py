@@ -13,6 +13,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.models import trainable
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
+from hyperfitting.models.trainable import overlay
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.train import batches, tokens_between
 from tests.training import DATA, cfg, plain_loop, run_training, step_losses
@@ -161,6 +162,36 @@ def test_training_stops_at_the_target_loss_only_if_configured(
     cfg.trainer.target_loss = 1e3
     rows, _ = run_training(cfg, base, tmp_path / "w")
     assert [row["epoch"] for row in rows if "epoch" in row] == [1]
+
+
+@pytest.mark.parametrize(
+    ("target", "key"),
+    [("target_accuracy", "train/accuracy"), ("target_entropy", "val/entropy"),
+     ("target_ttr", "gen/ttr")],
+)  # fmt: skip
+def test_training_stops_after_the_first_validation_that_reaches_a_target(
+    cfg: TrainingConfig, base: BaseModel, tmp_path: Path, target: str, key: str
+) -> None:
+    """Token accuracy is that of the model itself on the training sequences."""
+    cfg.optimizer["lr"], cfg.trainer.epochs = 1e-2, 6
+    never = 0.0 if target == "target_entropy" else 1.0
+    setattr(cfg.trainer, target, never)
+    rows, weights = run_training(cfg, base, tmp_path / "all")
+    values = [row[key] for row in rows if "epoch" in row]
+    if target == "target_accuracy":
+        model = load(base).eval()
+        overlay(model, weights)
+        tokens = torch.as_tensor(DATA.train).long()
+        predicted = model(input_ids=tokens).logits[:, :-1].argmax(-1)
+        assert values[-1] == pytest.approx((predicted == tokens[:, 1:]).float().mean().item())
+    best = min if target == "target_entropy" else max
+    reached = next(i for i in range(1, 7) if values[i - 1] == best(values[:4]))
+    setattr(cfg.trainer, target, best(values[:4]))
+    rows, _ = run_training(cfg, base, tmp_path / "stopped")
+    assert [row["epoch"] for row in rows if "epoch" in row] == list(range(1, reached + 1))
+    cfg.trainer.eval_every_epochs = 4
+    rows, _ = run_training(cfg, base, tmp_path / "rarer")
+    assert next(row["epoch"] for row in rows if "val/loss" in row) == 4
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,16 @@ def test_the_tuned_models_id_holds_what_changes_its_weights(
     assert other.validation.id != job.validation.id
 
 
+def test_validation_enters_the_id_only_where_it_ends_the_training(job: TrainingJob) -> None:
+    """And without these targets the id is what it was before they existed."""
+    trainer = job.tuned.recipe["config"]["trainer"]
+    assert not {"target_accuracy", "target_entropy", "target_ttr"} & set(trainer)
+    stopped = with_trainer(job, target_ttr=0.9)
+    assert stopped.tuned.id != job.tuned.id
+    assert with_trainer(stopped, eval_every_epochs=2).tuned.id != stopped.tuned.id
+    assert with_trainer(stopped, target_ttr=0.8).tuned.id != stopped.tuned.id
+
+
 def test_the_activation_cache_enters_the_id_only_where_it_is_used(
     job: TrainingJob, cfg: TrainingConfig
 ) -> None:

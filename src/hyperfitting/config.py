@@ -17,6 +17,7 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.fields import RECORD, RUNTIME, at_least, required, setting
+from hyperfitting.mechanism.intervention_config import InterventionConfig
 from hyperfitting.models.config import ModelConfig, TuningConfig
 from hyperfitting.runtime.config import HardwareConfig, TrackingConfig
 from hyperfitting.training.config import TrainerConfig, TrainingConfig, check_optimizer
@@ -45,6 +46,7 @@ class RunConfig:
     """`_target_` (a class that takes parameters first) and its keyword arguments."""
     tuning: TuningConfig = setting(MISSING, enters=RECORD)
     trainer: TrainerConfig = setting(MISSING, enters=RECORD)
+    intervention: InterventionConfig = setting(MISSING, enters=RECORD)
     decode: DecodeConfig = setting(MISSING, enters=RECORD)
     evaluation: EvaluationConfig = setting(MISSING, enters=RECORD)
     tracking: TrackingConfig = setting(MISSING, enters=RUNTIME)
@@ -64,6 +66,8 @@ class RunConfig:
         check_optimizer(self.optimizer)
         self._check_trainer()
         self._check_lost_updates()
+        self._check_replacement()
+        self._check_patching()
         self._check_ngram_lengths()
         if self.hardware.plan_gpu_memory_gb and not self.plan:
             raise UserError(
@@ -130,6 +134,39 @@ class RunConfig:
                 hint="model.dtype=float32, or where that does not fit optimizer=adam_bf16 or "
                 "adam_8bit; trainer.allow_lost_updates=true trains anyway",
             )
+
+    def _check_patching(self) -> None:
+        """Refuse activation patching without a tuned model, or of texts that are sampled."""
+        patched = self.evaluation.patch_block
+        if patched is not None and self.tuning.method == "none":
+            raise UserError(
+                "needs a tuned model, and tuning=none has none",
+                field="evaluation.patch_block",
+                value=patched,
+                hint="tuning=full, or another tuning",
+            )
+        if patched is not None and self.decode.strategy != "greedy":
+            raise UserError(
+                f"the base model decodes greedily after a patch, and decode.strategy="
+                f"{self.decode.strategy}",
+                field="evaluation.patch_block",
+                value=patched,
+                valid="only with decode.strategy=greedy",
+            )
+
+    def _check_replacement(self) -> None:
+        """Refuse an intervention or a control where there is no tuned model."""
+        for field, method in (
+            ("intervention.method", self.intervention.method),
+            ("decode.control.method", self.decode.control.method),
+        ):
+            if method != "none" and self.tuning.method == "none":
+                raise UserError(
+                    "needs a tuned model, and tuning=none has none",
+                    field=field,
+                    value=method,
+                    hint="tuning=full, or another tuning",
+                )
 
     def _check_ngram_lengths(self) -> None:
         """Refuse n-grams longer than the text they are counted in."""

@@ -82,7 +82,7 @@ def refuse_unused(cfg: Any, at: str, choice: str, allowed: tuple[str, ...] = ())
     """
     for field in dataclasses.fields(cfg):
         unused = not _is_read(cfg, field, choice) and field.name not in allowed
-        if unused and getattr(cfg, field.name) != field.default:
+        if unused and getattr(cfg, field.name) != _default(field):
             readers = " or ".join(field.metadata["read_by"])
             raise UserError(
                 f"changes nothing with {at}.{choice}={getattr(cfg, choice)}",

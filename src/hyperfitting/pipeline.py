@@ -3,13 +3,15 @@
     documents -> sequences -> tuned, validation -> continuations -> base_loglikelihoods -> scores
               -> evaluation_texts -------------> token_stats ---------------------------->
 
+An intervention or a control (`mechanism`) takes the tuned model's place: its steps come between.
+
 `run.py` calls the phases in order: prepare, train, generate, score. The plan and the sweep walk
 `Pipeline.steps`. All ids are known before anything is built.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
@@ -37,6 +39,15 @@ from hyperfitting.evaluation.next_tokens import load_next_tokens
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
 from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.mechanism.controls import control_state, control_steps
+from hyperfitting.mechanism.interventions import (
+    intervention_state,
+    intervention_step,
+    tuning_at,
+)
+from hyperfitting.mechanism.notes import replacement_notes
+from hyperfitting.mechanism.parts import check_last_blocks
+from hyperfitting.mechanism.patching import check_block, load_patching, patching_steps
 from hyperfitting.metrics import mauve
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.config import ModelConfig
@@ -47,6 +58,8 @@ from hyperfitting.record import ModelInfo, NextTokens
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store
 from hyperfitting.training.artifact import TrainingJob, training_job
 
+_DATA = ("documents", "sequences")
+"""Kinds that are built before training."""
 _MAX_REBUILDS = 3
 """Times that one damaged artifact is built again; a disk that damages it more often is broken."""
 
@@ -68,13 +81,15 @@ class Models:
 
     base: LazyModel
     tuned: LazyModel | None
-    """None: the base model takes the tuned one's place (`tuning=none`)."""
+    """Also what takes its place. None: the base model does (`tuning=none`)."""
     features: LazyModel | None
     """Gives MAUVE's features; none: MAUVE is not measured."""
+    uncontrolled: LazyModel | None = None
+    """The tuned model that a control in its place is made of."""
 
     def release(self) -> None:
         """Free the memory of all of them."""
-        for model in (self.base, self.tuned, self.features):
+        for model in (self.base, self.tuned, self.features, self.uncontrolled):
             if model is not None:
                 model.release()
 
@@ -92,6 +107,10 @@ class Pipeline:
     """By evaluation dataset."""
     training: TrainingJob | None
     """None: the base model is evaluated by itself."""
+    replacement: dict[str, Step]
+    """What takes the tuned model's place, by name, inputs first; empty: nothing does."""
+    patching: dict[str, Step]
+    """Activation patching of each evaluation dataset, inputs first; empty: not done."""
     models: Models
     base_artifacts: ModelArtifacts
     tuned_artifacts: ModelArtifacts
@@ -110,11 +129,13 @@ class Pipeline:
         yield "sequences", self.sequences
         if self.training is not None:
             for artifact in (self.training.tuned, self.training.validation):
-                yield artifact.kind, self._training_step(self.training, artifact)
+                yield artifact.kind, _training_step(self.training, artifact, self.progress)
+            yield from self.replacement.items()
             for name, step in self.tuned_artifacts.named():
                 yield f"tuned/{name}", step
         for name, step in self.base_artifacts.named():
             yield f"base/{name}", step
+        yield from self.patching.items()
 
     @property
     def tuned_weights(self) -> Artifact:
@@ -151,7 +172,11 @@ class Pipeline:
         )
         for step in (*self.evaluation_documents.values(), *self.evaluation_texts.values()):
             self._ensure(step)
-        for step in (self.documents, self.sequences):
+        n_blocks, _ = self.base.shape()
+        check_last_blocks(n_blocks, self.cfg.intervention.last_blocks)
+        check_block(self.cfg.evaluation.patch_block, n_blocks)
+        other_data = (s for s in self.replacement.values() if s.artifact.kind in _DATA)
+        for step in (self.documents, self.sequences, *other_data):
             self._ensure(step)
 
     def train(self) -> Iterator[MetricsRow]:
@@ -169,12 +194,17 @@ class Pipeline:
     def generate(self) -> None:
         """Build what each model predicts and generates, with one model in memory at a time."""
         tuned, base = self.tuned_artifacts, self.base_artifacts
+        self._build(self.replacement)
+        self.models.release()
         if tuned is not base:
             self._build(tuned.token_stats, tuned.continuations, tuned.next_tokens)
             self.models.release()
         self._build(base.token_stats, base.continuations, base.next_tokens)
         self._build(tuned.base_loglikelihoods)
         self.models.release()
+        for step in self.patching.values():  # the tuned model's states, then the base model
+            self._ensure(step)
+            self.models.release()
         self._build(tuned.mauve_features, base.mauve_features)
         self.models.release()
 
@@ -208,6 +238,10 @@ class Pipeline:
             notes.append(
                 "the base model has no training data to quote: the blocker forbids nothing"
             )
+        cfg = self.cfg
+        notes += self._retrying(
+            lambda: list(replacement_notes(cfg.intervention, cfg.decode.control, self.replacement))
+        )
         sizes = self.split_sizes()
         if sizes.near_duplicate_train_sequences:
             notes.append(
@@ -244,7 +278,7 @@ class Pipeline:
         in_words = self.cfg.evaluation.unit == "word"
         kept = ~np.concatenate(list(self._contaminated.values()))
         return score(
-            model_output(self.tuned_artifacts).select(kept),
+            replace(model_output(self.tuned_artifacts), patching=self._patching()).select(kept),
             base.select(kept),
             reference_output(base, references.values(), self.cfg.evaluation).select(kept),
             list(compress(contexts(references.values(), self.cfg.evaluation), kept)),
@@ -252,13 +286,26 @@ class Pipeline:
             self.cfg.evaluation,
         )
 
+    def _patching(self) -> dict[str, NDArray[np.float32]]:
+        """Return what activation patching measured at the block of the config, by text."""
+        block = self.cfg.evaluation.patch_block
+        if block is None:
+            return {}
+        return load_patching([self.patching[f"patching/{n}"] for n in self.evaluation_texts], block)
+
     @cached_property
     def _contaminated(self) -> dict[str, NDArray[np.bool_]]:
         """By evaluation dataset, which of its texts the training sequences contain."""
         decode = self.base.tokenizer().decode
+        steps = [self.sequences, *self.replacement.values()]
+        trained = [s.artifact for s in steps if s.artifact.kind == "sequences"]
         return contaminated(
             {n: load_evaluation_texts(step.artifact) for n, step in self.evaluation_texts.items()},
-            map(decode, load_sequences(self.sequences.artifact).train.tolist()),
+            (
+                decode(tokens)
+                for artifact in trained
+                for tokens in load_sequences(artifact).train.tolist()
+            ),
         )
 
     def _build(self, *groups: dict[str, Step]) -> None:
@@ -278,20 +325,6 @@ class Pipeline:
                 return action()
             except DamagedArtifactError as error:
                 self._rebuild(error, rebuilds)
-
-    def _training_step(self, job: TrainingJob, artifact: Artifact) -> Step:
-        """Return the step of an artifact of the training job, which trains once for both."""
-
-        def build(_: Path) -> None:
-            for _row in job.run(self.progress):
-                pass
-
-        def flops() -> float:
-            if artifact is not job.tuned and not job.tuned.exists:
-                return 0.0  # measured by the same training
-            return job.flops(model_size(self.base, Store(self.cfg.store)))
-
-        return _TrainingStep(artifact, build, flops)
 
     def _rebuild(self, error: DamagedArtifactError, rebuilds: Counter[str]) -> None:
         """Build a damaged artifact again; one that is no step is built by the code that reads it.
@@ -338,6 +371,10 @@ def build_pipeline(
     if cfg.tuning.method != "none":
         training = training_job(cfg.training, sequences.artifact, base, store)
     models = _models(cfg, base, training, device, store)
+    replacement: dict[str, Step] = {}
+    if training is not None and models.tuned is not None and cfg.intervention.is_on:
+        replacement, state = _intervention(cfg, models.tuned.state, training, progress)
+        models = replace(models, tuned=LazyModel(state, device, cfg.hardware.device_map))
     setting = Setting(
         cfg.evaluation,
         cfg.decode,
@@ -347,10 +384,20 @@ def build_pipeline(
         store,
         progress,
     )
+    if models.tuned is not None and cfg.decode.control.is_on:
+        uncontrolled, controls = models.tuned, control_steps(setting, models.base, models.tuned)
+        replacement |= controls
+        state = control_state(setting, models.base, uncontrolled, controls["control"])
+        tuned = LazyModel(state, device, cfg.hardware.device_map)
+        models = replace(models, tuned=tuned, uncontrolled=uncontrolled)
     base_artifacts = model_artifacts(setting, models.base, models.base, models.features)
     tuned_artifacts = base_artifacts
     if models.tuned is not None:
         tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
+    patching: dict[str, Step] = {}
+    if models.tuned is not None and cfg.evaluation.patch_block is not None:
+        for name, step in base_artifacts.continuations.items():
+            patching |= patching_steps(setting, models.base, models.tuned, name, step.artifact)
     return Pipeline(
         cfg,
         base,
@@ -359,11 +406,28 @@ def build_pipeline(
         evaluation_documents,
         evaluation_texts,
         training,
+        replacement,
+        patching,
         models,
         base_artifacts,
         tuned_artifacts,
         progress,
     )
+
+
+def _training_step(job: TrainingJob, artifact: Artifact, progress: ProgressReporter) -> Step:
+    """Return the step of an artifact of a training job, which trains once for both."""
+
+    def build(_: Path) -> None:
+        for _row in job.run(progress):
+            pass
+
+    def flops() -> float:
+        if artifact is not job.tuned and not job.tuned.exists:
+            return 0.0  # measured by the same training
+        return job.flops(model_size(job.base, job.store))
+
+    return _TrainingStep(artifact, build, flops)
 
 
 def _at(cfg: RunConfig, name: str) -> str:
@@ -385,6 +449,38 @@ def _evaluation_texts(
     )
 
 
+def _intervention(
+    cfg: RunConfig, tuned: ModelState, training: TrainingJob, progress: ProgressReporter
+) -> tuple[dict[str, Step], ModelState]:
+    """Return the steps of an intervention, and the model that it makes."""
+    base, store = training.base, training.store
+    steps: dict[str, Step] = {}
+    other = None
+    texts = cfg.intervention.dataset
+    if cfg.intervention.path is not None:
+        other = tuning_at(Path(cfg.intervention.path), base)
+    elif texts is not None:
+        own = {field.name: getattr(texts, field.name) for field in fields(TextsConfig)}
+        at = "intervention.dataset"
+        documents = documents_step(texts, store, progress, at=at)
+        sequences = sequences_step(
+            replace(cfg.dataset, **own), documents.artifact, base, store, progress
+        )
+        job = training_job(cfg.training, sequences.artifact, base, store)
+        steps = {"other/documents": documents, "other/sequences": sequences} | {
+            f"other/{artifact.kind}": _training_step(job, artifact, progress)
+            for artifact in (job.tuned, job.validation)
+        }
+        other = replace(tuned, weights=_weights(job, cfg.evaluation.checkpoint))
+    step = intervention_step(cfg.intervention, tuned, other, store, progress)
+    return steps | {"intervention": step}, intervention_state(base, step)
+
+
+def _weights(job: TrainingJob, checkpoint: str) -> Artifact:
+    """Return the artifact that holds a checkpoint: `last` or `best_val`."""
+    return {"last": job.tuned, "best_val": job.validation}[checkpoint]
+
+
 def _models(
     cfg: RunConfig,
     base: BaseModel,
@@ -397,9 +493,9 @@ def _models(
 
     base_lazy, tuned = lazy(ModelState(base)), None
     if training is not None:
-        weights = {"last": training.tuned, "best_val": training.validation}
         checkpoint = cfg.evaluation.checkpoint
-        tuned = lazy(ModelState(base, cfg.tuning, weights[checkpoint], f"{checkpoint}.safetensors"))
+        weights = _weights(training, checkpoint)
+        tuned = lazy(ModelState(base, cfg.tuning, weights, f"{checkpoint}.safetensors"))
     features = None
     if cfg.evaluation.mauve is not None:
         mauve.check_installed()

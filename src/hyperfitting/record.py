@@ -240,6 +240,14 @@ class Record(_Model):
         """Whether a model was trained; else `tuned` is the base model."""
         return bool(self.config["tuning"]["method"] != "none")
 
+    @property
+    def tuned_label(self) -> str:
+        """What stands in the tuned model's place, for headings: mostly `tuned` itself."""
+        intervention = self.config.get("intervention", {}).get("method", "none")
+        control = self.config["decode"].get("control", {}).get("method", "none")
+        changes = [change for change in (intervention, control) if change != "none"]
+        return " + ".join(changes) or "tuned"
+
     def name(self, group: str) -> str:
         """Return the name of what was chosen of a config group, such as `model`."""
         return str(self.config[group]["name"])

@@ -21,7 +21,9 @@ from hyperfitting.fields import (
 )
 
 STRATEGIES = ("greedy", "sample", "beam", "contrastive")
+CONTROLS = ("none", "entropy_matched", "static_bias")
 _ID = "continuations"
+_CONTROL = "logit_transform"
 _SAMPLE = ("sample",)
 
 
@@ -42,6 +44,50 @@ class CitationBlockerConfig:
 
     def __post_init__(self) -> None:
         at_least("decode.citation_blocker.n", self.n, 1)
+
+
+@dataclass
+class ControlConfig:
+    """Replace the tuned model by one of which only the logits are changed (Li et al., ICML 2026).
+
+    Does a change that every position shares do what tuning does? The change is part of the model:
+    its predictions on the evaluation texts follow it too.
+    """
+
+    method: str = setting("none", enters=RECORD)
+    """`none`: the tuned model itself. `entropy_matched`: `model` at the temperature at which its
+    mean entropy on the evaluation texts is the other model's. `static_bias`: the base model with
+    `strength` times the mean logit offset (tuned minus base, on the evaluation texts) of the
+    `n_tokens` tokens that gain most rank."""
+    model: str = setting("base", enters=_CONTROL, read_by=("entropy_matched",))
+    """Whose temperature is changed: `base` (cooled to the tuned model's entropy) or `tuned` (heated
+    to the base model's)."""
+    strength: float | None = setting(None, enters=_CONTROL, read_by=("static_bias",))
+    """Factor of the offset."""
+    n_tokens: int = setting(500, enters=_CONTROL, read_by=("static_bias",))
+    """Tokens with an offset; all others keep their logits."""
+    center: bool = setting(False, enters=_CONTROL, read_by=("static_bias",))
+    """Subtract the mean offset of the whole vocabulary: logits are defined up to a constant, and
+    tuning may change that constant too. Off: as in the paper's formula."""
+
+    def __post_init__(self) -> None:
+        one_of("decode.control.method", self.method, CONTROLS)
+        one_of("decode.control.model", self.model, ("base", "tuned"))
+        at_least("decode.control.n_tokens", self.n_tokens, 1)
+        refuse_unused(self, "decode.control", "method")
+        if self.method == "static_bias":
+            hint = "decode.control.strength=0.1"
+            required("decode.control.strength", self.strength, "the offset's factor", hint)
+            in_range("decode.control.strength", float(self.strength or 0), -100, 100)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the tuned model is replaced."""
+        return self.method != "none"
+
+    def id_config(self) -> dict[str, Any]:
+        """Return the method and the fields that it reads."""
+        return {"method": self.method} | id_config(self, _CONTROL, "method")
 
 
 @dataclass
@@ -78,6 +124,8 @@ class DecodeConfig:
     citation_blocker: CitationBlockerConfig = setting(factory=CitationBlockerConfig, enters=RECORD)
     """Any strategy: forbid quoting the training data. Enters the ids of the tuned model's
     continuations only."""
+    control: ControlConfig = setting(factory=ControlConfig, enters=RECORD)
+    """Any strategy: controls in the tuned model's place."""
     stop_at_eos: bool = setting(False, enters=_ID)
     """Let a continuation end at the end-of-text token. Off: that token is forbidden, so that all
     continuations have full length and their type-token ratios are comparable."""

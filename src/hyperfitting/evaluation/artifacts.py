@@ -77,14 +77,16 @@ def model_artifacts(
         {name: next_tokens_step(setting, model, name) for name in names}
         if setting.evaluation.top_tokens
         else {},
-        {name: base_loglikelihoods_step(setting, base, name, written[name]) for name in names}
-        if model.state.is_tuned
-        else {},
+        {}
+        if model.state.is_base
+        else {name: base_loglikelihoods_step(setting, base, name, written[name]) for name in names},
         dict(mauve_features_steps(setting, features, written)) if features is not None else {},
     )
 
 
-def _flops(setting: Setting, model: LazyModel, length: int, times: int = 1) -> Callable[[], float]:
+def texts_flops(
+    setting: Setting, model: LazyModel, length: int, times: int = 1
+) -> Callable[[], float]:
     """Return the function that estimates the operations of passes over a dataset's texts."""
 
     def estimate() -> float:
@@ -117,7 +119,7 @@ def token_stats_step(setting: Setting, model: LazyModel, dataset: str) -> Step:
         config={},
         inputs={"model": model.state.id, "texts": texts.id},
     )
-    return Step(artifact, build, _flops(setting, model, setting.evaluation.reference_len))
+    return Step(artifact, build, texts_flops(setting, model, setting.evaluation.reference_len))
 
 
 def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step:
@@ -128,7 +130,7 @@ def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step
     a continuation.
     """
     evaluation, texts = setting.evaluation, setting.texts[dataset]
-    blocked = setting.decode.citation_blocker.enabled and model.state.is_tuned
+    blocked = setting.decode.citation_blocker.enabled and not model.state.is_base
 
     def build(work: Path) -> None:
         references = load_evaluation_texts(texts)
@@ -171,7 +173,7 @@ def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step
         inputs={"model": model.state.id, "texts": texts.id}
         | ({"blocked": setting.sequences.id} if blocked else {}),
     )
-    flops = _flops(setting, model, evaluation.total_len, setting.decode.num_candidates)
+    flops = texts_flops(setting, model, evaluation.total_len, setting.decode.num_candidates)
     return Step(artifact, build, flops)
 
 
@@ -217,4 +219,4 @@ def base_loglikelihoods_step(
         config={},
         inputs={"model": base.state.id, "continuations": continuations.id},
     )
-    return Step(artifact, build, _flops(setting, base, evaluation.total_len))
+    return Step(artifact, build, texts_flops(setting, base, evaluation.total_len))

@@ -37,6 +37,10 @@ class EvaluationConfig:
     top_tokens: int = setting(0, enters="next_tokens")
     """Along the first text of each dataset, keep this many of the most likely next tokens with
     their probability (Figure 4 of Carlsson et al.); 0: none."""
+    patch_block: int | None = setting(None, enters=RECORD)
+    """Activation patching: where the base model's greedy continuation begins to repeat itself,
+    replace the output of this block (the first is 1), once, by the tuned model's; does the loop
+    break? None: not measured."""
     bootstrap: int = setting(10_000, enters=RECORD)
     """Bootstrap resamples of the texts per 95% interval, and permutations per p-value."""
 
@@ -60,6 +64,7 @@ class EvaluationConfig:
         one_of("evaluation.unit", self.unit, ("token", "word"))
         at_least("evaluation.bleu_n", self.bleu_n, 1)
         at_least("evaluation.top_tokens", self.top_tokens, 0)
+        at_least("evaluation.patch_block", self.patch_block, 1)
         at_least("evaluation.bootstrap", self.bootstrap, 100)
 
     @property

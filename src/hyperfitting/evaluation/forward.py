@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hyperfitting.errors import exhausted_resource
 from hyperfitting.metrics.distribution import TokenStats, token_stats
@@ -46,22 +47,47 @@ def compute_token_stats(
     Raises:
         FloatingPointError: the model's logits hold NaN or infinity.
     """
-    device = next(model.parameters()).device
     n, length = texts.shape
     stats = {name: np.empty((n, length - 1)) for name in TOKEN_STATS}
 
-    def compute(batch_rows: slice) -> None:
-        batch = torch.as_tensor(texts[batch_rows], dtype=torch.long, device=device)  # (B, T)
-        logits = model(input_ids=batch, use_cache=False).logits  # (B, T, V)
+    def compute(rows: slice, logits: Tensor, targets: Tensor) -> None:
         # one text at a time: a float32 copy of (B, T, V) is large
-        for row, (tokens, scores) in enumerate(zip(batch, logits, strict=True), batch_rows.start):
-            for name, values in vars(token_stats(scores[:-1], tokens[1:])).items():
+        for row, (scores, tokens) in enumerate(zip(logits, targets, strict=True), rows.start):
+            for name, values in vars(token_stats(scores, tokens)).items():
                 stats[name][row] = values.cpu().numpy()
+
+    for_each_batch(model, texts, batch_size, compute, advance)
+    return stats
+
+
+@torch.inference_mode()
+def for_each_batch(
+    model: PreTrainedModel,
+    texts: NDArray[np.int32],
+    batch_size: int,
+    compute: Callable[[slice, Tensor, Tensor], None],
+    advance: Advance | None = None,
+) -> None:
+    """Call a function with the next-token logits of each batch of texts.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        texts: (N, T) token ids, T at least 2.
+        batch_size: texts per forward pass; halved when GPU memory runs out.
+        compute: called with the rows of a batch, the logits (B, T - 1, V) of every token but the
+            first, and these tokens (B, T - 1). If memory runs out in it, it is called again.
+        advance: reports tokens.
+    """
+    device = next(model.parameters()).device
+
+    def compute_batch(rows: slice) -> None:
+        batch = torch.as_tensor(texts[rows], dtype=torch.long, device=device)  # (B, T)
+        logits = model(input_ids=batch, use_cache=False).logits  # (B, T, V)
+        compute(rows, logits[:, :-1], batch[:, 1:])
         if advance:
             advance(batch.numel())
 
-    _for_batches(compute, n, batch_size, model)
-    return stats
+    _for_batches(compute_batch, n=len(texts), batch_size=batch_size, model=model)
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ one value per text, so that means, intervals and differences come from one place
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
@@ -52,6 +52,8 @@ class ModelOutput:
     """(N)"""
     mauve_features: tuple[NDArray[Any], NDArray[Any]] | None = None
     """(N, H) of contexts with continuations, and (N, H) of the reference texts."""
+    patching: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """(N,) what activation patching with this model's states measured; empty: it was not done."""
 
     def select(self, rows: NDArray[np.bool_]) -> "ModelOutput":
         """Return the output on some texts. ``rows``: (N,)."""
@@ -67,6 +69,7 @@ class ModelOutput:
             of(self.base_loglikelihoods),
             list(compress(self.continuations, rows)),
             features and (features[0][rows], features[1][rows]),
+            of(self.patching),
         )
 
 
@@ -171,6 +174,7 @@ def _score(
             metric.key: metric.per_text(inputs[length])
             for metric in METRICS.values()
             if metric.per_text is not None
+            and metric.is_measured(inputs[length])
             and not metric.among_texts
             and (metric.of_continuations or length == evaluation.continuation_len)
         }
@@ -204,6 +208,7 @@ def _inputs(
         context_len=evaluation.context_len,
         bleu_n=evaluation.bleu_n,
         mauve_features=output.mauve_features if is_full else None,
+        patching=output.patching,
     )
 
 
@@ -274,7 +279,7 @@ def _differences(tuned: Values, base: Values, resamples: int) -> dict[str, Diffe
     differences = {}
     for key, metric in METRICS.items():
         source, transform = _source(metric)
-        if source in tuned:
+        if source in tuned and source in base:
             differences[key] = paired_difference(
                 tuned[source], base[source], resamples, transform=transform
             )

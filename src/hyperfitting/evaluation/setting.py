@@ -39,7 +39,7 @@ class LazyModel:
     @property
     def label(self) -> str:
         """Its name in progress bars."""
-        return "the tuned model" if self.state.is_tuned else "the base model"
+        return "the base model" if self.state.is_base else "the tuned model"
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def token_stats(logits: Tensor, targets: Tensor) -> TokenStats:
 
     return TokenStats(
         loss=-log_p_target.squeeze(-1),
-        entropy=_entropy(log_p),
+        entropy=entropy(log_p),
         top1_mass=top_mass(1),
         top3_mass=top_mass(3),
         top5_mass=top_mass(5),
@@ -87,11 +87,12 @@ def step_stats(logits: Tensor, chosen: Tensor) -> Tensor:
     log_p_chosen = log_p.gather(-1, chosen.unsqueeze(-1))  # (R, 1)
     top1_mass = log_p.amax(-1).exp()
     return torch.stack(
-        [-log_p_chosen.squeeze(-1), _entropy(log_p), top1_mass, _rank(log_p, log_p_chosen)]
+        [-log_p_chosen.squeeze(-1), entropy(log_p), top1_mass, _rank(log_p, log_p_chosen)]
     )
 
 
-def _entropy(log_p: Tensor) -> Tensor:
+def entropy(log_p: Tensor) -> Tensor:
+    """Return the entropy (...), in nats, of distributions given as log-probabilities (..., V)."""
     # a masked token has p = 0 and log p = -inf; its term is 0
     return -(log_p.exp() * log_p).nansum(-1)
 

@@ -1,7 +1,7 @@
 """What a metric computes from: everything known of N texts, cut to one length."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ class ScoringInputs:
     """Longest n-grams of BLEU."""
     mauve_features: tuple[NDArray[Any], NDArray[Any]] | None = None
     """(N, H) of contexts with continuations, and (N, H) of the reference texts."""
+    patching: Arrays = field(default_factory=dict)
+    """(N,) `changed` and `broken`, NaN for a text without a loop; empty: not measured."""
 
     def select(self, rows: NDArray[np.bool_]) -> "ScoringInputs":
         """Return the inputs of some texts. ``rows``: (N,)."""
@@ -54,7 +56,7 @@ class ScoringInputs:
         def cut(arrays: Arrays) -> Arrays:
             return {name: values[rows] for name, values in arrays.items()}
 
-        overlap = Overlap(*(getattr(self.overlap, field.name)[rows] for field in fields(Overlap)))
+        overlap = Overlap(*(getattr(self.overlap, part.name)[rows] for part in fields(Overlap)))
         features = self.mauve_features
         return replace(
             self,
@@ -66,4 +68,5 @@ class ScoringInputs:
             token_stats=cut(self.token_stats),
             base_token_stats=cut(self.base_token_stats),
             mauve_features=features and (features[0][rows], features[1][rows]),
+            patching=cut(self.patching),
         )

@@ -85,6 +85,11 @@ def top1_agreement(inputs: ScoringInputs) -> Floats:
     return distribution.top1_agreement(inputs.token_stats["top1"], inputs.base_token_stats["top1"])
 
 
+def of_patching(name: str) -> PerText:
+    """Return what activation patching measured, where it did."""
+    return lambda inputs: np.asarray(inputs.patching[name], dtype=np.float64)
+
+
 def _nonempty(inputs: ScoringInputs, values: ArrayLike) -> Floats:
     """Return values (N,) with NaN for continuations that are empty."""
     empty = [len(text) == 0 for text in inputs.units]

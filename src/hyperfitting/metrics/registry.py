@@ -27,7 +27,8 @@ Direction = Literal["higher", "lower", ""]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric. Its prefix says of what: `gen/` of continuations, `val/` of reference texts.
+    """A metric. Its prefix says of what: `gen/` of continuations, `val/` of reference texts,
+    `patch/` of activation patching.
 
     At most one of ``per_text``, ``exp_of`` and ``per_set`` is given; a metric with none of them is
     measured elsewhere (the training loss).
@@ -61,6 +62,10 @@ class Metric:
     def axis_label(self) -> str:
         """Its label with its unit."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    def is_measured(self, inputs: ScoringInputs) -> bool:
+        """Return whether a run measures it: `patch/` metrics only where it patches."""
+        return not self.key.startswith("patch/") or bool(inputs.patching)
 
     @property
     def of_continuations(self) -> bool:
@@ -287,11 +292,31 @@ _ALL = (
         in_summary=True,
     ),
     Metric(
+        "patch/changed",
+        "next token changed by patching",
+        "whether the next token is another one, if the output of evaluation.patch_block is the "
+        "tuned model's where the base model begins to repeat itself",
+        per_text=per_text.of_patching("changed"),
+    ),
+    Metric(
+        "patch/broken",
+        "loop broken by patching",
+        "whether the base model then repeats nothing that begins in its next tokens",
+        per_text=per_text.of_patching("broken"),
+    ),
+    Metric(
         "train/loss",
         "training loss",
         "next-token loss on the training sequences, averaged over an epoch's optimizer steps",
         unit="nats",
         direction="lower",
+        in_history=True,
+    ),
+    Metric(
+        "train/accuracy",
+        "training token accuracy",
+        "share of the training tokens that are the most likely one (with trainer.target_accuracy)",
+        direction="higher",
         in_history=True,
     ),
 )

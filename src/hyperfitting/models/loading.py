@@ -25,6 +25,7 @@ from hyperfitting.models.base import BaseModel
 from hyperfitting.models.causality import check_causal
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.folder import load_config
+from hyperfitting.models.logit_transform import LogitTransform
 from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_tensor
 from hyperfitting.store.artifact import Artifact
 
@@ -35,7 +36,7 @@ _N_LISTED = 3
 
 @dataclass(frozen=True)
 class ModelState:
-    """Weights to evaluate: the base model's, or those of a tuned model."""
+    """Weights to evaluate: the base model's, or those of a tuned model; and a change of logits."""
 
     base: BaseModel
     tuning: TuningConfig | None = None
@@ -44,20 +45,24 @@ class ModelState:
     """Holds the trained parameters; none: the base model."""
     file: str = ""
     """Name of the safetensors file in ``weights``, such as `last.safetensors`."""
+    logit_transform: Artifact | None = None
+    """Holds a `LogitTransform` of the model's output; none: its logits are as they are."""
 
     def __post_init__(self) -> None:
-        if (self.tuning is None) != (self.weights is None) or bool(self.file) != self.is_tuned:
+        has_weights = self.weights is not None
+        if (self.tuning is not None) != has_weights or bool(self.file) != has_weights:
             raise ValueError("a tuned model needs tuning, weights and file; the base model none")
 
     @property
     def id(self) -> str:
-        """Determines the loaded weights."""
-        return f"{self.weights.id}/{Path(self.file).stem}" if self.weights else self.base.id
+        """Determines the loaded weights, and their change of logits."""
+        weights = f"{self.weights.id}/{Path(self.file).stem}" if self.weights else self.base.id
+        return f"{weights}+{self.logit_transform.id}" if self.logit_transform else weights
 
     @property
-    def is_tuned(self) -> bool:
-        """Whether it is a tuned model."""
-        return self.weights is not None
+    def is_base(self) -> bool:
+        """Whether it is the base model as it is."""
+        return self.weights is None and self.logit_transform is None
 
     def load(self, device: torch.device, device_map: str | None = None) -> PreTrainedModel:
         """Return the model in evaluation mode, LoRA adapters merged.
@@ -80,6 +85,8 @@ class ModelState:
                 trainable.merge_adapters(model)
         model.eval()
         check_causal(model, self.base.name)
+        if self.logit_transform is not None:
+            LogitTransform.read(self.logit_transform).attach(model)
         return model
 
 

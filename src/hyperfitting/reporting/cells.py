@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 from scipy.stats import t as student_t
 
 from hyperfitting import formatting
@@ -14,6 +16,8 @@ from hyperfitting.reporting.spec import ColumnSpec
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
 
 LEVEL = 0.95
+_MIN_CORRELATED = 3
+"""Different values without which there is no rank correlation."""
 PREFERENCE = "preference"
 """The metric of human preference, which awaits annotations."""
 
@@ -57,6 +61,8 @@ def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpe
         return Cell(missing="not at this scale")
     if column.key == PREFERENCE:
         return Cell(missing="no annotations yet")
+    if column.spearman is not None:
+        return _correlation_cell(runs, column, column.spearman)
     if column.minus is None:
         cells = [_run_cell(run, column) for run in runs]
     else:
@@ -123,6 +129,28 @@ def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec) -> Cell
             record.config["evaluation"]["bootstrap"],
         )
     )
+
+
+def _correlation_cell(runs: Sequence[RunEntry], column: ColumnSpec, field: str) -> Cell:
+    """Return Spearman's rank correlation of a config field with a metric, over runs."""
+    points: list[tuple[float, float]] = []
+    for run in runs:
+        cell = _run_cell(run, column)
+        value = _config_value(run.record, field)
+        if value is not None and cell.estimate is not None:
+            points.append((value, cell.estimate.mean))
+    x, y = (np.array(values) for values in zip(*points, strict=True)) if points else ((), ())
+    if len(np.unique(x)) < _MIN_CORRELATED or len(np.unique(y)) < 2:
+        return Cell(missing=f"fewer than {_MIN_CORRELATED} different runs")
+    return _measured(Estimate(float(spearmanr(x, y).statistic), None, len(points)))
+
+
+def _config_value(record: Record | None, field: str) -> float | None:
+    """Return a number of a run's config by its dotted name; none: it is not set there."""
+    value: Any = record.config if record is not None else None
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _measured(estimate: Estimate | None) -> Cell:

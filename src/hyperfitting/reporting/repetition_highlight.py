@@ -80,7 +80,8 @@ def texts_page(record: Record, limit: int | None = None) -> str:
 <p>Repeated token runs are shaded, longer ones darker: from {", ".join(map(str, SHADES))} tokens
 on.</p>
 <table><thead><tr><th scope="col">text</th><th scope="col">context</th>
-<th scope="col">base model</th><th scope="col">tuned model</th><th scope="col">reference</th></tr>
+<th scope="col">base model</th>
+<th scope="col">{escape(record.tuned_label)} model</th><th scope="col">reference</th></tr>
 </thead>
 <tbody>
 {rows}

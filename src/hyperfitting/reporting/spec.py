@@ -30,6 +30,7 @@ from hyperfitting.record import Side
 SECTION = "hydra.sweeper.report"
 _FORMAT = re.compile(r"\{:\+?\.\d[fe%]\}")
 _EXCLUDED_BY_MINUS = ("length", "dataset", "statistic")
+_EXCLUDED_BY_SPEARMAN = ("statistic", "minus")
 
 
 def _check_format(form: str) -> str:
@@ -78,6 +79,18 @@ class ColumnSpec(_Spec):
             if info.data.get(name) != cls.model_fields[name].default:
                 raise ValueError(f"pairs all texts at their full length: {name} cannot be set")
         return minus
+
+    spearman: str | None = None
+    """A config field, such as `decode.control.strength`: the number is the rank correlation
+    (Spearman's rho) of the metric with it, over the runs of the row that set it."""
+
+    @field_validator("spearman")
+    @classmethod
+    def _check_spearman(cls, spearman: str | None, info: ValidationInfo) -> str | None:
+        for name in _EXCLUDED_BY_SPEARMAN if spearman is not None else ():
+            if info.data.get(name) != cls.model_fields[name].default:
+                raise ValueError(f"correlates the runs' means: {name} cannot be set")
+        return spearman
 
     @property
     def number_format(self) -> str:

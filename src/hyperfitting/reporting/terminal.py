@@ -107,7 +107,8 @@ def outcome(record: Record, color: bool) -> RenderableType:
         )
     parts += [Text(f"note: {printable(note)}\n") for note in record.notes]
     samples = record.samples[:SAMPLES_SHOWN]
-    parts += [_sample_panel(sample, number, color) for number, sample in enumerate(samples, 1)]
+    heading = f"{record.tuned_label} model"
+    parts += [_sample_panel(s, heading, number, color) for number, s in enumerate(samples, 1)]
     return Group(*parts)
 
 
@@ -121,8 +122,8 @@ def _metrics_table(record: Record) -> Table:
     )
     table.add_column("")
     table.add_column("base", justify="right")
-    heading = "tuned" if record.is_tuned else "not tuned"
-    table.add_column(heading, justify="right", style="bold")
+    heading = record.tuned_label if record.is_tuned else "not tuned"
+    table.add_column(printable(heading), justify="right", style="bold")
     table.add_column("difference", justify="right")
     table.add_column("p", justify="right")
     overall = record.overall
@@ -148,10 +149,10 @@ def _row_texts(part: Slice, entry: Metric) -> list[str]:
     ]
 
 
-def _sample_panel(sample: Sample, number: int, color: bool) -> Panel:
+def _sample_panel(sample: Sample, heading: str, number: int, color: bool) -> Panel:
     columns = Table(box=None, padding=(0, 2, 0, 0), expand=True, show_edge=False)
     columns.add_column("base model", ratio=1, overflow="fold")
-    columns.add_column("tuned model", ratio=1, overflow="fold")
+    columns.add_column(printable(heading), ratio=1, overflow="fold")
     columns.add_row(
         *(highlighted(side.token_texts, side.tokens, color) for side in (sample.base, sample.tuned))
     )

@@ -97,9 +97,12 @@ def _base_model_names(sweep: SweepRecords) -> dict[str, str]:
     by_decoding: dict[str, str] = {}
     names = {}
     for run, record in sweep.finished():
-        decoding = repr(record.config["decode"])
+        decode = record.config["decode"]
+        is_controlled = decode.get("control", {}).get("method", "none") != "none"
+        decoding = repr({**decode, "control": None})
         if decoding not in by_decoding:
-            name = f"base, {record.name('decode')}"
+            # a control is named by its decoding, but the base model beside it is as it is
+            name = f"base, {decode['strategy'] if is_controlled else record.name('decode')}"
             is_taken = name in by_decoding.values()
             by_decoding[decoding] = f"base, decoding of {run.name}" if is_taken else name
         names[run.name] = by_decoding[decoding]

@@ -42,7 +42,7 @@ def training_job(
     cfg: TrainingConfig, sequences: Artifact, base: BaseModel, store: Store
 ) -> "TrainingJob":
     """Return the training of a model on sequences; nothing is built yet."""
-    trainer = id_config(cfg.trainer, "tuned")
+    trainer = cfg.trainer.id_config()
     if not cfg.tuning.is_late:
         del trainer["activation_cache"]
     tuned = store.artifact(

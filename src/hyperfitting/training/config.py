@@ -6,7 +6,16 @@ from typing import Any
 from omegaconf import MISSING
 
 from hyperfitting.errors import UserError
-from hyperfitting.fields import RUNTIME, above_zero, at_least, one_of, required, setting
+from hyperfitting.fields import (
+    RUNTIME,
+    above_zero,
+    at_least,
+    id_config,
+    in_range,
+    one_of,
+    required,
+    setting,
+)
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.runtime.config import HardwareConfig
 
@@ -35,6 +44,13 @@ class TrainerConfig:
     Not used with dropout."""
     target_loss: float | None = setting(None, enters="tuned")
     """Stop after the first epoch whose mean training loss (nats) is at or below this."""
+    target_accuracy: float | None = setting(None, enters="tuned")
+    """Stop after the first validated epoch after which the model predicts at least this share of
+    the training tokens (arXiv 2602.11149); each validation then goes over them too."""
+    target_entropy: float | None = setting(None, enters="tuned")
+    """Stop after the first validation whose mean predictive entropy (nats) is at or below this."""
+    target_ttr: float | None = setting(None, enters="tuned")
+    """Stop after the first validation whose continuations have at least this type-token ratio."""
     swaps: int = setting(0, enters="tuned")
     """Swap this many sequences of the first epoch's first batch with those of its second: an almost
     identical data order (Figure 5, left, of Carlsson et al.)."""
@@ -59,12 +75,27 @@ class TrainerConfig:
         one_of("trainer.activation_cache", self.activation_cache, ("float32", "bfloat16", "off"))
         above_zero("trainer.clip_norm", self.clip_norm)
         at_least("trainer.target_loss", self.target_loss, 0)
+        at_least("trainer.target_entropy", self.target_entropy, 0)
+        for name in ("target_accuracy", "target_ttr"):
+            if (share := getattr(self, name)) is not None:
+                in_range(f"trainer.{name}", share, 0, 1)
         at_least("trainer.swaps", self.swaps, 0)
         at_least("trainer.eval_every_epochs", self.eval_every_epochs, 1)
         at_least("trainer.val_prompts", self.val_prompts, 1)
         at_least("trainer.val_prompt_len", self.val_prompt_len, 1)
         at_least("trainer.val_max_new_tokens", self.val_max_new_tokens, 2)
         at_least("trainer.seed", self.seed, 0)
+
+    def id_config(self) -> dict[str, Any]:
+        """Return what determines the tuned model.
+
+        Where a validation ends the training, that is also how it is validated.
+        """
+        by_validation = ("target_accuracy", "target_entropy", "target_ttr")
+        config = id_config(self, "tuned")
+        stops = {name: config.pop(name) for name in by_validation}
+        stops = {name: value for name, value in stops.items() if value is not None}
+        return config | stops | (id_config(self, "validation") if stops else {})
 
 
 @dataclass

@@ -5,6 +5,7 @@ file of their own, since how often a model is validated changes nothing about th
 """
 
 import json
+import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ HISTORY_FILE = "history.jsonl"
 VALIDATION_FILE = "validation.json"
 """Validation metrics by epoch."""
 Validations = dict[int, MetricsRow]
+_TARGETS = {
+    "target_loss": ("train/loss", operator.le),
+    "target_accuracy": ("train/accuracy", operator.ge),
+    "target_entropy": ("val/entropy", operator.le),
+    "target_ttr": ("gen/ttr", operator.ge),
+}
+"""Of the trainer's targets, the metric, and when it has reached the target."""
 
 
 class TrainingHistory:
@@ -89,9 +97,18 @@ def is_validated(row: MetricsRow, trainer: TrainerConfig) -> bool:
 
 
 def is_last(row: MetricsRow, trainer: TrainerConfig) -> bool:
-    """Return whether training ends with the epoch of a row."""
-    reached = trainer.target_loss is not None and row["train/loss"] <= trainer.target_loss
-    return reached or row["epoch"] == trainer.epochs
+    """Return whether training ends with the epoch of a row.
+
+    Args:
+        row: of an epoch; with its validation metrics if it was validated.
+        trainer: for the number of epochs and the targets.
+    """
+    reached = (
+        at_target(row[key], target)
+        for name, (key, at_target) in _TARGETS.items()
+        if key in row and (target := getattr(trainer, name)) is not None
+    )
+    return row["epoch"] == trainer.epochs or any(reached)
 
 
 def read_rows(path: Path) -> list[MetricsRow]:

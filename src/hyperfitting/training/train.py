@@ -116,7 +116,7 @@ def train(
             epoch_row = row | metrics.validations.get(epoch + 1, {})
             log_epoch(epoch_row, trainer)
             yield epoch_row
-            if history.is_last(row, trainer):
+            if history.is_last(epoch_row, trainer):
                 break
             if checkpoint.is_due():
                 _save(checkpoint, TrainProgress(epoch + 1, step, len(metrics.rows)), state, metrics)

@@ -27,7 +27,8 @@ def validate(
 ) -> MetricsRow:
     """Return validation loss and entropy (nats), TTR and rep-2 of greedy continuations.
 
-    These are the curves of Figure 2 of Carlsson et al. The model is left in evaluation mode.
+    These are the curves of Figure 2 of Carlsson et al. Where the training ends at a token accuracy,
+    also that. The model is left in evaluation mode.
 
     Raises:
         FloatingPointError: the model's logits hold NaN or infinity.
@@ -55,9 +56,27 @@ def validate(
     loss, entropy = (
         dist.all_gather(stats[name], len(data.val)).mean() for name in ("loss", "entropy")
     )
-    return {
+    metrics = {
         "val/loss": float(loss),
         "val/entropy": float(entropy),
         "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations])),
         "gen/rep_2": float(np.mean([rep_n(tokens, 2) for tokens in continuations])),
     }
+    if trainer.target_accuracy is not None:
+        metrics["train/accuracy"] = _token_accuracy(model, data, hardware, progress, dist)
+    return metrics
+
+
+def _token_accuracy(
+    model: PreTrainedModel,
+    data: Sequences,
+    hardware: HardwareConfig,
+    progress: ProgressReporter,
+    dist: DistContext,
+) -> float:
+    """Return the share of training tokens (but the first of each sequence) predicted exactly."""
+    sequences = dist.shard(data.train)[0]
+    with progress("predicting the training sequences", sequences.size, "tokens") as advance:
+        stats = compute_token_stats(model, sequences, hardware.evaluation_batch_size, advance)
+    is_first = stats["top1"] == sequences[:, 1:]
+    return float(dist.all_gather(is_first.astype(float), len(data.train)).mean())

@@ -1,0 +1,1 @@
+"""Why hyperfitting works: measures inside the models, controls, and causal interventions."""

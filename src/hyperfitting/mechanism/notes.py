@@ -1,0 +1,54 @@
+"""What the record says about the model that took the tuned one's place."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hyperfitting.decoding.config import ControlConfig
+from hyperfitting.mechanism.intervention_config import InterventionConfig
+from hyperfitting.store.artifact import Step
+
+SUMMARY_FILE = "summary.json"
+"""Of the artifacts `intervention` and `logit_transform`: the numbers that notes give."""
+
+
+def replacement_notes(
+    intervention: InterventionConfig, control: ControlConfig, steps: Mapping[str, Step]
+) -> Iterator[str]:
+    """Yield what a reader of the record must know about what took the tuned model's place.
+
+    Args:
+        intervention: how its weights were derived.
+        control: how its logits were changed.
+        steps: those of both, built.
+    """
+    if intervention.is_on:
+        summary = _summary(steps["intervention"])
+        share = summary["n_replaced"] / summary["n_parameters"]
+        yield (
+            f"the tuned model is an intervention ({intervention.method}): {share:.1%} of its "
+            "parameters are in matrices and vectors that differ from the base model's; all weights "
+            f"moved by {summary['relative_change']:.2%} of their norm"
+        )
+    if control.method == "entropy_matched":
+        summary = _summary(steps["control"])
+        other = "base" if control.model == "tuned" else "tuned"
+        yield (
+            f"in the tuned model's place: the {control.model} model at temperature "
+            f"{summary['temperature']:.4f}, at which its mean entropy on the evaluation texts is "
+            f"the {other} model's {summary['target_entropy']:.3f} nats; a temperature keeps the "
+            f"order of the tokens, so greedily it writes what the {control.model} model writes"
+        )
+    if control.method == "static_bias":
+        summary = _summary(steps["control"])
+        yield (
+            f"in the tuned model's place: the base model plus {control.strength:g} times the mean "
+            f"logit offset of the {summary['n_tokens']} tokens that gain most rank "
+            f"({summary['mean_offset']:+.2f} on average; of all tokens "
+            f"{summary['mean_offset_of_all_tokens']:+.2f})"
+        )
+
+
+def _summary(step: Step) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(step.artifact.file(SUMMARY_FILE).read_text("utf-8"))
+    return summary

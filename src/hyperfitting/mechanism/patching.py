@@ -1,0 +1,268 @@
+"""Activation patching: does one block's output of the tuned model break the base model's loop?
+
+The base model's greedy continuation of a context begins to repeat a span of `LOOP_TOKENS` tokens at
+some position. There, once, the output of block k is replaced by the tuned model's, given the same
+preceding tokens; everything before and after is the base model's own. For each block separately:
+
+    base continuations -> patch_states   the tuned model's block outputs at these positions
+                       -> patching       by text and block, what the base model then writes
+
+Decoding is the run's; the position is the last of its prefix, so nothing before it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyperfitting.data.sequences import load_evaluation_texts
+from hyperfitting.decoding.backends.plain import PlainBackend
+from hyperfitting.decoding.constraints import Constraints
+from hyperfitting.decoding.generate import eos_ids
+from hyperfitting.errors import UserError
+from hyperfitting.evaluation.arrays import load_continuations, save_array
+from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.metrics.diversity import LOOP_TOKENS
+from hyperfitting.models.layers import blocks
+from hyperfitting.store.artifact import Artifact, Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+VERSION = 1
+N_NEW = 32
+"""Tokens that are decoded from the patched position on."""
+PATCHING = ("changed", "broken")
+"""Whether the next token is another one; and whether no span of `LOOP_TOKENS` tokens that begins
+in the next `N_NEW` is a repeat. By text and block."""
+_STATES_FILE = "states.npy"
+
+
+def patching_steps(
+    setting: Setting,
+    base: LazyModel,
+    tuned: LazyModel,
+    dataset: str,
+    continuations: Artifact,
+) -> dict[str, Step]:
+    """Return the steps of patching a dataset's texts, inputs first.
+
+    Args:
+        setting: texts and decoding.
+        base: the model that is patched.
+        tuned: the model whose block outputs are taken.
+        dataset: name of the evaluation dataset.
+        continuations: the base model's.
+    """
+
+    def prefixes() -> list[NDArray[np.int64] | None]:
+        start = setting.evaluation.context_len
+        contexts = load_evaluation_texts(setting.texts[dataset]).tokens[:, :start]
+        return [
+            repeat_prefix(np.array([*context, *sample["tokens"]]), start)
+            for context, sample in zip(contexts, load_continuations(continuations), strict=True)
+        ]
+
+    def build_states(work: Path) -> None:
+        texts = prefixes()
+        states: list[Tensor | None] = []
+        task = f"reading blocks of {tuned.label} on {dataset}"
+        with setting.progress(task, len(texts), "texts") as advance:
+            for prefix in texts:
+                states.append(None if prefix is None else block_outputs(tuned(), prefix))
+                advance(1)
+        shape = tuned.state.base.shape()  # (L, H)
+        np.save(work / _STATES_FILE, _stack(states, shape), allow_pickle=False)
+
+    inputs = {"texts": setting.texts[dataset].id, "continuations": continuations.id}
+    states_artifact = setting.store.artifact(
+        "patch_states",
+        version=VERSION,
+        config={"loop_tokens": LOOP_TOKENS},
+        inputs=inputs | {"model": tuned.state.id},
+    )
+
+    def build(work: Path) -> None:
+        states = np.load(states_artifact.file(_STATES_FILE), allow_pickle=False)  # (N, L, H)
+        n_blocks = states.shape[1]
+        values = {name: np.full((len(states), n_blocks), np.nan) for name in PATCHING}
+        task = f"patching {base.label} on {dataset}"
+        with setting.progress(task, len(states), "texts") as advance:
+            for row, prefix in enumerate(prefixes()):
+                if prefix is not None:
+                    model = base()
+                    constraints = Constraints(
+                        setting.decode, eos_ids(model), setting.evaluation.context_len
+                    )
+                    tokens = patched_continuations(
+                        model, prefix[:-1], torch.from_numpy(states[row]), constraints
+                    )
+                    values["changed"][row] = tokens[:, 0] != prefix[-1]
+                    values["broken"][row] = [not _repeats(prefix[:-1], new) for new in tokens]
+                advance(1)
+        for name in PATCHING:
+            save_array(work, name, values[name])
+
+    artifact = setting.store.artifact(
+        "patching",
+        version=VERSION,
+        config={
+            "loop_tokens": LOOP_TOKENS,
+            "new_tokens": N_NEW,
+            "decode": setting.decode.id_config(blocked=False),
+        },
+        inputs=inputs | {"model": base.state.id, "states": states_artifact.id},
+    )
+    return {
+        f"patching/states/{dataset}": Step(states_artifact, build_states),
+        f"patching/{dataset}": Step(artifact, build),
+    }
+
+
+def load_patching(steps: Sequence[Step], block: int) -> dict[str, NDArray[np.float32]]:
+    """Return `PATCHING` (N,) of one block, the first is 1; NaN for a text without a repeat."""
+    return {
+        name: np.concatenate(
+            [
+                np.load(step.artifact.file(f"{name}.npy"), allow_pickle=False)[:, block - 1]
+                for step in steps
+            ]
+        )
+        for name in PATCHING
+    }
+
+
+def check_block(block: int | None, n_blocks: int) -> None:
+    """Refuse a block that the model does not have."""
+    if block is not None and block > n_blocks:
+        raise UserError(
+            "the model has fewer blocks",
+            field="evaluation.patch_block",
+            value=block,
+            valid=f"1 to {n_blocks}",
+        )
+
+
+def repeat_prefix(tokens: NDArray[np.int64], start: int) -> NDArray[np.int64] | None:
+    """Return a text up to and including the token with which it begins to repeat itself.
+
+    Args:
+        tokens: (T,) context and continuation.
+        start: length of the context.
+
+    Returns:
+        (t + 1,), where t is the first position of the continuation at which a span of
+        `LOOP_TOKENS` tokens begins that has begun before; None if there is none.
+    """
+    seen: set[tuple[int, ...]] = set()
+    for t in range(len(tokens) - LOOP_TOKENS + 1):
+        span = tuple(tokens[t : t + LOOP_TOKENS].tolist())
+        if t >= start and span in seen:
+            return tokens[: t + 1]
+        seen.add(span)
+    return None
+
+
+def _repeats(prefix: NDArray[np.int64], new_tokens: NDArray[np.int64]) -> bool:
+    return repeat_prefix(np.concatenate([prefix, new_tokens]), len(prefix)) is not None
+
+
+@torch.inference_mode()
+def block_outputs(model: PreTrainedModel, prefix: NDArray[np.int64]) -> Tensor:
+    """Return the output (L, H) of each block at the position that predicts a prefix's last token.
+
+    Args:
+        model: in evaluation mode.
+        prefix: (t + 1,) tokens; the last one is what is predicted.
+    """
+    outputs: list[Tensor] = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        outputs.append(_hidden(output)[0, -1].float().cpu())
+
+    hooks = [block.register_forward_hook(keep) for block in blocks(model)]
+    try:
+        model(input_ids=_ids(model, prefix[None, :-1]), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(outputs)
+
+
+@torch.inference_mode()
+def patched_continuations(
+    model: PreTrainedModel, prefix: NDArray[np.int64], states: Tensor, constraints: Constraints
+) -> NDArray[np.int64]:
+    """Return what a model writes after a prefix if one block's output there is replaced.
+
+    The blocks are the rows of one batch over the same cache: a step for all of them costs little
+    more than for one.
+
+    Args:
+        model: in evaluation mode.
+        prefix: (t,) tokens.
+        states: (L, H) the outputs of its blocks at the last of them, one for each row.
+        constraints: of decoding.
+
+    Returns:
+        (L, N_NEW) greedy tokens, a row for each block patched.
+    """
+    n_blocks = len(states)
+    cached = PlainBackend().start(model, len(prefix) + N_NEW)
+    if len(prefix) > 1:
+        cached(_ids(model, prefix[None, :-1]))
+        cached.expand(n_blocks)
+    tokens = _ids(model, prefix[None]).expand(n_blocks, -1)  # (L, t)
+    with _patched(model, states.to(model.device, model.dtype)):
+        logits = cached(tokens[:, -1:])  # (L, V)
+    for step in range(N_NEW):
+        if step:
+            logits = cached(tokens[:, -1:])
+        chosen = constraints(tokens, logits).argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, chosen], dim=1)
+    new_tokens: NDArray[np.int64] = tokens[:, len(prefix) :].cpu().numpy()
+    return new_tokens
+
+
+@contextmanager
+def _patched(model: PreTrainedModel, states: Tensor) -> Iterator[None]:
+    """Replace the output of block k in row k by ``states[k]``, at the last position."""
+
+    def hook_of(k: int) -> Any:
+        def replace(_: Any, __: Any, output: Any) -> Any:
+            hidden = _hidden(output).clone()  # (L, 1, H)
+            hidden[k, -1] = states[k]
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return replace
+
+    hooks = [block.register_forward_hook(hook_of(k)) for k, block in enumerate(blocks(model))]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hidden(output: Any) -> Tensor:
+    """Return the hidden states (B, T, H) in a block's output; some blocks return a tuple."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _ids(model: PreTrainedModel, tokens: NDArray[np.int64]) -> Tensor:
+    return torch.as_tensor(tokens, dtype=torch.long, device=model.device)
+
+
+def _stack(states: Sequence[Tensor | None], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return (N, L, H), NaN for a text without a repeat. ``shape``: (L, H)."""
+    rows = [torch.full(shape, torch.nan) if state is None else state for state in states]
+    stacked: NDArray[np.float32] = torch.stack(rows).numpy()
+    return stacked
