@@ -18,7 +18,12 @@ from hyperfitting.data.sequences import load_evaluation_texts, load_sequences
 from hyperfitting.data.tokenization import token_text_in_context, token_texts
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.generate import continue_texts
-from hyperfitting.evaluation.arrays import BATCHES_FILE, load_continuations, save_array
+from hyperfitting.evaluation.arrays import (
+    BATCHES_FILE,
+    append_continuations,
+    load_continuations,
+    save_array,
+)
 from hyperfitting.evaluation.forward import (
     TOKEN_STATS,
     compute_token_stats,
@@ -195,10 +200,7 @@ def base_loglikelihoods_step(
         start = evaluation.context_len
         contexts = load_evaluation_texts(texts).tokens[:, :start]
         generated = [sample["tokens"] for sample in load_continuations(continuations)]
-        tokens = np.zeros((len(generated), evaluation.total_len), np.int32)  # (N, T)
-        tokens[:, :start] = contexts
-        for row, continuation in zip(tokens, generated, strict=True):
-            row[start : start + len(continuation)] = continuation
+        tokens = append_continuations(contexts, generated, evaluation.total_len)  # (N, T)
         task = f"scoring the tuned model's continuations of {dataset} with {base.label}"
         with setting.progress(task, tokens.size, "tokens") as advance:
             stats = compute_token_stats(
