@@ -129,7 +129,7 @@ def compute_token_shift(
 
 def _ranks(scores: Tensor) -> Tensor:
     """Return the rank of every token, 1 for the most likely: (T, V) of scores (T, V)."""
-    order = scores.argsort(-1, descending=True, stable=True)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.empty_like(order)
     positions = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
     return ranks.scatter_(-1, order, positions.expand_as(order))
