@@ -166,6 +166,7 @@ def make_record(
             "overlap_histogram": Histograms(tuned=[1, 0, 2], base=[3], reference=[3]),
             "next_tokens": {},
             "samples": list(samples),
+            "mechanism": None,
         }
         | fields
     )

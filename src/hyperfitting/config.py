@@ -17,6 +17,7 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.fields import RECORD, RUNTIME, at_least, required, setting
+from hyperfitting.mechanism.config import MechanismConfig
 from hyperfitting.models.config import ModelConfig, TuningConfig
 from hyperfitting.runtime.config import HardwareConfig, TrackingConfig
 from hyperfitting.training.config import TrainerConfig, TrainingConfig, check_optimizer
@@ -47,6 +48,7 @@ class RunConfig:
     trainer: TrainerConfig = setting(MISSING, enters=RECORD)
     decode: DecodeConfig = setting(MISSING, enters=RECORD)
     evaluation: EvaluationConfig = setting(MISSING, enters=RECORD)
+    mechanism: MechanismConfig = setting(factory=MechanismConfig, enters=RECORD)
     tracking: TrackingConfig = setting(MISSING, enters=RUNTIME)
     hardware: HardwareConfig = setting(MISSING, enters=RUNTIME)
 
@@ -65,6 +67,14 @@ class RunConfig:
         self._check_trainer()
         self._check_lost_updates()
         self._check_ngram_lengths()
+        if self.mechanism.measures and self.tuning.method == "none":
+            raise UserError(
+                "there is no tuned model to compare with the base model",
+                field="mechanism.measures",
+                value=self.mechanism.measures,
+                valid="with any tuning but none",
+                hint="mechanism=none, or tuning=full",
+            )
         if self.hardware.plan_gpu_memory_gb and not self.plan:
             raise UserError(
                 "changes nothing without plan=true",

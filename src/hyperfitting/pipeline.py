@@ -2,6 +2,7 @@
 
     documents -> sequences -> tuned, validation -> continuations -> base_loglikelihoods -> scores
               -> evaluation_texts -------------> token_stats ---------------------------->
+                                                 mechanism: both models compared -------->
 
 `run.py` calls the phases in order: prepare, train, generate, score. The plan and the sweep walk
 `Pipeline.steps`. All ids are known before anything is built.
@@ -10,7 +11,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import compress
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +31,7 @@ from hyperfitting.data.sequences import (
     sequences_step,
 )
 from hyperfitting.data.sources import documents_step
+from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.arrays import load_batch_sizes
 from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
 from hyperfitting.evaluation.contamination import contaminated, contamination_notes
@@ -37,6 +39,8 @@ from hyperfitting.evaluation.next_tokens import load_next_tokens
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
 from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
+from hyperfitting.mechanism.results import build_mechanism
 from hyperfitting.metrics import mauve
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.config import ModelConfig
@@ -44,6 +48,7 @@ from hyperfitting.models.loading import ModelState
 from hyperfitting.models.size import model_size
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
 from hyperfitting.record import ModelInfo, NextTokens
+from hyperfitting.record_mechanism import Mechanism
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store
 from hyperfitting.training.artifact import TrainingJob, training_job
 
@@ -96,6 +101,8 @@ class Pipeline:
     base_artifacts: ModelArtifacts
     tuned_artifacts: ModelArtifacts
     """The base model's if nothing is trained."""
+    mechanism: MechanismArtifacts
+    """Comparisons of the two models."""
     progress: ProgressReporter
 
     def named_steps(self) -> Iterator[tuple[str, Step]]:
@@ -115,6 +122,8 @@ class Pipeline:
                 yield f"tuned/{name}", step
         for name, step in self.base_artifacts.named():
             yield f"base/{name}", step
+        for name, step in self.mechanism.named():
+            yield f"mechanism/{name}", step
 
     @property
     def steps(self) -> list[Step]:
@@ -156,13 +165,16 @@ class Pipeline:
                 self._rebuild(error, rebuilds)
 
     def generate(self) -> None:
-        """Build what each model predicts and generates, with one model in memory at a time."""
+        """Build what each model predicts and generates, with one model in memory at a time.
+
+        Only the comparisons of `mechanism` need both.
+        """
         tuned, base = self.tuned_artifacts, self.base_artifacts
         if tuned is not base:
             self._build(tuned.token_stats, tuned.continuations, tuned.next_tokens)
             self.models.release()
         self._build(base.token_stats, base.continuations, base.next_tokens)
-        self._build(tuned.base_loglikelihoods)
+        self._build(tuned.base_loglikelihoods, dict(self.mechanism.named()))
         self.models.release()
         self._build(tuned.mauve_features, base.mauve_features)
         self.models.release()
@@ -170,6 +182,16 @@ class Pipeline:
     def score(self) -> Comparison:
         """Return the scores of the tuned model, the base model and the references."""
         return self._retrying(self._score)
+
+    def mechanism_results(self, comparison: Comparison) -> Mechanism | None:
+        """Return the comparisons of the two models, if any are asked for."""
+        if not self.cfg.mechanism.measures:
+            return None
+        token_text = cache(token_text_in_context(self.base.tokenizer()))
+        resamples = self.cfg.evaluation.bootstrap
+        return self._retrying(
+            lambda: build_mechanism(self.mechanism, comparison, token_text, resamples)
+        )
 
     def next_tokens(self) -> dict[str, NextTokens]:
         """Return the most likely next tokens along each dataset's first text, if asked for."""
@@ -337,9 +359,11 @@ def build_pipeline(
         progress,
     )
     base_artifacts = model_artifacts(setting, models.base, models.base, models.features)
-    tuned_artifacts = base_artifacts
+    tuned_artifacts, mechanism = base_artifacts, MechanismArtifacts()
     if models.tuned is not None:
         tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
+        written = {"tuned": tuned_artifacts.written, "base": base_artifacts.written}
+        mechanism = mechanism_artifacts(cfg.mechanism, setting, models.base, models.tuned, written)
     return Pipeline(
         cfg,
         base,
@@ -351,6 +375,7 @@ def build_pipeline(
         models,
         base_artifacts,
         tuned_artifacts,
+        mechanism,
         progress,
     )
 

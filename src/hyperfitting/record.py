@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
+from hyperfitting.record_mechanism import Mechanism
 from hyperfitting.runtime.files import read_versioned, replacing, write_text
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 RECORD_FILE, PREDICTIONS_FILE, TEXTS_PAGE = (
     "results.json",
     "predictions.npz",
@@ -222,6 +223,9 @@ class Record(_Model):
         description="by evaluation dataset, the most likely next tokens along its first text"
     )
     samples: list[Sample] = Field(description="one per evaluation text")
+    mechanism: Mechanism | None = Field(
+        description="base and tuned model compared; null: `mechanism.measures` has none"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Record":

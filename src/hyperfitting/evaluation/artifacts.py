@@ -54,6 +54,11 @@ class ModelArtifacts:
     mauve_features: dict[str, Step] = field(default_factory=dict)
     """By `continuation/DATASET` and `reference/DATASET`."""
 
+    @property
+    def written(self) -> dict[str, Artifact]:
+        """The continuations' artifacts, by dataset."""
+        return {name: step.artifact for name, step in self.continuations.items()}
+
     def named(self) -> Iterator[tuple[str, Step]]:
         """Yield all steps with their names, such as `continuations/news`."""
         for kind, steps in vars(self).items():

@@ -4,10 +4,7 @@ Decided from the text alone, for English: a rough division, to see which kind of
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
-TokenClass = Literal["function", "punctuation", "name", "digits", "subword", "space", "other"]
-CLASSES: tuple[TokenClass, ...] = get_args(TokenClass)
 _SENTENCE_END = (".", "!", "?", ":", '"', "”", "\n")
 _FUNCTION_WORDS = frozenset(
     """
@@ -27,7 +24,7 @@ _FUNCTION_WORDS = frozenset(
 and the commonest particles."""
 
 
-def token_classes(token_texts: Sequence[str]) -> list[TokenClass]:
+def token_classes(token_texts: Sequence[str]) -> list[str]:
     """Return the class of each token of a text.
 
     - `space`: nothing but white space, or an incomplete character.
@@ -41,7 +38,7 @@ def token_classes(token_texts: Sequence[str]) -> list[TokenClass]:
     Args:
         token_texts: the text of each token; they join to the whole.
     """
-    classes: list[TokenClass] = []
+    classes: list[str] = []
     before = ""
     for index, token in enumerate(token_texts):
         after = token_texts[index + 1] if index + 1 < len(token_texts) else ""
@@ -50,12 +47,12 @@ def token_classes(token_texts: Sequence[str]) -> list[TokenClass]:
     return classes
 
 
-def _token_class(token: str, before: str, after: str) -> TokenClass:
+def _token_class(token: str, before: str, after: str) -> str:
     word = token.strip()
     continues_word = before[-1:].isalpha() and token[:1].isalpha()
     letters = word.strip("'’\"“”(),.;:-—")
     begins_sentence = not before.strip() or before.rstrip(" ").endswith(_SENTENCE_END)
-    conditions: dict[TokenClass, bool] = {
+    conditions: dict[str, bool] = {
         "space": not word,
         "digits": word[:1].isdigit(),
         "punctuation": not any(c.isalnum() for c in word),

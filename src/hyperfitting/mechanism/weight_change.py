@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.mechanism.hidden_states import EMBEDDING, FINAL_NORM
 from hyperfitting.models import layers
 from hyperfitting.models.size import model_size
 from hyperfitting.progress import Advance
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _FILE = "weight_change.json"
+OUTPUT_LAYER = "output layer"
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class ParameterChange:
 
     name: str
     """As in the model's state dict."""
-    block: int | None
-    """From 1; none: of no block."""
+    layer: str
+    """`embedding`, `block 1`, …, `final norm` (vectors of no block), or `output layer`."""
     part: str
     """Its name within the block, such as `mlp.down_proj.weight`; of no block: its whole name."""
     squared_change: float
@@ -99,20 +101,23 @@ def weight_changes(
     block_list = layers.blocks(base)
     prefix = next(name for name, module in base.named_modules() if module is block_list)
     in_block = re.compile(re.escape(prefix) + r"\.(\d+)\.(.+)")
+    embedding, head = base.get_input_embeddings().weight, base.get_output_embeddings()
     after = dict(tuned.named_parameters())
     changes = []
     for name, parameter in base.named_parameters():
         match = in_block.fullmatch(name)
-        block, part = (int(match[1]) + 1, match[2]) if match else (None, name)
-        changes.append(_change(name, block, part, parameter, after[name].to(parameter.device)))
+        is_head = head is not None and parameter is head.weight and parameter is not embedding
+        outside = OUTPUT_LAYER if is_head else EMBEDDING if parameter.dim() > 1 else FINAL_NORM
+        layer, part = (f"block {int(match[1]) + 1}", match[2]) if match else (outside, name)
+        change = _measure(parameter, after[name].to(parameter.device))
+        changes.append(ParameterChange(name, layer, part, **change))
         if advance:
             advance(parameter.numel())
     return changes
 
 
-def _change(
-    name: str, block: int | None, part: str, before: Tensor, after: Tensor
-) -> ParameterChange:
+def _measure(before: Tensor, after: Tensor) -> dict[str, float | None]:
+    """Return the numbers of a `ParameterChange`."""
     device = torch.device("cpu") if before.device.type == "mps" else before.device
     w, difference = before.to(device, torch.float32), (after.float() - before.float()).to(device)
     spectral = effective_rank = None
@@ -120,18 +125,15 @@ def _change(
         of_w, of_difference = (singular_values(m.flatten(1)) for m in (w, difference))
         largest = float(of_w.max())
         spectral = float(of_difference.max()) / largest if largest else None
-        share = of_difference / of_difference.sum()
         if bool(of_difference.any()):
+            share = of_difference / of_difference.sum()
             effective_rank = float(torch.special.entr(share).sum().exp())
-    return ParameterChange(
-        name,
-        block,
-        part,
-        float(difference.double().square().sum()),
-        float(w.double().square().sum()),
-        spectral,
-        effective_rank,
-    )
+    return {
+        "squared_change": float(difference.double().square().sum()),
+        "squared_norm": float(w.double().square().sum()),
+        "spectral": spectral,
+        "effective_rank": effective_rank,
+    }
 
 
 def singular_values(matrix: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ _VERBS = {
     "validation": "validate",
     "continuations": "generate",
     "token_stats": "evaluate",
+    "layer_geometry": "compare layers",
+    "token_shift": "compare ranks",
+    "weight_change": "compare weights",
+    "logit_lens": "read layers",
+    "loop_steps": "trace loops",
 }
 _TRAINED = ("tuned", "validation")
 """Kinds that are built by training; validation alone by replaying it."""
