@@ -244,6 +244,18 @@ class Record(_Model):
         """Whether a model was trained; else `tuned` is the base model."""
         return bool(self.config["tuning"]["method"] != "none")
 
+    def steps(self, key: str) -> list[float | None]:
+        """Return a metric of the tuned model at each step of its continuations; empty: none."""
+        values = self.per_step.tuned.get(key)
+        if values is None and self.mechanism is not None:
+            values = self.mechanism.per_step.get(key)
+        return values or []
+
+    def estimate(self, part: Slice, side: Side, key: str) -> Estimate | None:
+        """Return a metric of a slice, or one that compares base and tuned model over all texts."""
+        compared = self.mechanism.estimates if self.mechanism and part is self.overall else {}
+        return part.estimates(side).get(key) or compared.get(key)
+
     def name(self, group: str) -> str:
         """Return the name of what was chosen of a config group, such as `model`."""
         return str(self.config[group]["name"])

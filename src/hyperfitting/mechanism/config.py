@@ -42,13 +42,11 @@ class MechanismConfig:
         at_least("mechanism.loop_texts", self.loop_texts, 1)
         readers = {"layer_geometry": "geometry", "logit_lens": "lens", "loop_steps": "loops"}
         for field in fields(self):
-            measure = readers.get(field.metadata["enters"])
-            if measure is None or measure in self.measures:
-                continue
-            if getattr(self, field.name) != field.default:
+            reader, value = readers.get(field.metadata["enters"]), getattr(self, field.name)
+            if reader and reader not in self.measures and value != field.default:
                 raise UserError(
-                    f"changes nothing without the measure {measure}",
+                    f"changes nothing without the measure {reader}",
                     field=f"mechanism.{field.name}",
-                    value=getattr(self, field.name),
-                    hint=f"mechanism.measures=[{measure}]",
+                    value=value,
+                    hint=f"mechanism.measures=[{reader}]",
                 )

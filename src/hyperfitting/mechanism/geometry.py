@@ -26,7 +26,7 @@ from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.fields import id_config
 from hyperfitting.mechanism.config import MechanismConfig
 from hyperfitting.mechanism.hidden_states import layer_names, layer_states
-from hyperfitting.mechanism.moments import Floats, LayerMoments, PairMoments
+from hyperfitting.mechanism.moments import SKETCH_SIZE, Floats, LayerMoments, PairMoments
 from hyperfitting.mechanism.texts import Texts, TextSource
 from hyperfitting.models.size import ModelSize, forward_flops, model_size
 from hyperfitting.progress import Advance
@@ -108,6 +108,13 @@ def geometry_flops(size: ModelSize, n_texts: int, length: int) -> float:
     """Return the FLOPs of a pass over both models and of three d x d products per layer."""
     products = 3 * 2 * size.hidden_size**2 * (size.n_blocks + 2)
     return 2 * forward_flops(size, n_texts, length) + n_texts * length * products
+
+
+def geometry_bytes(size: ModelSize, n_texts: int) -> float:
+    """Return the memory of the sums of `PairMoments` at all layers, whatever the texts' length."""
+    d = size.hidden_size
+    scatter, sums = 3 * d**2, 2 * n_texts * d
+    return (size.n_blocks + 2) * (8 * (scatter + sums) + 4 * 5 * n_texts * SKETCH_SIZE**2)
 
 
 @torch.inference_mode()

@@ -68,7 +68,8 @@ class Resampling:
         own = np.diag(gram)
         between = ((self.counts @ gram) * self.counts).sum(1) - np.square(self.counts) @ own
         norms: Floats = between * self._n / max(self._n - 1, 1) + self.counts @ own
-        return norms / gram.sum()
+        norms /= gram.sum()
+        return norms
 
 
 def curve_of(layers: Sequence[str], estimates: Sequence[Estimate | None]) -> LayerCurve:

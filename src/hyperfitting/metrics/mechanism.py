@@ -52,11 +52,10 @@ LAYER_LABELS = {
 """By last part of a key of `Mechanism.per_layer`."""
 
 
-def layer_label(key: str) -> str:
-    """Return the label of a key of `Mechanism.per_layer`, such as `reference/cosine`."""
-    name = key.rsplit("/", 1)[-1]
+def layer_label(name: str) -> str:
+    """Return the label of a quantity of `Mechanism.per_layer`, such as `cosine`."""
     stem = name.removesuffix("_without_outliers")
-    label = LAYER_LABELS.get(stem, stem)
+    label = LAYER_LABELS.get(stem, stem.removesuffix(".weight"))
     return label if stem == name else f"{label}, without outlier dimensions"
 
 
