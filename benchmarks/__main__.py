@@ -1,6 +1,7 @@
 """`make bench`: all comparisons, as a table and in outputs/bench/bench.json.
 
-python -m benchmarks [metrics] [decoding] [training] [growth] [profile] [tracking] [page] [mechanism]
+python -m benchmarks [metrics] [decoding] [training] [growth] [profile] [tracking] [page]
+                     [mechanism]
 """
 
 import argparse
