@@ -39,7 +39,7 @@ class Measured:
         self.base, self.tuned = lazy(ModelState(base)), lazy(tuned_state(base, store))
         models = {"base": self.base, "tuned": self.tuned}
         written = {s: self.evaluated(m) for s, m in models.items()}
-        self.artifacts = self.steps(written)
+        self.artifacts = self.steps(written, loop_ngram=1)
         for _, step in self.artifacts.named():
             step.ensure()
         self.comparison = self.compare(written)

@@ -358,11 +358,11 @@ def test_a_table_has_what_compares_both_models_over_all_texts_only(tmp_path: Pat
     record = ttr_record([0.1, 0.2, 0.4], 0.5, mechanism=make_mechanism())
     columns = {"L2": {"key": "mech/last_block_l2"}, "at 16": {"key": "mech/last_block_l2",
                "length": 16}}  # fmt: skip
-    report = {"tables": {"t": {"rows": ["system"], "columns": columns}}}
+    report = {"tables": {"t": {"rows": ["system", "seed"], "columns": columns}}}
     folder = write_sweep(tmp_path / "x", report, {"tuned_0": record})
-    sweep, spec = load_sweep(folder), parse_report(report).tables["t"]
-    cells = tables.build_table(sweep, "t", spec).rows[1].cells
-    assert cells["L2"].text("{:.1f}") == "22.0 [21.0, 23.0] (1 of 3 runs)"
+    rows = tables.build_table(load_sweep(folder), "t", parse_report(report).tables["t"]).rows
+    (cells,) = (r.cells for r in rows if r.labels == {"system": "tuned", "seed": "0"})
+    assert cells["L2"].text("{:.1f}") == "22.0 [21.0, 23.0]"
     assert cells["at 16"].estimate is None
 
 

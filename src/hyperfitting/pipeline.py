@@ -362,8 +362,13 @@ def build_pipeline(
     tuned_artifacts, mechanism = base_artifacts, MechanismArtifacts()
     if models.tuned is not None:
         tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
-        written = {"tuned": tuned_artifacts.written, "base": base_artifacts.written}
-        mechanism = mechanism_artifacts(cfg.mechanism, setting, models.base, models.tuned, written)
+        mechanism = mechanism_artifacts(
+            cfg.mechanism,
+            setting,
+            models.base,
+            models.tuned,
+            {"tuned": tuned_artifacts.written, "base": base_artifacts.written},
+        )
     return Pipeline(
         cfg,
         base,

@@ -53,12 +53,12 @@ def _dimensions(geometry: Geometry, layer: int, resampling: Resampling) -> dict[
         estimates[f"participation_ratio_change{suffix}"] = estimate(
             ratios[1] - ratios[0], resampled[1] - resampled[0], n
         )
-    norms = [
+    base, tuned, cross = (
         resampling.squared_norms(gram.astype(np.float64))
         for gram in (*geometry.gram[layer, :, 0], geometry.cross_gram[layer])
-    ]
+    )
     cka = float(geometry.cka[layer])
-    estimates["cka"] = estimate(cka, cka * norms[2] / np.sqrt(norms[0] * norms[1]), n)
+    estimates["cka"] = estimate(cka, cka * cross / np.sqrt(base * tuned), n)
     return estimates
 
 

@@ -109,15 +109,13 @@ def weight_changes(
         is_head = head is not None and parameter is head.weight and parameter is not embedding
         outside = OUTPUT_LAYER if is_head else EMBEDDING if parameter.dim() > 1 else FINAL_NORM
         layer, part = (f"block {int(match[1]) + 1}", match[2]) if match else (outside, name)
-        change = _measure(parameter, after[name].to(parameter.device))
-        changes.append(ParameterChange(name, layer, part, **change))
+        changes.append(_change(name, layer, part, parameter, after[name].to(parameter.device)))
         if advance:
             advance(parameter.numel())
     return changes
 
 
-def _measure(before: Tensor, after: Tensor) -> dict[str, float | None]:
-    """Return the numbers of a `ParameterChange`."""
+def _change(name: str, layer: str, part: str, before: Tensor, after: Tensor) -> ParameterChange:
     device = torch.device("cpu") if before.device.type == "mps" else before.device
     w, difference = before.to(device, torch.float32), (after.float() - before.float()).to(device)
     spectral = effective_rank = None
@@ -128,12 +126,15 @@ def _measure(before: Tensor, after: Tensor) -> dict[str, float | None]:
         if bool(of_difference.any()):
             share = of_difference / of_difference.sum()
             effective_rank = float(torch.special.entr(share).sum().exp())
-    return {
-        "squared_change": float(difference.double().square().sum()),
-        "squared_norm": float(w.double().square().sum()),
-        "spectral": spectral,
-        "effective_rank": effective_rank,
-    }
+    return ParameterChange(
+        name,
+        layer,
+        part,
+        squared_change=float(difference.double().square().sum()),
+        squared_norm=float(w.double().square().sum()),
+        spectral=spectral,
+        effective_rank=effective_rank,
+    )
 
 
 def singular_values(matrix: Tensor) -> Tensor:
@@ -143,4 +144,5 @@ def singular_values(matrix: Tensor) -> Tensor:
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=matrix.device)
     for rows in tall.split(8192):  # bounds the float64 copy of an embedding
         gram += rows.double().mT @ rows.double()
-    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    values: Tensor = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    return values
