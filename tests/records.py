@@ -27,6 +27,7 @@ from hyperfitting.record import (
     Timings,
     write_record,
 )
+from hyperfitting.record_mechanism import ClassShift, LayerCurve, Mechanism, Ranks, TokenChange
 from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 
 NO_OVERLAP = OverlapSpan(length=0, start=-1, sequence=-1, offset=-1)
@@ -128,6 +129,24 @@ def make_dataset_info() -> DatasetInfo:
     )
 
 
+def make_mechanism() -> Mechanism:
+    """Return comparisons of a model of two blocks."""
+    layers = ["embedding", "block 1", "block 2", "final norm"]
+    token = TokenChange(text=" $a", id=1, tuned=3, base=1, logit_change=0.5, rank_gain=2.0)
+    nothing = ClassShift(changed=None, tuned=0.0, base=0.0)
+    return Mechanism(
+        estimates={"mech/last_block_l2": Estimate(22.0, (21.0, 23.0), 3)},
+        per_layer={
+            "reference/l2": LayerCurve(layers=layers, mean=[0, 1, 2, 3], ci95=[(0, 4)] * 4),
+            "weights/spectral": LayerCurve(layers=layers[1:3], mean=[0.1, None], ci95=None),
+        },
+        per_step={"mech/changed": [0.5] * 20},
+        ranks=Ranks(
+            edges=[2, 3, 6], counts=[4, 2, 1], classes={"digits": nothing}, gained=[token], lost=[]
+        ),
+    )
+
+
 def make_record(
     slices: Sequence[Slice],
     samples: Sequence[Sample],
@@ -165,6 +184,7 @@ def make_record(
         "overlap_histogram": Histograms(tuned=[1, 0, 2], base=[3], reference=[3]),
         "next_tokens": {},
         "samples": list(samples),
+        "mechanism": None,
     }
     return Record(**values | fields)
 

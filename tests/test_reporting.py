@@ -23,6 +23,7 @@ from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
 from tests.records import (
     make_config,
     make_continuation,
+    make_mechanism,
     make_next_tokens,
     make_predictions,
     make_record,
@@ -316,6 +317,11 @@ FIGURES: dict[str, dict[str, Any]] = {
     "bars": {"kind": "bars", "rows": "system", "y": {"TTR": {"key": "gen/ttr"}}},
     "histogram": {"kind": "histogram", "lines": "system"},
     "per_position": {"kind": "per_position", "series": ["gen/entropy"], "lines": "system"},
+    "per_layer": {
+        "kind": "per_layer", "lines": "system",
+        "panels": {"distance": ["reference/l2"], "weights": ["weights/spectral", "reference/l2"]},
+    },
+    "rank_shift": {"kind": "rank_shift", "count": 5},
     "agreement": {"kind": "agreement", "axis": "seed"},
     "ranks": {"kind": "ranks", "lines": "system"},
     "next_tokens": {"kind": "next_tokens", "dataset": "news", "count": 2},
@@ -325,9 +331,9 @@ FIGURES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", FIGURES)
 def test_a_figure_of_each_kind_is_drawn_and_the_same_again(kind: str, tmp_path: Path) -> None:
-    next_tokens = {"news": make_next_tokens()}
+    fields = {"next_tokens": {"news": make_next_tokens()}, "mechanism": make_mechanism()}
     records = {
-        f"{system}_{seed}": ttr_record([0.1, 0.2, 0.4], 0.5, next_tokens=next_tokens)
+        f"{system}_{seed}": ttr_record([0.1, 0.2, 0.4], 0.5, **fields)
         for system, seed in (("base", 0), ("tuned", 0), ("tuned", 1))
     }
     folder = write_sweep(tmp_path / "x", {}, records)
@@ -360,6 +366,32 @@ def test_a_figure_without_data_has_a_reason(tmp_path: Path) -> None:
     readme = (write_report(folder) / "README.md").read_text()
     assert "(agreement: fewer than two runs have predictions.npz" in readme
     assert "(next_tokens: no run has evaluation.top_tokens of the dataset news)" in readme
+    assert "(per_layer: no run has mechanism.measures of this)" in readme
+    assert "(rank_shift: no run has mechanism.measures=[ranks])" in readme
+
+
+def test_layers_are_drawn_in_order_with_the_final_norm_apart(tmp_path: Path) -> None:
+    record = ttr_record([0.1, 0.2, 0.4], 0.5, mechanism=make_mechanism())
+    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record})
+    spec = parse_report({"figures": {"f": FIGURES["per_layer"]}}).figures["f"]
+    panel = figures.draw(load_sweep(folder), spec).axes[0]
+    curve, outside = panel.lines
+    assert curve.get_ydata().tolist() == [0, 1, 2, 3]
+    assert outside.get_ydata().tolist() == [0, 3]
+    labels = [label.get_text() for label in panel.get_xticklabels()]
+    assert labels == ["embedding", "1", "2", "final norm"]
+
+
+def test_a_table_has_what_compares_both_models_over_all_texts_only(tmp_path: Path) -> None:
+    record = ttr_record([0.1, 0.2, 0.4], 0.5, mechanism=make_mechanism())
+    columns = {"L2": {"key": "mech/last_block_l2"}, "at 16": {"key": "mech/last_block_l2",
+               "length": 16}}  # fmt: skip
+    report = {"tables": {"t": {"rows": ["system", "seed"], "columns": columns}}}
+    folder = write_sweep(tmp_path / "x", report, {"tuned_0": record})
+    rows = tables.build_table(load_sweep(folder), "t", parse_report(report).tables["t"]).rows
+    (cells,) = (r.cells for r in rows if r.labels == {"system": "tuned", "seed": "0"})
+    assert cells["L2"].text("{:.1f}") == "22.0 [21.0, 23.0]"
+    assert cells["at 16"].estimate is None
 
 
 def test_a_figure_of_an_unknown_axis_is_an_error(half_done: Path) -> None:

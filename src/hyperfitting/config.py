@@ -17,6 +17,7 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.fields import RECORD, RUNTIME, at_least, required, setting
+from hyperfitting.mechanism.config import MechanismConfig
 from hyperfitting.mechanism.intervention_config import InterventionConfig
 from hyperfitting.models.config import ModelConfig, TuningConfig
 from hyperfitting.runtime.config import HardwareConfig, TrackingConfig
@@ -49,6 +50,7 @@ class RunConfig:
     intervention: InterventionConfig = setting(MISSING, enters=RECORD)
     decode: DecodeConfig = setting(MISSING, enters=RECORD)
     evaluation: EvaluationConfig = setting(MISSING, enters=RECORD)
+    mechanism: MechanismConfig = setting(factory=MechanismConfig, enters=RECORD)
     tracking: TrackingConfig = setting(MISSING, enters=RUNTIME)
     hardware: HardwareConfig = setting(MISSING, enters=RUNTIME)
 
@@ -68,6 +70,7 @@ class RunConfig:
         self._check_lost_updates()
         self._check_replacement()
         self._check_patching()
+        self._check_mechanism()
         self._check_ngram_lengths()
         if self.hardware.plan_gpu_memory_gb and not self.plan:
             raise UserError(
@@ -167,6 +170,17 @@ class RunConfig:
                     value=method,
                     hint="tuning=full, or another tuning",
                 )
+
+    def _check_mechanism(self) -> None:
+        """Refuse comparisons of base and tuned model without a tuned model."""
+        if self.mechanism.measures and self.tuning.method == "none":
+            raise UserError(
+                "there is no tuned model to compare with the base model",
+                field="mechanism.measures",
+                value=self.mechanism.measures,
+                valid="with any tuning but none",
+                hint="mechanism=none, or tuning=full",
+            )
 
     def _check_ngram_lengths(self) -> None:
         """Refuse n-grams longer than the text they are counted in."""

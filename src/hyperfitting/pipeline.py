@@ -2,6 +2,7 @@
 
     documents -> sequences -> tuned, validation -> continuations -> base_loglikelihoods -> scores
               -> evaluation_texts -------------> token_stats ---------------------------->
+                                                 mechanism: both models compared -------->
 
 An intervention or a control (`mechanism`) takes the tuned model's place: its steps come between.
 
@@ -12,7 +13,7 @@ An intervention or a control (`mechanism`) takes the tuned model's place: its st
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import compress
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,7 @@ from hyperfitting.data.sequences import (
     sequences_step,
 )
 from hyperfitting.data.sources import documents_step
+from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.arrays import load_batch_sizes
 from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
 from hyperfitting.evaluation.contamination import contaminated, contamination_notes
@@ -39,6 +41,7 @@ from hyperfitting.evaluation.next_tokens import load_next_tokens
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
 from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
 from hyperfitting.mechanism.controls import control_state, control_steps
 from hyperfitting.mechanism.interventions import (
     intervention_state,
@@ -48,6 +51,7 @@ from hyperfitting.mechanism.interventions import (
 from hyperfitting.mechanism.notes import replacement_notes
 from hyperfitting.mechanism.parts import check_last_blocks
 from hyperfitting.mechanism.patching import check_block, load_patching, patching_steps
+from hyperfitting.mechanism.results import build_mechanism
 from hyperfitting.metrics import mauve
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.config import ModelConfig
@@ -55,6 +59,7 @@ from hyperfitting.models.loading import ModelState
 from hyperfitting.models.size import model_size
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
 from hyperfitting.record import ModelInfo, NextTokens
+from hyperfitting.record_mechanism import Mechanism
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store
 from hyperfitting.training.artifact import TrainingJob, training_job
 
@@ -115,6 +120,8 @@ class Pipeline:
     base_artifacts: ModelArtifacts
     tuned_artifacts: ModelArtifacts
     """The base model's if nothing is trained."""
+    mechanism: MechanismArtifacts
+    """Comparisons of the two models."""
     progress: ProgressReporter
 
     def named_steps(self) -> Iterator[tuple[str, Step]]:
@@ -135,18 +142,9 @@ class Pipeline:
                 yield f"tuned/{name}", step
         for name, step in self.base_artifacts.named():
             yield f"base/{name}", step
+        for name, step in self.mechanism.named():
+            yield f"mechanism/{name}", step
         yield from self.patching.items()
-
-    @property
-    def tuned_weights(self) -> Artifact:
-        """The artifact with the weights of the tuned model that is evaluated.
-
-        Raises:
-            ValueError: the run has no tuned model.
-        """
-        if self.models.tuned is None or self.models.tuned.state.weights is None:
-            raise ValueError("nothing is trained")
-        return self.models.tuned.state.weights
 
     @property
     def steps(self) -> list[Step]:
@@ -192,7 +190,10 @@ class Pipeline:
                 self._rebuild(error, rebuilds)
 
     def generate(self) -> None:
-        """Build what each model predicts and generates, with one model in memory at a time."""
+        """Build what each model predicts and generates, with one model in memory at a time.
+
+        Only the comparisons of `mechanism` need both.
+        """
         tuned, base = self.tuned_artifacts, self.base_artifacts
         self._build(self.replacement)
         self.models.release()
@@ -200,7 +201,7 @@ class Pipeline:
             self._build(tuned.token_stats, tuned.continuations, tuned.next_tokens)
             self.models.release()
         self._build(base.token_stats, base.continuations, base.next_tokens)
-        self._build(tuned.base_loglikelihoods)
+        self._build(tuned.base_loglikelihoods, dict(self.mechanism.named()))
         self.models.release()
         for step in self.patching.values():  # the tuned model's states, then the base model
             self._ensure(step)
@@ -211,6 +212,16 @@ class Pipeline:
     def score(self) -> Comparison:
         """Return the scores of the tuned model, the base model and the references."""
         return self._retrying(self._score)
+
+    def mechanism_results(self, comparison: Comparison) -> Mechanism | None:
+        """Return the comparisons of the two models, if any are asked for."""
+        if not self.cfg.mechanism.measures:
+            return None
+        token_text = cache(token_text_in_context(self.base.tokenizer()))
+        resamples = self.cfg.evaluation.bootstrap
+        return self._retrying(
+            lambda: build_mechanism(self.mechanism, comparison, token_text, resamples)
+        )
 
     def next_tokens(self) -> dict[str, NextTokens]:
         """Return the most likely next tokens along each dataset's first text, if asked for."""
@@ -391,9 +402,16 @@ def build_pipeline(
         tuned = LazyModel(state, device, cfg.hardware.device_map)
         models = replace(models, tuned=tuned, uncontrolled=uncontrolled)
     base_artifacts = model_artifacts(setting, models.base, models.base, models.features)
-    tuned_artifacts = base_artifacts
+    tuned_artifacts, mechanism = base_artifacts, MechanismArtifacts()
     if models.tuned is not None:
         tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
+        mechanism = mechanism_artifacts(
+            cfg.mechanism,
+            setting,
+            models.base,
+            models.tuned,
+            {"tuned": tuned_artifacts.written, "base": base_artifacts.written},
+        )
     patching: dict[str, Step] = {}
     if models.tuned is not None and cfg.evaluation.patch_block is not None:
         for name, step in base_artifacts.continuations.items():
@@ -411,6 +429,7 @@ def build_pipeline(
         models,
         base_artifacts,
         tuned_artifacts,
+        mechanism,
         progress,
     )
 

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
+from hyperfitting.record_mechanism import Mechanism
 from hyperfitting.runtime.files import read_versioned, replacing, write_text
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 RECORD_FILE, PREDICTIONS_FILE, TEXTS_PAGE = (
     "results.json",
     "predictions.npz",
@@ -222,6 +223,9 @@ class Record(_Model):
         description="by evaluation dataset, the most likely next tokens along its first text"
     )
     samples: list[Sample] = Field(description="one per evaluation text")
+    mechanism: Mechanism | None = Field(
+        description="base and tuned model compared; null: `mechanism.measures` has none"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Record":
@@ -247,6 +251,18 @@ class Record(_Model):
         control = self.config["decode"].get("control", {}).get("method", "none")
         changes = [change for change in (intervention, control) if change != "none"]
         return " + ".join(changes) or "tuned"
+
+    def steps(self, key: str) -> list[float | None]:
+        """Return a metric of the tuned model at each step of its continuations; empty: none."""
+        values = self.per_step.tuned.get(key)
+        if values is None and self.mechanism is not None:
+            values = self.mechanism.per_step.get(key)
+        return values or []
+
+    def estimate(self, part: Slice, side: Side, key: str) -> Estimate | None:
+        """Return a metric of a slice, or one that compares base and tuned model over all texts."""
+        compared = self.mechanism.estimates if self.mechanism and part is self.overall else {}
+        return part.estimates(side).get(key) or compared.get(key)
 
     def name(self, group: str) -> str:
         """Return the name of what was chosen of a config group, such as `model`."""

@@ -79,6 +79,7 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
         comparison=comparison,
         history=pipeline.history(),
         next_tokens=pipeline.next_tokens(),
+        mechanism=pipeline.mechanism_results(comparison),
         model=pipeline.model_info(),
         split_sizes=pipeline.split_sizes(),
         artifacts=pipeline.artifacts,

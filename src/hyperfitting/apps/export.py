@@ -69,6 +69,13 @@ def _write_merged(run: "FinishedRun", state: "ModelState", folder: Path) -> None
     import torch
     from transformers import GenerationConfig
 
+    if state.logit_transform is not None:
+        raise UserError(
+            "a control changes logits outside of the model: a folder cannot hold it",
+            field="decode.control.method",
+            value=run.record.config["decode"]["control"]["method"],
+            valid="none",
+        )
     model = state.load(torch.device("cpu"))
     config = GenerationConfig.from_model_config(model.config)
     config.do_sample = False

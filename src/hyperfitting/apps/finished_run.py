@@ -50,30 +50,30 @@ def open_run(path: Path, store: Path | None = None, device: str = "auto") -> Fin
         hardware=HardwareConfig(device=device),
     )
     pipeline = build_pipeline(config, setup_torch(config.hardware))
-    if pipeline.training is not None:
-        _check_tuned(record, pipeline, folder)
+    if pipeline.models.tuned is not None:
+        _check_tuned(record, pipeline.models.tuned.state, folder)
     pipeline.base.ensure()
     return FinishedRun(record, pipeline)
 
 
-def _check_tuned(record: Record, pipeline: Pipeline, store: Path) -> None:
+def _check_tuned(record: Record, tuned: ModelState, store: Path) -> None:
     """Refuse a tuned model that is not the record's, or not in the store."""
-    tuned = pipeline.tuned_weights
-    name = Path(record.artifacts[tuned.kind]).name
-    if tuned.id != name:
-        raise UserError(
-            f"this version of hyperfitting trains another model with the record's config "
-            f"({tuned.id}, the record has {name})",
-            hint="the version that the record names under `git` or `versions`",
-        )
-    if not tuned.exists:
-        raise UserError(
-            "the tuned model is not in this store",
-            field="store",
-            value=store,
-            valid=f"the folder of a store with {tuned.kind}/{tuned.id}",
-            hint="--store DIR, or run the same command again, which trains it again",
-        )
+    recorded = {Path(folder).name for folder in record.artifacts.values()}
+    for artifact in tuned.artifacts:
+        if artifact.id not in recorded:
+            raise UserError(
+                "this version of hyperfitting trains another model with the record's config "
+                f"(the record has no {artifact.kind} {artifact.id})",
+                hint="the version that the record names under `git` or `versions`",
+            )
+        if not artifact.exists:
+            raise UserError(
+                "the tuned model is not in this store",
+                field="store",
+                value=store,
+                valid=f"the folder of a store with {artifact.kind}/{artifact.id}",
+                hint="--store DIR, or run the same command again, which trains it again",
+            )
 
 
 def _record_file(path: Path) -> Path:

@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def decode_config(recorded: dict[str, Any], overrides: Sequence[str]) -> "Decode
     from omegaconf import OmegaConf
 
     from hyperfitting.config import conf_dir, register
-    from hyperfitting.decoding.config import DecodeConfig
+    from hyperfitting.decoding.config import ControlConfig, DecodeConfig
 
     for override in overrides:
         if not override.startswith(("decode=", "decode.")):
@@ -80,7 +81,15 @@ def decode_config(recorded: dict[str, Any], overrides: Sequence[str]) -> "Decode
         )
     merged = OmegaConf.merge(OmegaConf.structured(DecodeConfig), values)
     config: DecodeConfig = OmegaConf.to_object(merged)  # type: ignore[assignment] # from a schema
-    return config
+    recorded_control = ControlConfig(**recorded["control"])
+    if config.control.is_on and config.control != recorded_control:
+        raise UserError(
+            "a control is a model of its own, which this run did not evaluate",
+            field="decode.control.method",
+            value=config.control.method,
+            hint=f"hyperfit decode={config.name}, then its run",
+        )
+    return replace(config, control=recorded_control)
 
 
 def continue_prompt(

@@ -1,7 +1,7 @@
 """Arrays and continuations as evaluation artifacts hold them: one writer, one reader."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +45,21 @@ def load_batch_sizes(artifact: Artifact) -> list[int]:
     """Return how many texts each batch of continuations held when they were generated."""
     sizes: list[int] = json.loads(artifact.file(BATCHES_FILE).read_text("utf-8"))
     return sizes
+
+
+def append_continuations(
+    contexts: NDArray[np.int32], continuations: Sequence[Sequence[int]], length: int
+) -> NDArray[np.int32]:
+    """Return contexts with their continuations (N, length), zeros past the end of each.
+
+    Args:
+        contexts: (N, T) token ids.
+        continuations: N sequences of token ids.
+        length: T plus that of the longest continuation, or more.
+    """
+    start = contexts.shape[1]
+    tokens = np.zeros((len(contexts), length), np.int32)
+    tokens[:, :start] = contexts
+    for row, continuation in zip(tokens, continuations, strict=True):
+        row[start : start + len(continuation)] = continuation
+    return tokens

@@ -19,7 +19,12 @@ from hyperfitting.data.tokenization import token_text_in_context, token_texts
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
-from hyperfitting.evaluation.arrays import BATCHES_FILE, load_continuations, save_array
+from hyperfitting.evaluation.arrays import (
+    BATCHES_FILE,
+    append_continuations,
+    load_continuations,
+    save_array,
+)
 from hyperfitting.evaluation.forward import (
     TOKEN_STATS,
     compute_token_stats,
@@ -49,6 +54,11 @@ class ModelArtifacts:
     """Empty for the base model: its step statistics are its log-likelihoods."""
     mauve_features: dict[str, Step] = field(default_factory=dict)
     """By `continuation/DATASET` and `reference/DATASET`."""
+
+    @property
+    def written(self) -> dict[str, Artifact]:
+        """The continuations' artifacts, by dataset."""
+        return {name: step.artifact for name, step in self.continuations.items()}
 
     def named(self) -> Iterator[tuple[str, Step]]:
         """Yield all steps with their names, such as `continuations/news`."""
@@ -199,10 +209,7 @@ def base_loglikelihoods_step(
         start = evaluation.context_len
         contexts = load_evaluation_texts(texts).tokens[:, :start]
         generated = [sample["tokens"] for sample in load_continuations(continuations)]
-        tokens = np.zeros((len(generated), evaluation.total_len), np.int32)  # (N, T)
-        tokens[:, :start] = contexts
-        for row, continuation in zip(tokens, generated, strict=True):
-            row[start : start + len(continuation)] = continuation
+        tokens = append_continuations(contexts, generated, evaluation.total_len)  # (N, T)
         task = f"scoring the tuned model's continuations of {dataset} with {base.label}"
         with setting.progress(task, tokens.size, "tokens") as advance:
             stats = compute_token_stats(

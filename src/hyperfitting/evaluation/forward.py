@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKEN_STATS = tuple(field.name for field in fields(TokenStats))
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,8 @@ def for_each_batch(
         if advance:
             advance(batch.numel())
 
-    _for_batches(compute_batch, n=len(texts), batch_size=batch_size, model=model)
+    for _ in in_batches(compute_batch, len(texts), batch_size, model):
+        pass
 
 
 @torch.inference_mode()
@@ -146,14 +149,15 @@ def last_hidden_states(
         if advance:
             advance(len(batch))
 
-    _for_batches(compute, len(texts), batch_size, model)
+    for _ in in_batches(compute, len(texts), batch_size, model):
+        pass
     return np.concatenate(features)
 
 
-def _for_batches(
-    compute: Callable[[slice], None], n: int, batch_size: int, model: PreTrainedModel
-) -> None:
-    """Call a function with the rows of each batch, repeated with half of them if they do not fit.
+def in_batches(
+    compute: Callable[[slice], Result], n: int, batch_size: int, model: PreTrainedModel
+) -> Iterator[Result]:
+    """Yield the results of a function of the rows of each batch, halved if they do not fit.
 
     Args:
         compute: does a forward pass over the rows of one batch.
@@ -166,7 +170,7 @@ def _for_batches(
     while start < n:
         rows = slice(start, min(start + batch_size, n))
         try:
-            compute(rows)
+            result = compute(rows)
         except RuntimeError as error:
             n_rows = rows.stop - start
             if exhausted_resource(error) != "memory" or n_rows == 1 or is_sharded(model):
@@ -175,3 +179,4 @@ def _for_batches(
             log.warning("out of GPU memory: continuing with %d texts at once", batch_size)
         else:
             start = rows.stop
+            yield result

@@ -39,6 +39,7 @@ from hyperfitting.record import (
     SampleText,
     Timings,
 )
+from hyperfitting.record_mechanism import Mechanism
 from hyperfitting.store.artifact import Artifact
 from hyperfitting.store.manifest import package_versions
 
@@ -54,6 +55,8 @@ class RunResult:
     """One row per epoch."""
     next_tokens: dict[str, NextTokens]
     """By evaluation dataset."""
+    mechanism: Mechanism | None
+    """None: nothing of it is measured."""
     model: ModelInfo
     split_sizes: SplitSizes
     """Of the documents that were trained on."""
@@ -103,6 +106,7 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
         ),
         next_tokens=result.next_tokens,
         samples=_samples(comparison),
+        mechanism=result.mechanism,
     )
 
 

@@ -1,1 +1,1 @@
-"""Why hyperfitting works: measures inside the models, controls, and causal interventions."""
+"""Why hyperfitting works: both models compared, controls, and causal interventions."""

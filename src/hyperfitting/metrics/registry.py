@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hyperfitting.metrics import per_text
+from hyperfitting.metrics import mechanism, per_text
 from hyperfitting.metrics.diversity import (
     LOOP_TOKENS,
     ROLLING_WINDOW,
@@ -28,10 +28,10 @@ Direction = Literal["higher", "lower", ""]
 @dataclass(frozen=True)
 class Metric:
     """A metric. Its prefix says of what: `gen/` of continuations, `val/` of reference texts,
-    `patch/` of activation patching.
+    `patch/` of activation patching, `mech/` of both models compared.
 
     At most one of ``per_text``, ``exp_of`` and ``per_set`` is given; a metric with none of them is
-    measured elsewhere (the training loss).
+    measured elsewhere (the training loss; `mech/`).
     """
 
     key: str
@@ -319,6 +319,7 @@ _ALL = (
         direction="higher",
         in_history=True,
     ),
+    *(Metric(key, **texts) for key, texts in mechanism.METRICS.items()),
 )
 METRICS: dict[str, Metric] = {entry.key: entry for entry in _ALL}
 """By key, in the order in which they are shown."""

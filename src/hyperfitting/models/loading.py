@@ -60,6 +60,11 @@ class ModelState:
         return f"{weights}+{self.logit_transform.id}" if self.logit_transform else weights
 
     @property
+    def artifacts(self) -> list[Artifact]:
+        """What it reads besides the base model."""
+        return [a for a in (self.weights, self.logit_transform) if a is not None]
+
+    @property
     def is_base(self) -> bool:
         """Whether it is the base model as it is."""
         return self.weights is None and self.logit_transform is None

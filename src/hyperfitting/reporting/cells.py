@@ -108,7 +108,7 @@ def _run_cell(run: RunEntry, column: ColumnSpec) -> Cell:
         per_text = record.per_text.values(column.side).get(column.key, [])
         values = [value for value in per_text if value is not None]
         return _measured(Estimate(max(values), None, len(values)) if values else None)
-    return _measured(part.estimates(column.side).get(column.key))
+    return _measured(record.estimate(part, column.side, column.key))
 
 
 def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec) -> Cell:

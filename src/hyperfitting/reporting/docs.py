@@ -26,8 +26,9 @@ _METRICS_INTRO = """\
 # Metrics
 
 All metrics, from [`metrics/registry.py`](../src/hyperfitting/metrics/registry.py). `gen/` is of
-the continuations, `val/` of the reference texts. Every number is a mean over the evaluation texts;
-only MAUVE compares the sets, and has no interval.
+the continuations, `val/` of the reference texts, `mech/` compares base and tuned model
+([mechanism](mechanism.md)). Every number is a mean over the evaluation texts; only MAUVE compares
+the sets, and has no interval.
 
 - Definitions, units and sources stand at the functions in
   [`metrics/`](../src/hyperfitting/metrics); each is tested against an independent implementation

@@ -163,11 +163,31 @@ class PerPositionSpec(_Figure):
 
     kind: Literal["per_position"]
     series: list[str]
-    """Metrics: `gen/entropy`, `gen/top1_mass`, `gen/ttr_last_96`."""
+    """Metrics: `gen/entropy`, `gen/top1_mass`, `gen/ttr_last_96`, or of `mechanism.per_step`."""
     lines: str | None = None
     """Axis: a line for each label; none: for each run."""
     window: int = Field(16, ge=1)
     """Steps of the moving average."""
+
+
+class PerLayerSpec(_Figure):
+    """Base and tuned model compared layer by layer (`mechanism.measures`), a panel for each kind of
+    number."""
+
+    kind: Literal["per_layer"]
+    panels: dict[str, list[str]]
+    """Keys of `mechanism.per_layer`, such as `reference/cosine`, by label of the panel's vertical
+    axis."""
+    lines: str | None = None
+    """Axis: lines for each label; none: for each run."""
+
+
+class RankShiftSpec(_Figure):
+    """Which tokens the tuned model of the first run chooses instead of the base model's."""
+
+    kind: Literal["rank_shift"]
+    count: int = Field(12, ge=1)
+    """Tokens that gain, and tokens that lose."""
 
 
 class AgreementSpec(_Figure):
@@ -213,6 +233,8 @@ FigureSpec = (
     | BarsSpec
     | HistogramSpec
     | PerPositionSpec
+    | PerLayerSpec
+    | RankShiftSpec
     | AgreementSpec
     | RanksSpec
     | NextTokensSpec

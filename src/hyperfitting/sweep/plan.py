@@ -16,6 +16,7 @@ from rich.table import Table
 
 from hyperfitting.config import RunConfig
 from hyperfitting.formatting import duration
+from hyperfitting.mechanism.geometry import geometry_bytes
 from hyperfitting.models.size import model_size
 from hyperfitting.pipeline import Pipeline, build_pipeline
 from hyperfitting.store.artifact import Store
@@ -37,6 +38,11 @@ _VERBS = {
     "validation": "validate",
     "continuations": "generate",
     "token_stats": "evaluate",
+    "layer_geometry": "compare layers",
+    "token_shift": "compare ranks",
+    "weight_change": "compare weights",
+    "logit_lens": "read layers",
+    "loop_steps": "trace loops",
 }
 _TRAINED = ("tuned", "validation")
 """Kinds that are built by training; validation alone by replaying it."""
@@ -175,13 +181,16 @@ def _plan_memory(
 ) -> PlannedMemory:
     store = Store(cfg.store, cfg.remote_stores)
     bytes_per_parameter = getattr(torch, cfg.model.dtype).itemsize
-    evaluation = (
-        model_size(pipeline.base, store).n_params * bytes_per_parameter
-        + FRAMEWORK_BYTES[spec.device_type]
-    )
+    size, n_models = model_size(pipeline.base, store), 2 if cfg.mechanism.measures else 1
+    evaluation = n_models * size.n_params * bytes_per_parameter + FRAMEWORK_BYTES[spec.device_type]
+    if "geometry" in cfg.mechanism.measures:
+        n_texts = cfg.evaluation.n_texts * len(cfg.evaluation_datasets)
+        evaluation += geometry_bytes(size, n_texts)
     if cfg.hardware.device_map:
         evaluation /= cfg.hardware.num_processes or 1
     hint = "hardware.device_map=auto, with several GPUs; model.dtype=bfloat16; a smaller model"
+    if n_models > 1:
+        hint = f"mechanism=none, which needs one model in memory and not two; {hint}"
     if not trains:
         return PlannedMemory(spec.memory_bytes, evaluation, None, hint)
     training = estimate_memory(

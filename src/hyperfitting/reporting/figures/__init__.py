@@ -1,7 +1,7 @@
 """Figures of a sweep's records, with matplotlib: legible in gray, labeled with units.
 
 What a kind of figure shows, and its fields, stand in `reporting.spec`; each kind has one function
-here, in `curves`, `distributions` or `texts`.
+here, in `curves`, `distributions`, `layers` or `texts`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from hyperfitting.reporting.figures import curves, distributions, texts
+from hyperfitting.reporting.figures import curves, distributions, layers, texts
 from hyperfitting.reporting.figures.style import STYLE, NoDataError
 from hyperfitting.reporting.spec import FigureSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
@@ -25,6 +25,8 @@ _KINDS: dict[str, Callable[[SweepRecords, Any], Figure]] = {
     "line_plot": curves.line_plot,
     "bars": curves.bars,
     "per_position": curves.per_position,
+    "per_layer": layers.per_layer,
+    "rank_shift": layers.rank_shift,
     "histogram": distributions.histogram,
     "agreement": distributions.agreement,
     "ranks": distributions.ranks,

@@ -132,7 +132,7 @@ def per_position(sweep: SweepRecords, spec: PerPositionSpec) -> Figure:
     figure, panels = make_panels(len(spec.series))
     for label, group in grouped(sweep, spec.lines):
         for panel, key in zip(panels, spec.series, strict=True):
-            steps = [record.per_step.tuned.get(key, []) for _, record in group]
+            steps = [record.steps(key) for _, record in group]
             shortest = min(map(len, steps))
             if shortest < spec.window:
                 raise NoDataError(f"{label} has fewer than {spec.window} steps of {key}")

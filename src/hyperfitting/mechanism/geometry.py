@@ -1,0 +1,207 @@
+"""Layer geometry: the hidden states of base and tuned model on the same tokens (P2, section 4).
+
+At every layer, over the tokens of the texts but the first `mechanism.skip_tokens` of each:
+
+- cosine similarity and L2 distance of a token's two states, and the L2 norms, averaged over the
+  tokens of a text, then over texts (states as they are, not centered);
+- participation ratio of the covariance of all tokens, of each model (centered at the mean);
+- debiased linear CKA of all tokens.
+
+Both models are in memory; one pass streams batches through them and keeps only sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyperfitting.evaluation.forward import in_batches
+from hyperfitting.evaluation.setting import LazyModel
+from hyperfitting.fields import id_config
+from hyperfitting.mechanism.config import MechanismConfig
+from hyperfitting.mechanism.hidden_states import layer_names, layer_states
+from hyperfitting.mechanism.moments import SKETCH_SIZE, Floats, LayerMoments, PairMoments
+from hyperfitting.mechanism.texts import Texts, TextSource
+from hyperfitting.models.size import ModelSize, forward_flops, model_size
+from hyperfitting.progress import Advance
+from hyperfitting.store.artifact import Artifact, Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+VERSION = 1
+_FILE = "geometry.npz"
+WITHOUT_OUTLIERS = "_without_outliers"
+TOKEN_MEANS = ("cosine", "l2", "base_norm", "tuned_norm")
+"""Means over a text's tokens, each also with the suffix `WITHOUT_OUTLIERS`."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What was measured at each of P layers, on N texts."""
+
+    layers: NDArray[np.str_]
+    """(P,) their names."""
+    token_means: Floats
+    """(8, P, N): `TOKEN_MEANS`, then the same without outlier dimensions; NaN for a text without
+    tokens."""
+    participation_ratio: Floats
+    """(P, 2, 2): base and tuned; all dimensions and without the outlier ones."""
+    cka: Floats
+    """(P,)"""
+    trace: Floats
+    """(P, 2, 2, N), as `LayerMoments` has it."""
+    gram: Floats
+    """(P, 2, 2, N, N)"""
+    cross_gram: Floats
+    """(P, N, N)"""
+    outlier_dims: NDArray[np.int64]
+    """(P, k) the dimensions of largest root mean square in the base model."""
+
+
+def geometry_step(
+    cfg: MechanismConfig, base: LazyModel, tuned: LazyModel, source: TextSource
+) -> Step:
+    """Return the step of the layer geometry on some texts: the arrays of `Geometry`."""
+    setting = source.setting
+
+    def build(work: Path) -> None:
+        texts = source.load()
+        task = f"hidden states of both models ({source.side} texts)"
+        with setting.progress(task, texts.tokens.size, "tokens") as advance:
+            geometry = compute_geometry(
+                base(), tuned(), texts, cfg, setting.hardware.evaluation_batch_size, advance
+            )
+        arrays: dict[str, Any] = {
+            name: values.astype(np.float32) if values.ndim > 3 else values
+            for name, values in vars(geometry).items()
+        }
+        np.savez_compressed(work / _FILE, **arrays)
+
+    def flops() -> float:
+        size = model_size(base.state.base, setting.store)
+        n_texts = setting.evaluation.n_texts * len(setting.texts)
+        return geometry_flops(size, n_texts, source.length)
+
+    artifact = setting.store.artifact(
+        "layer_geometry",
+        version=VERSION,
+        config=id_config(cfg, "layer_geometry"),
+        inputs={"base": base.state.id, "tuned": tuned.state.id, **source.inputs},
+    )
+    return Step(artifact, build, flops)
+
+
+def load_geometry(artifact: Artifact) -> Geometry:
+    """Return the content of a `layer_geometry` artifact."""
+    with np.load(artifact.file(_FILE), allow_pickle=False) as arrays:
+        return Geometry(**{field.name: arrays[field.name] for field in fields(Geometry)})
+
+
+def geometry_flops(size: ModelSize, n_texts: int, length: int) -> float:
+    """Return the FLOPs of a pass over both models and of three d x d products per layer."""
+    products = 3 * 2 * size.hidden_size**2 * (size.n_blocks + 2)
+    return 2 * forward_flops(size, n_texts, length) + n_texts * length * products
+
+
+def geometry_bytes(size: ModelSize, n_texts: int) -> float:
+    """Return the memory of the sums of `PairMoments` at all layers, whatever the texts' length."""
+    d = size.hidden_size
+    scatter, sums = 3 * d**2, 2 * n_texts * d
+    return (size.n_blocks + 2) * (8 * (scatter + sums) + 4 * 5 * n_texts * SKETCH_SIZE**2)
+
+
+@torch.inference_mode()
+def compute_geometry(
+    base: PreTrainedModel,
+    tuned: PreTrainedModel,
+    texts: Texts,
+    cfg: MechanismConfig,
+    batch_size: int,
+    advance: Advance | None = None,
+) -> Geometry:
+    """Compare the hidden states of two models of one architecture on the same tokens.
+
+    Args:
+        base: in evaluation mode.
+        tuned: in evaluation mode, with as many blocks and dimensions.
+        texts: N texts.
+        cfg: which tokens are left out, and how many outlier dimensions.
+        batch_size: texts per forward pass; halved when GPU memory runs out.
+        advance: reports tokens.
+
+    Raises:
+        FloatingPointError: a state is NaN or infinite.
+    """
+    # float64 sums on the model's device; MPS has no float64
+    device = torch.device("cpu") if base.device.type == "mps" else base.device
+    n, length = texts.tokens.shape
+    position = torch.arange(length, device=device)
+    ends = torch.as_tensor(texts.lengths, device=device)[:, None]
+    mask = (position >= cfg.skip_tokens) & (position < ends)  # (N, T)
+
+    def states_of(model: PreTrainedModel, rows: slice) -> list[Tensor]:
+        batch = torch.as_tensor(texts.tokens[rows], dtype=torch.long, device=model.device)
+        return layer_states(model, batch)
+
+    def compute(rows: slice) -> tuple[slice, list[Tensor], list[Tensor]]:
+        return rows, states_of(base, rows), states_of(tuned, rows)
+
+    probe = int(np.argmax(texts.lengths > cfg.skip_tokens))  # the first text with tokens
+    sums = []
+    for layer_pair in zip(*compute(slice(probe, probe + 1))[1:], strict=True):
+        x, y = (states[0].to(device).float()[mask[probe]] for states in layer_pair)  # (n, d)
+        keep = _inliers(x, cfg.outlier_dims)
+        sums.append(PairMoments(n, torch.stack([x.mean(0), y.mean(0)]), keep, device))
+    token_means = torch.empty(2 * len(TOKEN_MEANS), len(sums), n, device=device)
+    for rows, base_states, tuned_states in in_batches(compute, n, batch_size, base):
+        for layer, moments in enumerate(sums):
+            x, y = (states[layer].to(device).float() for states in (base_states, tuned_states))
+            moments.update(rows, x, y, mask[rows])
+            token_means[:, layer, rows] = _token_means(x, y, mask[rows], moments.keep)
+        if advance:
+            advance(mask[rows].numel())
+    results = [moments.finish() for moments in sums]
+    outliers = [torch.nonzero(~moments.keep)[:, 0].cpu().numpy() for moments in sums]
+    geometry = Geometry(
+        layers=np.array(layer_names(len(sums) - 2)),
+        token_means=token_means.double().cpu().numpy(),
+        outlier_dims=np.stack(outliers),
+        **{
+            field.name: np.stack([getattr(result, field.name) for result in results])
+            for field in fields(LayerMoments)
+        },
+    )
+    if not np.isfinite(geometry.trace).all():
+        raise FloatingPointError("the hidden states hold NaN or infinity")
+    return geometry
+
+
+def _inliers(states: Tensor, n_outliers: int) -> Tensor:
+    """Return (d,) True but for the dimensions of largest root mean square of states (n, d)."""
+    keep = torch.ones(states.shape[-1], dtype=torch.bool, device=states.device)
+    keep[states.square().mean(0).topk(min(n_outliers, len(keep) - 1)).indices] = False
+    return keep
+
+
+def _token_means(x: Tensor, y: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+    """Return `TOKEN_MEANS` of all dimensions, then without outliers: (8, B).
+
+    Args:
+        x: (B, T, d) base states.
+        y: (B, T, d) tuned states.
+        mask: (B, T) tokens that count.
+        keep: (d,) dimensions that are no outliers.
+    """
+    values = []
+    for a, b in ((x, y), (x * keep, y * keep)):
+        norms = a.norm(dim=-1), b.norm(dim=-1)
+        cosine = (a * b).sum(-1) / (norms[0] * norms[1]).clamp_min(torch.finfo(a.dtype).tiny)
+        values += [cosine, (b - a).norm(dim=-1), *norms]
+    return (torch.stack(values) * mask).sum(-1) / mask.sum(-1)  # NaN without tokens

@@ -1,0 +1,203 @@
+"""Streaming sums of two models' hidden states at one layer, in memory independent of the tokens.
+
+From them follow, over all tokens: the participation ratio of each model's covariance, and the
+debiased linear CKA of the two. Intervals by resampling texts would need d x d sums of every text;
+kept of each text is a random projection of them instead, whose inner products estimate those of the
+sums themselves (`_Sketch`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+SKETCH_SIZE = 64
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """What is kept of a layer: exact values over all tokens, and what resampling texts needs.
+
+    Traces and Gram matrices are about the mean of all tokens. With `w` counting how often each text
+    was drawn, the trace of a resampled covariance is proportional to `w @ trace`, and its squared
+    Frobenius norm to about `w @ gram @ w`.
+    """
+
+    participation_ratio: Floats
+    """(2, 2): of base and tuned; of all dimensions, and without the outlier ones."""
+    cka: float
+    """Debiased linear CKA of base and tuned."""
+    trace: Floats
+    """(2, 2, N): of each text's scatter matrix; base and tuned, all dimensions and without
+    outliers."""
+    gram: Floats
+    """(2, 2, N, N): estimated inner products of the texts' scatter matrices, likewise."""
+    cross_gram: Floats
+    """(N, N): of the texts' cross-scatter matrices of base and tuned, of all dimensions."""
+
+
+class PairMoments:
+    """Sums over tokens of base states x and tuned states y, updated batch by batch.
+
+    Args:
+        n_texts: N.
+        centers: (2, d) about the means of base and tuned, subtracted from all states before they
+            are summed. Every result is invariant to them, but not its rounding.
+        keep: (d,) booleans, False for outlier dimensions.
+        device: of the sums.
+    """
+
+    def __init__(self, n_texts: int, centers: Tensor, keep: Tensor, device: torch.device) -> None:
+        d = len(keep)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self._centers = centers.to(device, torch.float32)
+        self.keep = keep.to(device)
+        self._sketch = _Sketch(n_texts, d, self.keep, device)
+        self._count = zeros(n_texts)  # tokens by text
+        self._sums = zeros(2, n_texts, d)
+        self._squares = zeros(2, 2, n_texts)  # squared norms; all dimensions, without outliers
+        self._scatter = zeros(3, d, d)  # x'x, y'y, x'y
+        # debiasing: sum of |a|^2 b, and of |a|^2 |b|^2, for a, b in (x, y)
+        self._weighted = zeros(2, 2, d)
+        self._norm_products = zeros(2, 2)
+
+    def update(self, texts: slice, base: Tensor, tuned: Tensor, mask: Tensor) -> None:
+        """Add the tokens of some texts; all tensors are on the device of the sums.
+
+        Args:
+            texts: which they are.
+            base: (B, T, d) states.
+            tuned: (B, T, d) states.
+            mask: (B, T) booleans, True for the tokens that count.
+        """
+        weight = mask.float().unsqueeze(-1)
+        x, y = (
+            (states.float() - center) * weight
+            for states, center in zip((base, tuned), self._centers, strict=True)
+        )
+        self._sketch.update(texts, x, y)
+        self._count[texts] = weight.double().sum((1, 2))
+        flat = [states.flatten(0, 1) for states in (x, y)]  # (B * T, d)
+        for index, (a, b) in enumerate(((0, 0), (1, 1), (0, 1))):
+            self._scatter[index] += flat[a].T @ flat[b]
+        norms = [states.double().square().sum(-1) for states in flat]  # (B * T,)
+        for a, states in enumerate((x, y)):
+            self._sums[a, texts] = states.double().sum(1)
+            self._squares[a, 0, texts] = norms[a].unflatten(0, mask.shape).sum(1)
+            trimmed = (states * self.keep).double().square()
+            self._squares[a, 1, texts] = trimmed.sum((1, 2))
+            for b in (0, 1):
+                self._weighted[a, b] += norms[a].float() @ flat[b]
+                self._norm_products[a, b] += norms[a] @ norms[b]
+
+    def finish(self) -> LayerMoments:
+        """Return the results over everything that was added."""
+        n = self._count.sum()
+        means = self._sums.sum(1) / n  # (2, d)
+        # sum of |x - m|^2 over a text
+        keep = torch.stack([torch.ones_like(self.keep), self.keep]).double()  # (2, d)
+        cross = torch.einsum("and,ad,kd->akn", self._sums, means, keep)
+        offset = torch.einsum("ad,kd->ak", means.square(), keep)[..., None] * self._count
+        covariance = self._scatter[:2] / n - means[:, :, None] * means[:, None, :]
+        ratios = [
+            [participation_ratio(c), participation_ratio(c[self.keep][:, self.keep])]
+            for c in covariance
+        ]
+        grams = self._sketch.grams(self._count, means)
+        return LayerMoments(
+            participation_ratio=np.array(ratios),
+            cka=self._cka(),
+            trace=(self._squares - 2 * cross + offset).cpu().numpy(),
+            gram=grams[:4].reshape(2, 2, *grams.shape[1:]),
+            cross_gram=grams[4],
+        )
+
+    def _cka(self) -> float:
+        xx, yy, xy = (self._hsic(a, b) for a, b in ((0, 0), (1, 1), (0, 1)))
+        return float(xy / (xx * yy).sqrt()) if float(xx) > 0 and float(yy) > 0 else float("nan")
+
+    def _hsic(self, a: int, b: int) -> Tensor:
+        """Return the unbiased HSIC of linear kernels (Song et al., 2012, equation 5).
+
+        With K and L the kernel matrices of all tokens without their diagonals, each of its terms
+        is a function of the sums: tr(KL), 1'K1 1'L1 and 1'KL1. Without the factor 1 / (n (n - 3)),
+        which CKA does not depend on.
+        """
+        n = self._count.sum()
+        scatter = self._scatter[2] if a != b else self._scatter[a]
+        sums, products = self._sums.sum(1), self._norm_products[a, b]
+        totals = [sums[i] @ sums[i] - self._squares[i, 0].sum() for i in (a, b)]  # 1'K1
+        trace = scatter.square().sum() - products
+        middle = sums[a] @ scatter @ sums[b] + products
+        middle -= sums[a] @ self._weighted[b, a] + sums[b] @ self._weighted[a, b]
+        return trace + totals[0] * totals[1] / ((n - 1) * (n - 2)) - 2 * middle / (n - 2)
+
+
+def participation_ratio(covariance: Tensor) -> float:
+    """Return (sum of eigenvalues)^2 / (sum of their squares) of a covariance matrix (d, d).
+
+    The "effective dimension" of Li et al. (ICML 2026): d for equal eigenvalues, 1 for a single one.
+    """
+    return float(covariance.trace().square() / covariance.square().sum())
+
+
+class _Sketch:
+    """Random projections of each text's scatter matrices.
+
+    Of a scatter matrix S of a text it keeps U'SV (k, k), with U and V independent (d, k) matrices
+    of signs over sqrt(k). The inner product of two such projections has the inner product of the
+    matrices themselves as its expectation. Only ratios of their sums are used, for intervals: there
+    the error of the projection largely cancels.
+    """
+
+    def __init__(self, n_texts: int, d: int, keep: Tensor, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(_SEED)
+        k = SKETCH_SIZE
+        signs = torch.randint(0, 2, (2, d, k), generator=generator).float() * 2 - 1
+        u, v = (signs / k**0.5).to(device)
+        trimmed = keep.float()[:, None]
+        self._projections = torch.stack([u, v]), torch.stack([u * trimmed, v * trimmed])
+        # base, base without outliers, tuned, tuned without outliers, base with tuned
+        self._scatter = torch.zeros(5, n_texts, k, k, device=device)
+        self._sums = torch.zeros(2, 2, 2, n_texts, k, device=device)  # model, dims, U or V
+
+    def update(self, texts: slice, x: Tensor, y: Tensor) -> None:
+        """Add the centered states (B, T, d) of some texts."""
+        projected = [[states @ p[:, None] for p in self._projections] for states in (x, y)]
+        pairs = [(model, dims, model) for model in (0, 1) for dims in (0, 1)] + [(0, 0, 1)]
+        for scatter, (left, dims, right) in zip(self._scatter, pairs, strict=True):
+            scatter[texts] = projected[left][dims][0].mT @ projected[right][dims][1]  # (B, k, k)
+        for model in (0, 1):
+            for dims in (0, 1):
+                self._sums[model, dims, :, texts] = projected[model][dims].sum(-2)  # (2, B, k)
+
+    def grams(self, count: Tensor, means: Tensor) -> Floats:
+        """Return the inner products (5, N, N) of the texts' scatter matrices about the mean.
+
+        Args:
+            count: (N,) tokens of each text.
+            means: (2, d) of base and tuned states, over all tokens.
+        """
+        grams = []
+        pairs = [(model, dims, model) for model in (0, 1) for dims in (0, 1)] + [(0, 0, 1)]
+        for scatter, (left, dims, right) in zip(self._scatter, pairs, strict=True):
+            u, v = self._projections[dims]
+            mean_u, mean_v = means[left].float() @ u, means[right].float() @ v  # (k,)
+            sum_u, sum_v = self._sums[left, dims, 0], self._sums[right, dims, 1]  # (N, k)
+            about_mean = (
+                scatter
+                - sum_u[:, :, None] * mean_v
+                - mean_u[:, None] * sum_v[:, None, :]
+                + count.float()[:, None, None] * (mean_u[:, None] * mean_v)
+            ).flatten(1)  # (N, k * k)
+            grams.append((about_mean @ about_mean.T).double().cpu().numpy())
+        return np.stack(grams)

@@ -1,0 +1,153 @@
+"""Labels, units and formats of the numbers that compare base and tuned model.
+
+They are computed in the package `mechanism`; reports and docs read their names here: `METRICS` by
+key for the registry, `LAYER_LABELS` for what is drawn by layer.
+"""
+
+from typing import Any
+
+TOKEN_CLASSES = {
+    "function": "function words",
+    "punctuation": "punctuation",
+    "name": "names",
+    "digits": "digits",
+    "subword": "subword continuations",
+    "space": "white space",
+    "other": "other words",
+}
+"""Classes of tokens, with their labels."""
+LAYERS = {
+    "previous_block": "after the block before the last",
+    "last_block": "after the last block, before the final norm",
+    "final_norm": "after the final norm",
+}
+"""Layers whose geometry is a metric of its own."""
+_GEOMETRY = {
+    "cosine": ("cosine similarity", "cosine similarity of base and tuned state of a token"),
+    "l2": ("L2 distance", "L2 distance of base and tuned state of a token"),
+    "cka": ("CKA", "debiased linear CKA of base and tuned states of all tokens"),
+    "participation_ratio_change": (
+        "change of dimension",
+        "participation ratio of the covariance of the tuned states minus that of the base states",
+    ),
+}
+LAYER_LABELS = {
+    **{name: label for name, (label, _) in _GEOMETRY.items()},
+    "base_norm": "L2 norm, base",
+    "tuned_norm": "L2 norm, tuned",
+    "base_participation_ratio": "participation ratio, base",
+    "tuned_participation_ratio": "participation ratio, tuned",
+    "frobenius": "relative change (Frobenius)",
+    "spectral": "relative change (spectral)",
+    "effective_rank": "effective rank of the change",
+    "tuned_settled": "tuned: choice settled",
+    "base_settled": "base: choice settled",
+    "same_choice": "same choice of both",
+    "parted": "parted, of those that end apart",
+    "base_attention_mean": "base, mean of heads",
+    "tuned_attention_mean": "tuned, mean of heads",
+    "base_attention_max": "base, strongest head",
+    "tuned_attention_max": "tuned, strongest head",
+}
+"""By last part of a key of `Mechanism.per_layer`."""
+
+
+def layer_label(name: str) -> str:
+    """Return the label of a quantity of `Mechanism.per_layer`, such as `cosine`."""
+    stem = name.removesuffix("_without_outliers")
+    label = LAYER_LABELS.get(stem, stem.removesuffix(".weight"))
+    return label if stem == name else f"{label}, without outlier dimensions"
+
+
+def _entry(label: str, description: str, unit: str = "", form: str = "{:.3f}") -> dict[str, Any]:
+    return {"label": label, "description": description, "unit": unit, "format": form}
+
+
+_ALONG = (
+    (
+        "loop_probability",
+        "probability of closing a loop",
+        "probability by the {model} model of the token that followed the last occurrence of the "
+        "current n-gram (`mechanism.loop_ngram`)",
+        "",
+    ),
+    (
+        "margin",
+        "margin",
+        "log-probability by the {model} model of its most likely token minus that of the second",
+        "nats",
+    ),
+)
+METRICS: dict[str, dict[str, Any]] = {
+    **{
+        f"mech/{layer}_{name}": _entry(
+            f"{label} {where}",
+            f"{description}, {where}, on the reference texts",
+            form="{:.1f}" if name in ("l2", "participation_ratio_change") else "{:.3f}",
+        )
+        for layer, where in LAYERS.items()
+        for name, (label, description) in _GEOMETRY.items()
+    },
+    "mech/changed": _entry(
+        "choices that are not the base's",
+        "share of the tuned model's choices that are not the base model's most likely token, at "
+        "each step of a continuation; only in `per_step` (over all steps: `gen/base_rank_over_1`)",
+    ),
+    **{
+        f"mech/changed_over_{k}": _entry(
+            f"changed choices of rank > {k}",
+            "of the tuned model's choices that are not the base model's, the share that the base "
+            f"model does not rank among its first {k}",
+        )
+        for k in (10, 100)
+    },
+    "mech/changed_max_rank": _entry(
+        "highest rank of a choice",
+        "highest rank under the base model of any of the tuned model's choices",
+        form="{:.0f}",
+    ),
+    **{
+        f"mech/changed_{name}": _entry(
+            f"changed choices, {label}",
+            f"share of the tuned model's choices of {label} that are not the base model's",
+        )
+        for name, label in TOKEN_CLASSES.items()
+    },
+    "mech/weight_change": _entry(
+        "relative weight change",
+        "Frobenius norm of the difference of all parameters over that of the base parameters",
+        form="{:.4f}",
+    ),
+    "mech/weight_effective_rank": _entry(
+        "effective rank of the weight change",
+        "mean over matrices of the effective rank of their difference",
+        form="{:.1f}",
+    ),
+    **{
+        f"mech/lens_settled_{model}": _entry(
+            f"block at which the {model} model's choice settles",
+            f"first block from which on the logit lens shows the {model} model's final choice",
+            "blocks",
+            "{:.1f}",
+        )
+        for model in ("tuned", "base")
+    },
+    "mech/lens_parted": _entry(
+        "block at which the models part",
+        "first block from which on the logit lenses of base and tuned differ, where they end with "
+        "different choices",
+        "blocks",
+        "{:.1f}",
+    ),
+    **{
+        f"mech/{name}_{texts}_{model}": _entry(
+            f"{label}, {model} model on {texts} texts",
+            f"{description.format(model=model)}, along the {texts} model's continuations",
+            unit,
+        )
+        for name, label, description, unit in _ALONG
+        for texts in ("tuned", "base")
+        for model in ("tuned", "base")
+    },
+}
+"""Arguments of `registry.Metric`, by key."""

@@ -1,0 +1,115 @@
+"""Base and tuned model compared: by layer, and which tokens take whose place."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hyperfitting.formatting import printable_line
+from hyperfitting.metrics.mechanism import layer_label
+from hyperfitting.record_mechanism import LayerCurve, Ranks, TokenChange
+from hyperfitting.reporting.figures.style import (
+    BAR_COLOR,
+    NoDataError,
+    grouped,
+    legend_label,
+    make_panels,
+)
+from hyperfitting.reporting.spec import PerLayerSpec, RankShiftSpec
+from hyperfitting.reporting.sweep_records import SweepRecords
+
+_MAX_TICKS = 9
+
+
+def per_layer(sweep: SweepRecords, spec: PerLayerSpec) -> Figure:
+    """Draw numbers by layer with their intervals over texts; of several runs, their mean."""
+    figure, panels = make_panels(len(spec.panels))
+    drawn = False
+    for panel, (y_label, keys) in zip(panels, spec.panels.items(), strict=True):
+        groups = list(grouped(sweep, spec.lines))
+        for label, group in groups:
+            for key in keys:
+                measured = [r.mechanism.per_layer for _, r in group if r.mechanism is not None]
+                curves = [curves[key] for curves in measured if key in curves]
+                if curves:
+                    names = [label] * (len(groups) > 1) + _key_labels(key, keys)
+                    _draw_curve(panel, curves, legend_label(", ".join(names)))
+                    drawn = True
+        panel.set(ylabel=y_label)
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend()
+    if not drawn:
+        raise NoDataError("no run has mechanism.measures of this")
+    return figure
+
+
+def _key_labels(key: str, keys: list[str]) -> list[str]:
+    """Return what tells a key from the others of its panel: its texts, what it measures."""
+    texts, name = key.rsplit("/", 1)
+    labels = [f"{texts} texts"] if len({k.rsplit("/", 1)[0] for k in keys}) > 1 else []
+    if len({k.rsplit("/", 1)[1] for k in keys}) > 1:
+        labels.append(layer_label(name))
+    return labels
+
+
+def _draw_curve(panel: Axes, curves: list[LayerCurve], label: str) -> None:
+    """Draw the mean of some runs' curves; of a single run with its intervals."""
+    layers = curves[0].layers
+    same = [curve for curve in curves if curve.layers == layers]  # the others: of other models
+    means = np.array([curve.mean for curve in same], dtype=float).mean(0)
+    x = np.arange(len(layers))
+    line = panel.plot(x, means, label=label, marker="")[0]
+    # the state after the final norm is not one block further on
+    outside = [i for i, layer in enumerate(layers) if not layer.startswith("block")]
+    panel.plot(x[outside], means[outside], linestyle="", marker="o", color=line.get_color())
+    if len(same) == 1 and same[0].ci95:
+        low, high = np.array(same[0].ci95).T
+        panel.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())
+    step = max(1, len(layers) // _MAX_TICKS)
+    ticks = [i for i in x if i in outside or (int(i) % step == 0 and i < len(layers) - step)]
+    names = [layers[i].removeprefix("block ") for i in ticks]
+    panel.set_xticks(ticks, names, rotation=90)
+    panel.set(xlabel="after block")
+
+
+def rank_shift(sweep: SweepRecords, spec: RankShiftSpec) -> Figure:
+    """Draw the ranks of the changed choices under the base model, and the tokens that gain and
+    lose most positions."""
+    measured = (record.mechanism.ranks for _, record in sweep.finished() if record.mechanism)
+    ranks = next((ranks for ranks in measured if ranks is not None), None)
+    if ranks is None:
+        raise NoDataError("no run has mechanism.measures=[ranks]")
+    figure, panels = make_panels(3, height=0.9 + 0.17 * max(spec.count, len(ranks.edges)))
+    _draw_ranks(panels[0], ranks)
+    for panel, tokens, title in zip(
+        panels[1:], (ranks.gained, ranks.lost), ("gain", "lose"), strict=True
+    ):
+        _draw_tokens(panel, tokens[: spec.count])
+        panel.set_title(f"tokens that {title} most", loc="left", fontsize=8)
+    panels[1].legend()
+    return figure
+
+
+def _draw_ranks(panel: Axes, ranks: Ranks) -> None:
+    total = max(sum(ranks.counts), 1)
+    last = [edge - 1 for edge in ranks.edges[1:]]
+    labels = [
+        str(low) if low == high else f"{low}-{high}"
+        for low, high in zip(ranks.edges, last, strict=False)
+    ]
+    labels.append(f"over {ranks.edges[-1] - 1}")
+    percent = [100 * count / total for count in ranks.counts]
+    panel.bar(labels, percent, color=BAR_COLOR, edgecolor="black", linewidth=0.5)
+    panel.tick_params(axis="x", rotation=45)
+    panel.set(xlabel="rank under the base model", ylabel="changed choices, %")
+
+
+def _draw_tokens(panel: Axes, tokens: list[TokenChange]) -> None:
+    """Draw how often each model chooses some tokens."""
+    y = np.arange(len(tokens))
+    for offset, name, color in ((-0.2, "base", "white"), (0.2, "tuned", BAR_COLOR)):
+        counts = [getattr(token, name) for token in tokens]
+        panel.barh(y + offset, counts, 0.4, label=name, color=color, edgecolor="black",
+                   linewidth=0.5)  # fmt: skip
+    panel.set_yticks(y, [repr(printable_line(token.text)) for token in tokens])
+    panel.set(xlabel="positions")
+    panel.invert_yaxis()
