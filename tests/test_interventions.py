@@ -313,7 +313,12 @@ def test_an_intervention_is_evaluated_in_the_tuned_models_place(debug_run: Path)
     assert {path.name for path in (store / "tuned").iterdir()} == trained
     assert record(debug_run / "everything").overall == plain.overall
     nothing = record(debug_run / "nothing")
-    assert nothing.per_text.tuned == nothing.per_text.base
+    assert [s.tuned.tokens for s in nothing.samples] == [s.base.tokens for s in nothing.samples]
+    for (
+        key,
+        values,
+    ) in nothing.per_text.base.items():  # loss under the base: decoded, and in one pass
+        assert nothing.per_text.tuned[key] == pytest.approx(values, rel=1e-6, nan_ok=True), key
     assert "(stitch): 0.0% of its parameters" in nothing.notes[0]
 
 
