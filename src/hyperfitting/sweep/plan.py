@@ -37,6 +37,8 @@ _VERBS = {
     "validation": "validate",
     "continuations": "generate",
     "token_stats": "evaluate",
+    "intervention": "derive weights",
+    "patching": "patch",
 }
 _TRAINED = ("tuned", "validation")
 """Kinds that are built by training; validation alone by replaying it."""
