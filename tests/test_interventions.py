@@ -89,10 +89,15 @@ def test_stitching_everything_is_the_tuned_model_and_nothing_the_base_bit_for_bi
     tuned = tuned_state(any_base, store)
     tuned_weights, base_weights = weights_of(tuned), weights_of(ModelState(any_base))
     assert not equal(tuned_weights, base_weights)
-    for everything in (stitch(*ALL_PARTS), stitch(reverse=True)):
-        assert equal(derived(everything, tuned, store), tuned_weights)
-    for nothing in (stitch(), stitch(*ALL_PARTS, reverse=True)):
-        assert equal(derived(nothing, tuned, store), base_weights)
+    assert equal(derived(stitch(*ALL_PARTS), tuned, store), tuned_weights)
+    assert equal(derived(stitch(), tuned, store), base_weights)
+
+
+def test_the_reverse_of_everything_is_nothing(base: BaseModel, store: Store) -> None:
+    tuned = tuned_state(base, store)
+    assert equal(derived(stitch(reverse=True), tuned, store), weights_of(tuned))
+    nothing = derived(stitch(*ALL_PARTS, reverse=True), tuned, store)
+    assert equal(nothing, weights_of(ModelState(base)))
 
 
 def test_interpolation_ends_at_base_and_tuned_bit_for_bit_and_goes_beyond(
@@ -314,11 +319,9 @@ def test_an_intervention_is_evaluated_in_the_tuned_models_place(debug_run: Path)
     assert record(debug_run / "everything").overall == plain.overall
     nothing = record(debug_run / "nothing")
     assert [s.tuned.tokens for s in nothing.samples] == [s.base.tokens for s in nothing.samples]
-    for (
-        key,
-        values,
-    ) in nothing.per_text.base.items():  # loss under the base: decoded, and in one pass
-        assert nothing.per_text.tuned[key] == pytest.approx(values, rel=1e-6, nan_ok=True), key
+    # a base model's log-likelihoods are of its own steps: the same up to rounding
+    for key, values in nothing.per_text.tuned.items():
+        assert values == pytest.approx(nothing.per_text.base[key], rel=1e-5), key
     assert "(stitch): 0.0% of its parameters" in nothing.notes[0]
 
 

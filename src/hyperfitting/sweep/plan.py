@@ -43,6 +43,8 @@ _VERBS = {
     "weight_change": "compare weights",
     "logit_lens": "read layers",
     "loop_steps": "trace loops",
+    "intervention": "derive weights",
+    "patching": "patch",
 }
 _TRAINED = ("tuned", "validation")
 """Kinds that are built by training; validation alone by replaying it."""
