@@ -1,6 +1,7 @@
 """Layer geometry against transformers' hidden states and plain numpy."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 from hyperfitting.mechanism.config import MechanismConfig
 from hyperfitting.mechanism.geometry import TOKEN_MEANS, compute_geometry
 from hyperfitting.mechanism.hidden_states import layer_names, layer_states
+from hyperfitting.mechanism.logit_lens import lens_logits
 from hyperfitting.mechanism.moments import PairMoments
 from hyperfitting.models import layers
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
 from tests.mechanism import make_texts, model_pair
+from tests.test_state_space import save_model
 
 CFG = MechanismConfig(["geometry"], skip_tokens=1, outlier_dims=2)
 Array = np.ndarray
@@ -38,13 +41,24 @@ def test_states_are_those_of_transformers_and_both_sides_of_the_norm(any_base: B
     assert not torch.allclose(layer_states(model, ids)[-1], states[-1])
 
 
+@torch.inference_mode()
+def test_a_state_space_model_has_states_too(tmp_path: Path) -> None:
+    model = load(save_model(tmp_path, "mamba")).eval()
+    ids = torch.randint(32, 127, (2, 12), generator=torch.Generator().manual_seed(0))
+    states = layer_states(model, ids)
+    hidden = model(input_ids=ids, output_hidden_states=True).hidden_states
+    assert all(torch.equal(a, b) for a, b in zip(states[:-2], hidden[:-1], strict=True))
+    torch.testing.assert_close(model.backbone.norm_f(states[-2]), states[-1])
+    torch.testing.assert_close(lens_logits(model, ids, states[-2]), model(input_ids=ids).logits)
+
+
 def participation_ratio(x: Array) -> float:
     eigenvalues = np.linalg.eigvalsh(np.cov(x.T))
     return float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
 
 
 def hsic(k: Array, m: Array) -> float:
-    """Song et al. (2012), equation 5, from the kernel matrices of all tokens."""
+    """The unbiased estimator of Song et al. (2012), from the kernel matrices of all tokens."""
     n = len(k)
     k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
     one = np.ones(n)

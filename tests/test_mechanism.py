@@ -16,7 +16,9 @@ from hyperfitting.mechanism.token_class import token_classes
 from hyperfitting.mechanism.weight_change import singular_values, weight_changes
 from hyperfitting.metrics.mechanism import TOKEN_CLASSES
 from hyperfitting.models.base import BaseModel
+from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.loading import load
+from hyperfitting.models.trainable import merge_adapters, select_trainable
 from tests.mechanism import make_texts, model_pair
 from tests.test_state_space import save_model
 
@@ -91,6 +93,20 @@ def test_the_effective_rank_of_a_low_rank_difference(base: BaseModel) -> None:
         else:
             assert change.frobenius == 0
             assert change.effective_rank is None
+
+
+def test_a_merged_adapter_changes_its_matrices_by_its_rank(base: BaseModel) -> None:
+    models = model_pair(base, scale=0)
+    tuning = TuningConfig("late_stage_lora", last_blocks=1, lora_rank=2)
+    with torch.no_grad():
+        for parameter in select_trainable(models[1], tuning).values():
+            parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
+    merge_adapters(models[1])
+    for change in weight_changes(*models):
+        if change.layer == "block 3" and change.spectral is not None:
+            assert change.effective_rank == pytest.approx(1.5, abs=0.51)
+        else:
+            assert change.squared_change == 0
 
 
 @pytest.mark.parametrize("shape", [(30, 7), (7, 30), (9000, 4)])

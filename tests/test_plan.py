@@ -186,6 +186,21 @@ def test_a_model_too_large_for_the_gpu_is_reported_with_its_largest_part(
     assert "try:" in output
 
 
+def test_comparing_two_models_takes_the_memory_of_both(compose: Compose, store: Store) -> None:
+    def evaluation_bytes(*overrides: str) -> float:
+        cfg = compose(*MODEL_8B, f"store={store.folder}", *overrides)
+        memory = make_plan({"run": cfg}).runs[0].memory
+        assert memory is not None
+        return memory.evaluation
+
+    one = evaluation_bytes()
+    both = evaluation_bytes("mechanism.measures=[weights]")
+    assert both - one == pytest.approx(8.03e9 * 4, rel=0.01)
+    # of each of 34 layers three matrices of sums, in float64
+    sums = evaluation_bytes("mechanism.measures=[geometry]") - both
+    assert sums == pytest.approx(34 * 3 * 4096**2 * 8, rel=0.01)
+
+
 def test_a_run_that_fits_is_not_reported(compose: Compose, store: Store) -> None:
     plan = plan_of(store, {"run": compose("preset=debug", *OTHER_GPU)})
     assert plan.runs[0].peak_bytes < 80e9

@@ -126,7 +126,7 @@ class PairMoments:
         return float(xy / (xx * yy).sqrt()) if float(xx) > 0 and float(yy) > 0 else float("nan")
 
     def _hsic(self, a: int, b: int) -> Tensor:
-        """Return the unbiased HSIC of linear kernels (Song et al., 2012, equation 5).
+        """Return the unbiased HSIC of linear kernels (Song et al., 2012).
 
         With K and L the kernel matrices of all tokens without their diagonals, each of its terms
         is a function of the sums: tr(KL), 1'K1 1'L1 and 1'KL1. Without the factor 1 / (n (n - 3)),

@@ -66,7 +66,7 @@ def _entry(label: str, description: str, unit: str = "", form: str = "{:.3f}") -
 _ALONG = (
     (
         "loop_probability",
-        "probability of closing a loop",
+        "loop probability",
         "probability by the {model} model of the token that followed the last occurrence of the "
         "current n-gram (`mechanism.loop_ngram`)",
         "",
@@ -141,7 +141,7 @@ METRICS: dict[str, dict[str, Any]] = {
     ),
     **{
         f"mech/{name}_{texts}_{model}": _entry(
-            f"{label}, {model} model on {texts} texts",
+            f"{label}, {model} on {texts} texts",
             f"{description.format(model=model)}, along the {texts} model's continuations",
             unit,
         )

@@ -22,8 +22,9 @@ def summary(record: Record) -> dict[str, float]:
     """Return the record's metrics flat, by W&B's keys.
 
     Overall metrics have intervals: `gen/ttr`, `gen/ttr_low`, `gen/ttr_high`; those of the base
-    model are `base/gen/ttr`, and differences `difference/gen/ttr`, with `_p`. Datasets and shorter
-    lengths have means only: `news/gen/ttr`, `at_96/gen/ttr`, `news/at_96/gen/ttr`.
+    model are `base/gen/ttr`, and differences `difference/gen/ttr`, with `_p`. Comparisons of both
+    models are `mech/…`. Datasets and shorter lengths have means only: `news/gen/ttr`,
+    `at_96/gen/ttr`, `news/at_96/gen/ttr`.
     """
     overall = record.overall
     flat: dict[str, float] = {}
@@ -34,6 +35,9 @@ def summary(record: Record) -> dict[str, float]:
         flat |= _flat_estimate(f"difference/{key}", difference.mean, difference.ci95)
         if difference.p is not None:
             flat[f"difference/{key}_p"] = difference.p
+    if record.mechanism is not None:
+        for key, estimate in record.mechanism.estimates.items():
+            flat |= _flat_estimate(key, estimate.mean, estimate.ci95)
     for part in record.slices[1:]:
         dataset = f"{part.dataset}/" if part.dataset else ""
         is_full = part.max_new_tokens == overall.max_new_tokens

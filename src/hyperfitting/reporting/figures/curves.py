@@ -1,5 +1,6 @@
 """Curves and bars: training histories, and numbers over an axis of the sweep."""
 
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -26,6 +27,9 @@ from hyperfitting.reporting.spec import (
     PerPositionSpec,
 )
 from hyperfitting.reporting.sweep_records import SweepRecords
+
+_Y_LABEL_WIDTH = 46
+"""Characters of a line, as many as the axis is high."""
 
 
 def curves(sweep: SweepRecords, spec: CurvesSpec) -> Figure:
@@ -144,6 +148,6 @@ def per_position(sweep: SweepRecords, spec: PerPositionSpec) -> Figure:
         y_label = metric(key).axis_label
         if spec.window > 1:
             y_label += f" (mean of {spec.window} steps)"
-        panel.set(xlabel="new token", ylabel=y_label)
+        panel.set(xlabel="new token", ylabel=textwrap.fill(y_label, _Y_LABEL_WIDTH))
     panels[0].legend()
     return figure

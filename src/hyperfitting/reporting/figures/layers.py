@@ -34,9 +34,9 @@ def per_layer(sweep: SweepRecords, spec: PerLayerSpec) -> Figure:
                     names = [label] * (len(groups) > 1) + _key_labels(key, keys)
                     _draw_curve(panel, curves, legend_label(", ".join(names)))
                     drawn = True
-        panel.set(ylabel=y_label)
+        panel.set(ylabel=y_label, xlabel="after block")
         if panel.get_legend_handles_labels()[1]:
-            panel.legend()
+            panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
     if not drawn:
         raise NoDataError("no run has mechanism.measures of this")
     return figure
@@ -64,11 +64,12 @@ def _draw_curve(panel: Axes, curves: list[LayerCurve], label: str) -> None:
     if len(same) == 1 and same[0].ci95:
         low, high = np.array(same[0].ci95).T
         panel.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())
-    step = max(1, len(layers) // _MAX_TICKS)
-    ticks = [i for i in x if i in outside or (int(i) % step == 0 and i < len(layers) - step)]
+    step, last = max(1, len(layers) // _MAX_TICKS), len(layers) - 1
+    ticks = [i for i in range(last) if i in outside or (i % step == 0 and i <= last - step)] + [
+        last
+    ]
     names = [layers[i].removeprefix("block ") for i in ticks]
     panel.set_xticks(ticks, names, rotation=90)
-    panel.set(xlabel="after block")
 
 
 def rank_shift(sweep: SweepRecords, spec: RankShiftSpec) -> Figure:
