@@ -14,7 +14,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hyperfitting.errors import UserError
-from hyperfitting.record import Side
 from hyperfitting.runtime.files import read_versioned, write_json
 
 TASK_VERSION = 1
@@ -23,6 +22,8 @@ FOLDER = "preference"
 TASK_FILE, JUDGMENTS_FILE, ANALYSIS_FILE = "task.json", "judgments.jsonl", "preference.json"
 
 Kind = Literal["normal", "attention_check", "gold", "repeat"]
+Source = Literal["tuned", "base", "reference", "scrambled"]
+"""A side of a record, or a reference whose words were shuffled."""
 Place = Literal["first", "second"]
 """One of an item's two texts."""
 Shown = Literal["left", "right", "equal", "both_bad"]
@@ -75,8 +76,9 @@ class Question(_Model):
 class Origin(_Model):
     """Where a text comes from; hidden from annotators."""
 
-    run: str = Field(description="name of the run; empty: no model wrote it")
-    side: Side = Field(description="the run's tuned or base model, or the reference")
+    run: str = Field(description="the run whose record holds the text")
+    side: Source = Field(description="who wrote it; `scrambled`: the reference, words shuffled")
+    sample: int = Field(ge=0, description="index of the sample in the record")
 
 
 class Text(_Model):
@@ -92,7 +94,6 @@ class Item(_Model):
     id: str = Field(default="", description="hash of the content; filled in if empty")
     kind: Kind = Field(default="normal", description="hidden")
     dataset: str = Field(description="evaluation dataset; hidden")
-    sample: int = Field(description="index of the sample in the record; hidden")
     length: int = Field(description="new tokens of the continuations before they were cut; hidden")
     context: str = Field(description="what both texts continue")
     first: Text
@@ -116,9 +117,9 @@ class Item(_Model):
         return self
 
     @property
-    def context_key(self) -> tuple[str, int]:
-        """What no annotator sees twice, but in a repeat: dataset and sample."""
-        return self.dataset, self.sample
+    def key(self) -> tuple[str, str]:
+        """What no annotator sees twice, but in a repeat: dataset and context."""
+        return self.dataset, self.context
 
     def text(self, place: Place) -> str:
         """Return one of its texts."""
