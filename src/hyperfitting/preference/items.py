@@ -7,9 +7,10 @@ and item. What `Item.shown` leaves out is hidden from annotators.
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -137,6 +138,11 @@ class Annotator(_Model):
     items: tuple[str, ...] = Field(description="ids, in the order in which they are shown")
 
 
+ANNOTATOR_NAME = re.compile(r"[\w.@+-]{1,64}")
+AnnotatorName = Annotated[str, Field(pattern=rf"^{ANNOTATOR_NAME.pattern}$")]
+"""Letters, digits and `_.@+-`: an e-mail address is one."""
+
+
 class ExclusionRule(_Model):
     """Which annotators the sensitivity analysis leaves out; fixed before anybody is asked."""
 
@@ -171,7 +177,7 @@ class Task(_Model):
         description="hash of a side's texts in the record, by `run/side`: tables refuse a record "
         "whose texts have changed since"
     )
-    annotators: dict[str, Annotator] = Field(description="by name")
+    annotators: dict[AnnotatorName, Annotator] = Field(description="by name")
     items: tuple[Item, ...]
     hash: str = Field(default="", description="hash of everything else")
 
