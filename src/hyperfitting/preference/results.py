@@ -173,6 +173,18 @@ class Analysis(_Model):
         """The judgments of each model."""
         return [group for group in self.groups if group.who not in (PEOPLE, SCRIPTS)]
 
+    @property
+    def summary(self) -> str:
+        """Who judged how much."""
+        parts = []
+        for group in self.groups:
+            excluded = [annotator.name for annotator in group.annotators if annotator.excluded]
+            by = f"{len(group.annotators)} {group.who}"
+            by = by if group.who in (PEOPLE, SCRIPTS) else f"{group.who}, a model"
+            rule = f" (the task's rule would exclude {', '.join(excluded)})" if excluded else ""
+            parts.append(f"{group.judgments} judgments by {by}{rule}")
+        return f"task {self.task}: {'; '.join(parts)}"
+
 
 def write_analysis(folder: Path, analysis: Analysis) -> None:
     """Write an analysis atomically into its study's folder."""
