@@ -18,6 +18,7 @@ from hyperfitting.preference.items import (
     Item,
     Task,
     content_hash,
+    other,
     read_task,
     write_task,
 )
@@ -172,29 +173,33 @@ def test_normalized_texts_have_no_traces_of_tokenizers(text: str) -> None:
     assert sum(c.isalpha() for c in shown) == sum(c.isalpha() for c in text)
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.sampled_from(["a", "bc", "def"]), min_size=1, max_size=30), st.integers(1, 30))
-def test_both_texts_are_cut_to_the_same_words(tokens: list[str], n: int) -> None:
-    first, second = " ".join(tokens), " ".join(["word"] * n)
-    cut = cut_alike(first, second, (False, False))
-    assert len({len(text.removesuffix("…").split()) for text in cut}) == 1
-    assert all(text.endswith("…") for text in cut)
-    for text, whole in zip(cut, (first, second), strict=True):
-        kept = text.removesuffix("…").split()
-        assert whole.split()[: len(kept)] == kept
-        assert len(kept) < len(whole.split())  # the last word may be incomplete
+_WORDS = st.lists(st.sampled_from(["a", "bc", "def\n"]), min_size=2, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_WORDS, _WORDS)
+def test_both_texts_are_cut_to_one_length_at_a_word(first: list[str], second: list[str]) -> None:
+    wholes = [normalize(" ".join(words)) for words in (first, second)]
+    complete = [whole[: len(whole) - len(whole.split()[-1])].rstrip() for whole in wholes]
+    limit = min(map(len, complete))  # the last word may be incomplete
+    for text, whole in zip(cut_alike(*wholes, (False, False)), wholes, strict=True):
+        kept = text.removesuffix("…").rstrip()
+        n = len(kept.split())
+        assert text.endswith("…")
+        assert whole.startswith(kept)
+        assert whole.split()[:n] == kept.split()
+        assert len(kept) <= limit < len(kept) + 1 + len(whole.split()[n])  # no word more fits
 
 
 def test_a_text_that_ended_by_itself_stays_whole() -> None:
-    assert cut_alike("It ends.", "this one goes on and", (True, False)) == (
-        "It ends.",
-        "this one goes on …",
-    )
+    ended, cut = cut_alike("It ends.", "this one goes on and", (True, False))
+    assert (ended, cut) == ("It ends.", "this one goes on …")
     assert cut_alike("", "a b", (True, False)) == ("", "a …")
+    assert cut_alike("It ends.", "So does it.", (True, True)) == ("It ends.", "So does it.")
 
 
-def test_texts_without_spaces_are_cut_between_characters() -> None:
-    assert cut_alike("一二三四五", "六七八九", (False, False)) == ("一二三 …", "六七八 …")
+def test_what_has_no_spaces_is_cut_between_characters() -> None:
+    assert cut_alike("一" * 60, "a" * 50, (False, False)) == ("一" * 50 + " …", "a" * 50 + " …")
 
 
 def test_wikitext_and_spaces_before_punctuation_are_joined() -> None:
@@ -236,25 +241,17 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path, task: Task) -> None:
 
 def test_what_does_not_belong_to_the_task_is_rejected_with_the_reason(task: Task) -> None:
     judgments = judge_all(task, {"ann": careful, "bob": careful})
-    swapped = judgments[0].model_copy(
-        update={"left": "second" if judgments[0].left == "first" else "first"}
-    )
-    mine = set(task.annotators["ann"].items)
-    not_mine = (
-        next(j for j in judgments if j.annotator == "bob" and j.item not in mine)
-        if any(j.item not in mine for j in judgments)
-        else None
-    )
+    first, mine = judgments[0], task.annotators["ann"].items
+    not_mine = next(j for j in judgments if j.annotator == "bob" and j.item not in mine)
     bad = {
-        "of another task": judgments[0].model_copy(update={"task": content_hash("x")}),
-        "has no item": judgments[0].model_copy(update={"item": "0" * 16}),
-        "has no annotator": judgments[0].model_copy(update={"annotator": "eve"}),
-        "sides swapped": swapped,
-        "no choice both_bad": judgments[0].model_copy(update={"shown": "both_bad"}),
-        "no aspect fluency": judgments[0].model_copy(update={"aspects": {"fluency": "first"}}),
+        "of another task": first.model_copy(update={"task": content_hash("x")}),
+        "has no item": first.model_copy(update={"item": "0" * 16}),
+        "has no annotator": first.model_copy(update={"annotator": "eve"}),
+        "sides swapped": first.model_copy(update={"left": other(first.left)}),
+        "no choice both_bad": first.model_copy(update={"shown": "both_bad"}),
+        "no aspect fluency": first.model_copy(update={"aspects": {"fluency": "first"}}),
+        "is not for ann": not_mine.model_copy(update={"annotator": "ann"}),
     }
-    if not_mine is not None:
-        bad["is not for ann"] = not_mine.model_copy(update={"annotator": "ann"})
     accepted, rejected = validate(task, [*judgments, judgments[0], *bad.values()])
     assert accepted == judgments
     reasons = [r.reason for r in rejected]
