@@ -30,7 +30,7 @@ from tests.preference import (
 )
 from tests.records import make_predictions
 
-FAST = Resampling(200)
+FAST = Resampling(60)
 COLUMN: dict[str, Any] = {"key": "preference", "scale": 100, "format": "{:.1f}"}
 REPORT = {"tables": {"main": {"rows": ["system", "seed"], "columns": {"preferred": COLUMN}}}}
 RECORDS = {"base_0": study_record(0), "tuned_0": study_record(1)}
@@ -107,9 +107,9 @@ def test_judgments_of_another_task_are_left_out_and_listed(
     task: Task, people: list[Judgment]
 ) -> None:
     stray = people[0].model_copy(update={"task": "0" * 16})
-    result = analyze(task, [stray, *people], {}, FAST)
+    result = analyze(task, [stray, *people[:3]], {}, FAST)
     assert result.left_out == ["judgment 1: of another task (0000000000000000)"]
-    assert result.groups[0].judgments == len(people)
+    assert result.groups[0].judgments == 3
 
 
 def cell(folder: Path, system: str, **column: Any) -> Any:
@@ -180,7 +180,7 @@ def test_the_commands_go_from_a_sweep_to_the_analysis(
     append(
         folder / FOLDER / JUDGMENTS_FILE, judge_all(task, dict.fromkeys(task.annotators, careful))
     )
-    assert status(["analyze", str(folder), "--resamples", "200"]) == 0
+    assert status(["analyze", str(folder), "--resamples", "60"]) == 0
     analysis = read_analysis(folder / FOLDER)
     assert analysis is not None
     predictors = {c.metric: c.spearman.mean for c in analysis.groups[0].correlations}
