@@ -20,6 +20,7 @@ from hyperfitting.reporting.sweep_records import load_sweep
 from tests.preference import (
     DATASETS,
     LENGTH,
+    QUESTION,
     always_left,
     careful,
     judge_all,
@@ -101,6 +102,26 @@ def test_a_judge_that_agrees_with_itself_is_not_refused(task: Task) -> None:
     assert judge.flip_rate is not None
     assert judge.flip_rate.mean == 0
     assert judge.refused == ""
+
+
+def test_a_judge_is_analyzed_on_the_items_that_it_answered_in_both_orders(task: Task) -> None:
+    judgments = judge_by_model(task, "judge:m", careful)
+    (judge,) = analyze(task, judgments[:5], {}, FAST).judges
+    assert judge.judgments == 5
+    assert sum(row.judgments for row in judge.comparisons if row.dataset is None) == 4
+
+
+def test_aspects_have_shares_of_their_own() -> None:
+    question = QUESTION.model_copy(update={"aspects": ("fluency", "coherence")})
+    task = study(records=RECORDS, question=question)
+    judgments = judge_all(task, {"ann": careful, "bob": careful})
+    fluent = [
+        j.model_copy(update={"aspects": {"fluency": "equal" if j.annotator == "ann" else "second"}})
+        for j in judgments
+    ]
+    for row in analyze(task, fluent, {}, FAST).groups[0].comparisons:
+        assert row.aspects["fluency"].mean == 0.5
+        assert set(row.aspects) == {"fluency"}
 
 
 def test_judgments_of_another_task_are_left_out_and_listed(
