@@ -1,0 +1,1 @@
+"""Human preference: tasks from a sweep, judgments of people and models, agreement and intervals."""
