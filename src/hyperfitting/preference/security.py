@@ -2,9 +2,9 @@
 
 import hashlib
 import hmac
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from time import monotonic
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import MutableHeaders
@@ -74,7 +74,7 @@ class RateLimiter:
         Raises:
             HTTPException: 429, the client has made too many.
         """
-        now = time.monotonic()
+        now = monotonic()
         left, counted = self._buckets.pop(client, (float(self._burst), now))
         left = min(left + (now - counted) * self._rate, self._burst)
         is_allowed = left >= 1
