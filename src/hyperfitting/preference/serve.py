@@ -99,6 +99,7 @@ def _serve(arguments: argparse.Namespace, task: Task, database: Database) -> Non
     annotators = _known(task, "--annotators", arguments.annotators or list(task.annotators))
     renewed = _known(task, "--new-links", arguments.new_links)
     with _listening(arguments.host, arguments.port) as listener:
+        address = f"{arguments.host}:{listener.getsockname()[1]}"
         url = _public_url(arguments, listener.getsockname()[1])
         config = uvicorn.Config(
             create_app(task, database, is_https=url.startswith("https:")),
@@ -114,7 +115,9 @@ def _serve(arguments: argparse.Namespace, task: Task, database: Database) -> Non
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         tokens = database.issue_tokens(annotators, renewed)
-        _print_links(task, url, [*dict.fromkeys([*annotators, *renewed])], tokens)
+        print(f"study      {escape(task.sweep)}, task {task.content_hash}")
+        print(f"listens    {address}")
+        _print_links(url, [*dict.fromkeys([*annotators, *renewed])], tokens)
         with _progress_shown(task, database), _ended_by_signals():
             uvicorn.Server(config).run(sockets=[listener])
     print()
@@ -187,11 +190,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _print_links(
-    task: Task, url: str, annotators: Sequence[str], tokens: Mapping[str, str]
-) -> None:
+def _print_links(url: str, annotators: Sequence[str], tokens: Mapping[str, str]) -> None:
     """Print each annotator's link, which nobody can print again."""
-    print(f"study      {escape(task.sweep)}, task {task.content_hash}")
     for name in annotators:
         link = f"{url}/join/{tokens[name]}" if name in tokens else "has a link (see --new-links)"
         print(f"{escape(name):10} {link}")
