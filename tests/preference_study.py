@@ -1,23 +1,33 @@
-"""A small preference study, without a sweep, and a scripted annotator of its page."""
+"""A small preference study, without a sweep, its server, and a scripted annotator of its page."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from hyperfitting.preference.items import (
+    JUDGMENTS_FILE,
     Annotator,
     Aspect,
     Form,
     Item,
     Origin,
     Question,
+    Shown,
     Task,
     Text,
 )
+from hyperfitting.preference.judgments import read_judgments
+
+CHOICES: tuple[Shown, ...] = ("left", "equal", "right")
+SECONDS = 120
+"""How long anything may take on a busy machine."""
 
 
 def make_item(number: int, words: str = "", **fields: Any) -> Item:
@@ -144,3 +154,57 @@ class ScriptedAnnotator:
         response = self.send("judge", choice=choice, **fields)
         self.load()
         return response
+
+
+class Server:
+    """`hyperfit-preference serve` of a study in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.links: dict[str, str] = {}
+        self.port = 0
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *arguments: str) -> None:
+        """Start it, at the port that it had before."""
+        command = ["-m", "hyperfitting.preference.cli", "serve", str(self.folder), *arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, *command, "--port", str(self.port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout
+        for line in self.process.stdout:
+            name, _, value = line.strip().partition(" ")
+            if name == "listens":
+                self.port = int(value.rpartition(":")[2])
+            if "/join/" in value:
+                self.links[name] = value.strip()
+            if "Ctrl+C ends" in line:
+                return
+        raise AssertionError(self.process.stderr and self.process.stderr.read())
+
+    def end(self, signum: int) -> tuple[int, str, str]:
+        """Send a signal; return the exit status and what it printed at the end."""
+        assert self.process
+        self.process.send_signal(signum)
+        stdout, stderr = self.process.communicate(timeout=SECONDS)
+        return self.process.returncode, stdout, stderr
+
+
+def shown_by_annotator(folder: Path, task: Task) -> dict[str, list[str]]:
+    """Return the choices that were exported, in the order of each annotator's items.
+
+    Raises:
+        AssertionError: an item has two judgments, or one was skipped.
+    """
+    judgments = read_judgments(folder / JUDGMENTS_FILE)
+    shown = {(one.annotator, one.item): one.shown for one in judgments}
+    assert len(shown) == len(judgments)
+    choices = {}
+    for name, annotator in task.annotators.items():
+        judged = [item for item in annotator.items if (name, item) in shown]
+        assert judged == list(annotator.items[: len(judged)])
+        choices[name] = [shown[name, item] for item in judged]
+    return choices

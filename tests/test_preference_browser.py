@@ -2,8 +2,6 @@
 
 import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,51 +14,11 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from hyperfitting.preference.items import JUDGMENTS_FILE, Task, write_task
 from hyperfitting.preference.judgments import read_judgments
 from tests.browser import OpenedPage, open_page
-from tests.preference_study import make_study
+from tests.preference_load import annotate
+from tests.preference_study import SECONDS, Server, make_study, shown_by_annotator
 
 pytestmark = pytest.mark.server
 HOSTILE = "</script><script>window.evil = 1</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & \"' "
-SECONDS = 120
-"""How long anything may take on a busy machine."""
-
-
-class Server:
-    """`hyperfit-preference serve` of a study in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.links: dict[str, str] = {}
-        self.port = 0
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self, *arguments: str) -> None:
-        """Start it, at the port that it had before."""
-        command = ["-m", "hyperfitting.preference.cli", "serve", str(self.folder), *arguments]
-        self.process = subprocess.Popen(
-            [sys.executable, *command, "--port", str(self.port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout
-        for line in self.process.stdout:
-            name, _, value = line.strip().partition(" ")
-            if name == "listens":
-                self.port = int(value.rpartition(":")[2])
-            if "/join/" in value:
-                self.links[name] = value.strip()
-            if "Ctrl+C ends" in line:
-                return
-        raise AssertionError(self.process.stderr and self.process.stderr.read())
-
-    def end(self, signum: int) -> tuple[int, str, str]:
-        """Send a signal; return the exit status and what it printed at the end."""
-        assert self.process
-        self.process.send_signal(signum)
-        stdout, stderr = self.process.communicate(timeout=SECONDS)
-        return self.process.returncode, stdout, stderr
-
-
 Serve = Callable[..., Server]
 
 
@@ -194,6 +152,7 @@ def test_keys_answer_and_can_be_switched_off(context: BrowserContext, serve: Ser
     page.get_by_label("A", exact=True).check()
     press("ArrowRight", 6)
     press("Enter", 6)
+    page.wait_for_timeout(300)
     assert page.get_by_label("Equal").is_checked()
     page.locator("#shortcuts").click()
     press("1", 6)
@@ -348,3 +307,14 @@ def test_forwarded_headers_are_believed_of_trusted_proxies_alone(serve: Serve) -
     server.end(signal.SIGKILL)
     server.start("--public-url", "http://127.0.0.1:1/study", "--trusted-proxies", "127.0.0.0/8")
     assert "Secure" in cookie()
+
+
+def test_under_load_no_answer_is_lost_or_doubled(serve: Serve) -> None:
+    names = [f"annotator{number}" for number in range(10)]
+    task = make_study(names, n_items=20)
+    server = serve(task)
+    load = annotate(server.links, rate=20, seconds=10)
+    status, _, stderr = server.end(signal.SIGINT)
+    assert (status, stderr, load.errors) == (0, "", [])
+    assert shown_by_annotator(server.folder, task) == load.judged
+    assert sum(map(len, load.judged.values())) >= 80

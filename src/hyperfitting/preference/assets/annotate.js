@@ -50,6 +50,7 @@ async function post(url, body) {
 for (const form of document.querySelectorAll("form")) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    if (form === answer && event.submitter?.name !== "choice") return;
     if (form === answer) form.elements.seconds.value = (visibleMs() / 1000).toFixed(3);
     const body = new URLSearchParams(new FormData(form, event.submitter));
     for (const button of document.querySelectorAll("form button")) button.disabled = true;
