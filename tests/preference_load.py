@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import httpx2
@@ -94,4 +95,5 @@ def annotate(links: Mapping[str, str], rate: float, seconds: float) -> Load:
         rate: requests a second; retries and undone answers come on top.
         seconds: how long.
     """
-    return asyncio.run(_run(links, rate, seconds))
+    with ThreadPoolExecutor(1) as pool:  # in this thread Playwright may run an event loop
+        return pool.submit(asyncio.run, _run(links, rate, seconds)).result()

@@ -2,7 +2,6 @@
 
 import re
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +10,24 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from hyperfitting.preference.items import JUDGMENTS_FILE, Task, write_task
+from hyperfitting.preference import cli
+from hyperfitting.preference.items import (
+    FOLDER,
+    JUDGMENTS_FILE,
+    Item,
+    Shown,
+    Task,
+    read_task,
+    write_task,
+)
 from hyperfitting.preference.judgments import read_judgments
+from hyperfitting.preference.results import SCRIPTS, read_analysis
+from hyperfitting.reporting.cells import table_cell
+from hyperfitting.reporting.spec import ColumnSpec
+from hyperfitting.reporting.sweep_records import load_sweep
 from tests.browser import OpenedPage, open_page
+from tests.cli import hyperfit
+from tests.conftest import only_sweep
 from tests.preference_load import annotate
 from tests.preference_study import SECONDS, Server, make_study, shown_by_annotator
 
@@ -54,81 +68,120 @@ def opened(browser: Browser, link: str, scheme: str = "light", width: int = 1280
 
 
 def item_number(page: Page) -> int:
-    """Return the number of the item that is shown; 0: it is finished."""
-    heading = page.locator("h1").inner_text()
-    return 0 if heading == "Finished" else int(heading.split()[1])
+    """Return the number of the item that is shown."""
+    return int(page.locator("h1").inner_text().split()[1])
+
+
+def visible(text: str) -> str:
+    """Return a text as a browser tells that it shows it."""
+    return "".join("\n" if c == "\n" else " " if c in "\t\x0c" else c for c in text).strip()
 
 
 def side_texts(page: Page) -> tuple[str, str]:
     left, right = (page.locator(f"#{side} .text").inner_text() for side in ("left", "right"))
-    return left, right
+    return left.strip(), right.strip()
 
 
 def expect_item(page: Page, number: int) -> None:
     expect(page.locator("h1")).to_have_text(re.compile(rf"Item {number} "), timeout=SECONDS * 1000)
 
 
-# three annotators with known rules: what each would choose, given the texts on both sides
+# three annotators with known rules: what each chooses, given the item and the texts on both sides
 
 
-def always_left(left: str, right: str) -> str:
+def always_left(item: Item, left: str, right: str) -> Shown:
     return "left"
 
 
-def by_length(left: str, right: str) -> str:
+def by_length(item: Item, left: str, right: str) -> Shown:
     return "left" if len(left) > len(right) else "right" if len(left) < len(right) else "equal"
 
 
-def careful(left: str, right: str) -> str:
-    """Knows which text is real."""
-    return "left" if "another" in left else "right"
+def careful(item: Item, left: str, right: str) -> Shown:
+    """Recognize the text that was written by a person."""
+    real = item.first if item.first.origin.side == "reference" else item.second
+    return "left" if visible(real.text) == left else "right"
 
 
 RULES = {"lefty": always_left, "longer": by_length, "careful": careful}
 
 
-def test_three_annotators_and_a_kill_in_the_middle_lose_nothing(
-    browser: Browser, serve: Serve
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep on the debug preset, base and tuned, for which a study has been made."""
+    folder = tmp_path_factory.mktemp("sweep")
+    overrides = ["preset=debug", "tuning=none,full", "evaluation.n_texts=24"]
+    result = hyperfit(folder, "-m", *overrides, "hydra.launcher.workers=1", timeout=1200)
+    assert result.returncode == 0, result.stderr
+    made = only_sweep(folder)
+    arguments = ["make", str(made), "--annotators", *RULES, "--scripts", "--checks", "2"]
+    command([*arguments, "--repeats", "0"])
+    return made
+
+
+def command(arguments: list[str]) -> None:
+    """Run a subcommand to its successful end."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 0
+
+
+def test_a_study_from_a_sweep_to_a_table_with_a_kill_in_the_middle(
+    browser: Browser, sweep: Path
 ) -> None:
-    n_items = 8
-    task = make_study(list(RULES), n_items)
-    server = serve(task)
+    task = read_task(sweep / FOLDER)
+    server = Server(sweep / FOLDER)
+    server.start()
     pages = {name: opened(browser, server.links[name]).page for name in RULES}
     clicked: dict[tuple[str, str], str] = {}
 
-    def judge(name: str) -> None:
-        page = pages[name]
-        number = item_number(page)
-        item = task.items_of(name)[number - 1]
-        choice = RULES[name](*side_texts(page))
-        clicked[name, item.id] = choice
-        page.locator(f"#answer button[value={choice}]").click()
+    def judge(name: str, item: Item) -> None:
+        shown = item.shown(task.left(name, item))
+        texts = side_texts(pages[name])
+        assert texts == (visible(shown["left"]), visible(shown["right"]))
+        choice = clicked[name, item.id] = RULES[name](item, *texts)
+        pages[name].locator(f"#answer button[value={choice}]").click()
 
+    n_items = len(task.items_of("lefty"))
     for number in range(1, n_items + 1):
         for name, page in pages.items():
-            if number == 4 and name == "longer":
-                server.end(signal.SIGKILL)
-                judge(name)  # while there is no server
-                expect(page.locator("#status")).to_contain_text("not saved yet; trying again")
-                expect_item(page, number)
-                server.start()
-            else:
-                judge(name)
-            if number < n_items:
-                expect_item(page, number + 1)
-            else:
-                expect(page.locator("h1")).to_have_text("Finished", timeout=SECONDS * 1000)
+            expect_item(page, number)
+            item = task.items_of(name)[number - 1]
+            if (number, name) != (4, "longer"):
+                judge(name, item)
+                continue
+            server.end(signal.SIGKILL)
+            judge(name, item)
+            expect(page.locator("#status")).to_contain_text("not saved yet; trying again")
+            expect_item(page, number)
+            server.start()
+    for page in pages.values():
+        expect(page.locator("h1")).to_have_text("Finished", timeout=SECONDS * 1000)
     status, stdout, stderr = server.end(signal.SIGINT)
     assert (status, stderr) == (0, "")
-    assert f"{n_items * 3} new" in stdout
-    judgments = read_judgments(server.folder / JUDGMENTS_FILE)
-    assert len(judgments) == n_items * 3
-    assert {(j.annotator, j.item): j.shown for j in judgments} == clicked
-    assert all(0.3 < (j.seconds or 0) < SECONDS * 4 for j in judgments)
-    sides = Counter((j.annotator, j.shown) for j in judgments)
-    assert sides["lefty", "left"] == n_items
-    assert 0 < sides["careful", "left"] < n_items
-    assert {j.choice for j in judgments if j.annotator == "careful"} == {"second"}
+    assert f"{len(clicked)} new" in stdout
+
+    judgments = read_judgments(sweep / FOLDER / JUDGMENTS_FILE)
+    assert len(judgments) == len(clicked)
+    assert {(one.annotator, one.item): one.shown for one in judgments} == clicked
+    assert all(0.3 < (one.seconds or 0) < SECONDS * 4 for one in judgments)
+
+    command(["analyze", str(sweep), "--resamples", "200"])
+    analysis = read_analysis(sweep / FOLDER)
+    assert analysis is not None
+    group = analysis.group(SCRIPTS)
+    assert group is not None
+    annotators = {annotator.name: annotator for annotator in group.annotators}
+    assert annotators["lefty"].left_share == 1
+    assert annotators["lefty"].excluded  # by the task's rule about one side
+    assert annotators["careful"].left_share < 0.85
+    assert annotators["careful"].failed_checks == 0
+    assert not annotators["careful"].excluded
+    column = ColumnSpec(key="preference", scale=100, format="{:.1f}")
+    cell = table_cell(load_sweep(sweep), {"tuning": "full"}, column)
+    assert cell.estimate is not None
+    assert "3 scripts, alpha " in cell.note
+    assert f"n {cell.estimate.n}" in cell.note
 
 
 def test_keys_answer_and_can_be_switched_off(context: BrowserContext, serve: Serve) -> None:
