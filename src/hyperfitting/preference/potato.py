@@ -5,6 +5,7 @@ batch`). Potato writes what somebody has answered to `annotation_output/NAME/use
 """
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class _Label(BaseModel):
 
 
 class _Behavior(BaseModel):
+    session_end: float | None = Field(default=None, ge=0, lt=1e11)
     total_time_ms: float = Field(default=0, ge=0, allow_inf_nan=False)
 
 
@@ -134,8 +136,10 @@ def _answered(
     parsed = parse_answers(question, given)
     if isinstance(parsed, str):
         return Answered(where, row, None, parsed)
-    seconds = behavior.total_time_ms / 1000 or None
-    return Answered(where, row, Answer(*parsed, seconds=seconds))
+    seconds = behavior.total_time_ms / 1000 or None  # 0: not measured
+    end = behavior.session_end
+    created = None if end is None else datetime.fromtimestamp(end, UTC)
+    return Answered(where, row, Answer(*parsed, seconds=seconds, created=created))
 
 
 def _instance_id(row: Row) -> str:
