@@ -7,14 +7,14 @@ and item. What `Item.shown` leaves out is hidden from annotators.
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hyperfitting.errors import UserError
-from hyperfitting.record import Side
 from hyperfitting.runtime.files import read_versioned, write_json
 
 TASK_VERSION = 1
@@ -23,6 +23,8 @@ FOLDER = "preference"
 TASK_FILE, JUDGMENTS_FILE, ANALYSIS_FILE = "task.json", "judgments.jsonl", "preference.json"
 
 Kind = Literal["normal", "attention_check", "gold", "repeat"]
+Source = Literal["tuned", "base", "reference", "scrambled"]
+"""A side of a record, or a reference whose words were shuffled."""
 Place = Literal["first", "second"]
 """One of an item's two texts."""
 Shown = Literal["left", "right", "equal", "both_bad"]
@@ -75,8 +77,9 @@ class Question(_Model):
 class Origin(_Model):
     """Where a text comes from; hidden from annotators."""
 
-    run: str = Field(description="name of the run; empty: no model wrote it")
-    side: Side = Field(description="the run's tuned or base model, or the reference")
+    run: str = Field(description="the run whose record holds the text")
+    side: Source = Field(description="who wrote it; `scrambled`: the reference, words shuffled")
+    sample: int = Field(ge=0, description="index of the sample in the record")
 
 
 class Text(_Model):
@@ -92,7 +95,6 @@ class Item(_Model):
     id: str = Field(default="", description="hash of the content; filled in if empty")
     kind: Kind = Field(default="normal", description="hidden")
     dataset: str = Field(description="evaluation dataset; hidden")
-    sample: int = Field(description="index of the sample in the record; hidden")
     length: int = Field(description="new tokens of the continuations before they were cut; hidden")
     context: str = Field(description="what both texts continue")
     first: Text
@@ -116,9 +118,9 @@ class Item(_Model):
         return self
 
     @property
-    def context_key(self) -> tuple[str, int]:
-        """What no annotator sees twice, but in a repeat: dataset and sample."""
-        return self.dataset, self.sample
+    def key(self) -> tuple[str, str]:
+        """What no annotator sees twice, but in a repeat: dataset and context."""
+        return self.dataset, self.context
 
     def text(self, place: Place) -> str:
         """Return one of its texts."""
@@ -134,6 +136,11 @@ class Annotator(_Model):
 
     kind: Literal["person", "script"] = Field(description="scripts are for trying a study out")
     items: tuple[str, ...] = Field(description="ids, in the order in which they are shown")
+
+
+ANNOTATOR_NAME = re.compile(r"[\w.@+-]{1,64}")
+AnnotatorName = Annotated[str, Field(pattern=rf"^{ANNOTATOR_NAME.pattern}$")]
+"""Letters, digits and `_.@+-`: an e-mail address is one."""
 
 
 class ExclusionRule(_Model):
@@ -170,7 +177,7 @@ class Task(_Model):
         description="hash of a side's texts in the record, by `run/side`: tables refuse a record "
         "whose texts have changed since"
     )
-    annotators: dict[str, Annotator] = Field(description="by name")
+    annotators: dict[AnnotatorName, Annotator] = Field(description="by name")
     items: tuple[Item, ...]
     hash: str = Field(default="", description="hash of everything else")
 

@@ -1,0 +1,69 @@
+"""How texts are shown: normalized and cut alike, so that only the writing tells them apart."""
+
+import re
+import unicodedata
+
+from hyperfitting.preference.items import content_hash
+
+ELLIPSIS = " …"
+"""Marks a text that was cut."""
+_MIN_SPACES = 1 / 40
+"""Spaces per character below which a text is cut between characters (Chinese, Japanese, …)."""
+_REPLACEMENTS = (
+    (re.compile(r" @([-,.])@ "), r"\1"),  # WikiText writes 1 @,@ 000
+    (re.compile(r"[^\S\n]+"), " "),  # doubled, unbreakable and other spaces, tabs
+    (re.compile(r" +(?=[,.;:!?)\]}%](?:\s|$))"), ""),
+    (re.compile(r" *\n *"), "\n"),
+    (re.compile(r"\n{3,}"), "\n\n"),
+)
+
+
+def normalize(text: str) -> str:
+    """Return a text without traces of tokenizers and datasets.
+
+    Bytes that are no UTF-8 (U+FFFD), control and invisible characters are removed, spaces and line
+    breaks collapsed, WikiText's ` @-@ ` and spaces before punctuation joined, accents composed.
+    """
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE)
+    text = text.replace("\ufffd", "")
+    for pattern, replacement in _REPLACEMENTS:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn")
+
+
+def cut_alike(first: str, second: str, ended: tuple[bool, bool]) -> tuple[str, str]:
+    """Return two normalized texts, cut at word boundaries to the same number of words.
+
+    The last word of a text that stops at its length may be incomplete: it is dropped, and an
+    ellipsis marks the cut. A text that the model ended by itself stays whole.
+
+    Args:
+        first: one text.
+        second: the other.
+        ended: whether each ended by itself, before its length was reached.
+    """
+    units = [_units(text) for text in (first, second)]
+    limits = [len(u) - 1 for u, own_end in zip(units, ended, strict=True) if not own_end]
+    limit = max(min(limits, default=0), 0)
+    shown = [
+        "".join(u) if own_end else "".join(u[:limit]).rstrip() + ELLIPSIS
+        for u, own_end in zip(units, ended, strict=True)
+    ]
+    return shown[0].strip(), shown[1].strip()
+
+
+def _units(text: str) -> list[str]:
+    """Return the words of a text with the space after each; they join to the text."""
+    words = re.findall(r"\S+\s*", text)
+    return words if len(words) - 1 >= len(text) * _MIN_SPACES else list(text)
+
+
+def scramble(text: str, seed: int) -> str:
+    """Return the words of a text in another order, on one line."""
+    words = text.removesuffix(ELLIPSIS).split()
+    order = sorted(range(len(words)), key=lambda i: content_hash([seed, i, words[i]]))
+    return " ".join(words[i] for i in order) + ELLIPSIS
