@@ -14,7 +14,6 @@ from hyperfitting.preference.items import (
     write_task,
 )
 
-RUN, REFERENCE = Origin(run="tuned run", side="tuned"), Origin(run="", side="reference")
 AWKWARD = (
     "=1+1", "+cmd|' /C calc'!A0", "-2", "@SUM(A1)", "\tindented", "'quoted'", "''", " =1",
     'she said "no", twice', "two\nlines\n\nand more", "<script>alert(1)</script> & more",
@@ -22,12 +21,17 @@ AWKWARD = (
 )  # fmt: skip
 
 
-def make_item(number: int, run_text: str, real_text: str, context: str = "It was", **fields: object) -> Item:
+def make_item(
+    number: int, run_text: str, real_text: str, context: str = "It was", **fields: object
+) -> Item:
     """One item: the run's text first, the real one second."""
+    tuned = Origin(run="run", side="tuned", sample=number)
+    reference = Origin(run="run", side="reference", sample=number)
     return Item.model_validate(
         {
-            "dataset": "news", "sample": number, "length": 96, "context": f"{context} {number}",
-            "first": Text(text=run_text, origin=RUN), "second": Text(text=real_text, origin=REFERENCE),
+            "dataset": "news", "length": 96, "context": f"{context} {number}",
+            "first": Text(text=run_text, origin=tuned),
+            "second": Text(text=real_text, origin=reference),
         } | fields
     )  # fmt: skip
 
@@ -61,6 +65,7 @@ def write_study(folder: Path, task: Task) -> Path:
 def awkward_task(**fields: object) -> Task:
     """A study of the awkward texts."""
     items = [
-        make_item(n, text, f"{AWKWARD[-n - 1]} real", context=text) for n, text in enumerate(AWKWARD)
+        make_item(n, text, f"{AWKWARD[-n - 1]} real", context=text)
+        for n, text in enumerate(AWKWARD)
     ]
     return make_task(items, **fields)  # type: ignore[arg-type]

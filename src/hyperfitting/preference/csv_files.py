@@ -16,7 +16,6 @@ from hyperfitting.preference.exchange_rows import (
     PREFERENCE,
     Answered,
     Row,
-    file_stem,
     parse_answers,
     questions,
     rows,
@@ -44,7 +43,7 @@ def export(task: Task, folder: Path) -> None:
         writer.writeheader()
         for row in rows(task, annotator):
             writer.writerow({name: guard(text) for name, text in row.items()})
-        write_text(folder / f"{file_stem(annotator)}.csv", file.getvalue())
+        write_text(folder / f"{annotator}.csv", file.getvalue())
     lines = [task.question.wording, "", task.question.guidelines, ""]
     for name, choices in names.items():
         lines += [f"column {name}:", *(f"  {key}: {words}" for key, words in choices.items())]

@@ -8,7 +8,6 @@ found.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -57,11 +56,6 @@ def _row(task: Task, annotator: str, item: Item) -> dict[str, str]:
     shown = item.shown(task.left(annotator, item))
     texts = (shown["context"], shown["left"], shown["right"])
     return dict(zip(FIELDS, (task.content_hash, annotator, item.id, *texts), strict=True))
-
-
-def file_stem(annotator: str) -> str:
-    """Return the name of an annotator's file, without its suffix: no path, whatever the name."""
-    return quote(annotator, safe=" ").replace(".", "%2E")
 
 
 def questions(question: Question) -> dict[str, dict[Shown, str]]:

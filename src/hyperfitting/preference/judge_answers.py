@@ -40,6 +40,18 @@ class KeptAnswer(BaseModel):
     created: AwareDatetime
 
 
+class Usage(BaseModel):
+    """What a judge was asked in a study, and how much of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    questions: int = Field(description="that have an answer: items times orders")
+    invalid: int = Field(description="of these, without a valid answer after all attempts")
+    requests: int = Field(description="answers, those that were not valid included")
+    prompt_tokens: int = Field(description="of all requests")
+    completion_tokens: int = Field(description="of all answers")
+
+
 @dataclass(frozen=True)
 class JudgeQuestion:
     """An item, with one of its texts as A."""
@@ -89,9 +101,16 @@ class AnswerFile:
         self._answers.setdefault(answer.key, []).append(answer)
 
     @property
-    def all(self) -> list[KeptAnswer]:
-        """All answers, the invalid ones too."""
-        return [answer for answers in self._answers.values() for answer in answers]
+    def usage(self) -> Usage:
+        """How much was asked."""
+        answers = [answer for kept in self._answers.values() for answer in kept]
+        return Usage(
+            questions=len(self._answers),
+            invalid=sum(self.valid(key) is None for key in self._answers),
+            requests=len(answers),
+            prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+            completion_tokens=sum(answer.completion_tokens for answer in answers),
+        )
 
     def valid(self, key: str) -> KeptAnswer | None:
         """Return the valid answer to a question, if there is one."""
@@ -132,7 +151,7 @@ def answer_file(study: Path, name: str) -> Iterator[AnswerFile]:
     Raises:
         UserError: another process has it open, or it is damaged.
     """
-    path = study / FOLDER / f"{quote(name, safe='')}.jsonl"
+    path = _path(study, name)
     make_folder(path.parent, "study", "a writable folder")
     try:
         with FileLock(path.with_suffix(".lock"), timeout=0), path.open("a+b") as file:
@@ -142,7 +161,25 @@ def answer_file(study: Path, name: str) -> Iterator[AnswerFile]:
             file.truncate(len(complete))
             yield AnswerFile(path, file, _parse(path, complete))
     except Timeout as error:
-        raise UserError("another process is asking this judge", field="judge", value=name) from error
+        raise UserError(
+            "another process is asking this judge", field="judge", value=name
+        ) from error
+
+
+def judge_usage(study: Path, name: str) -> Usage | None:
+    """Return how much a judge was asked; None: its answers are not kept in this study.
+
+    Raises:
+        UserError: a line is damaged, or another process is asking the judge.
+    """
+    if not _path(study, name).is_file():
+        return None
+    with answer_file(study, name) as answers:
+        return answers.usage
+
+
+def _path(study: Path, name: str) -> Path:
+    return study / FOLDER / f"{quote(name, safe='')}.jsonl"
 
 
 def _parse(path: Path, content: bytes) -> list[KeptAnswer]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperfitting.preference.items import Question
-from hyperfitting.preference.judge_answers import JudgeQuestion, KeptAnswer
+from hyperfitting.preference.judge_answers import AnswerFile, JudgeQuestion, KeptAnswer
 from hyperfitting.preference.judge_prompt import Message, keys
-from hyperfitting.preference.judge_server import Keep
+from hyperfitting.progress import Advance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,14 +38,17 @@ class LocalJudge:
         """What determines an answer, beside the prompt."""
         return {"weights": self.base.id, "method": "log-likelihood"}
 
-    def ask(self, questions: Sequence[JudgeQuestion], keep: Keep) -> bool:
+    def ask(
+        self, questions: Sequence[JudgeQuestion], answers: AnswerFile, advance: Advance
+    ) -> bool:
         """Ask all questions.
 
         Raises:
             UserError: a prompt is longer than the model's context.
         """
         for question in questions:
-            keep(self._answer(question))
+            answers.keep(self._answer(question))
+            advance(1)
         return True
 
     def _answer(self, question: JudgeQuestion) -> KeptAnswer:

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 from hyperfitting.errors import UserError
 from hyperfitting.formatting import first_line
 from hyperfitting.preference.items import Question
-from hyperfitting.preference.judge_answers import JudgeQuestion, KeptAnswer
+from hyperfitting.preference.judge_answers import AnswerFile, JudgeQuestion, KeptAnswer
 from hyperfitting.preference.judge_prompt import parse
+from hyperfitting.progress import Advance
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -30,9 +31,6 @@ _MAX_RETRIES = 8
 _MAX_MALFORMED = 3
 _TEMPLATE_TOKENS = 256
 """More than a chat template adds to a prompt."""
-
-Keep = Callable[[KeptAnswer], None]
-"""Keeps an answer and reports it."""
 
 
 @dataclass
@@ -89,15 +87,21 @@ class ServerJudge:
             "model": self.model, "max_tokens": self.max_tokens, "temperature": self.temperature
         }  # fmt: skip
 
-    def ask(self, questions: Sequence[JudgeQuestion], keep: Keep) -> bool:
-        """Ask questions until there are none left or the budget is; return whether none are.
+    def ask(
+        self, questions: Sequence[JudgeQuestion], answers: AnswerFile, advance: Advance
+    ) -> bool:
+        """Ask questions while the budget allows; return whether all were asked.
 
         Raises:
             UserError: the server refuses, or does not answer; the answers so far are kept.
         """
-        return asyncio.run(self._ask(deque(questions), keep))
+        usage = answers.usage
+        self.budget.spent = self.budget.cost(usage.prompt_tokens, usage.completion_tokens)
+        return asyncio.run(self._ask(deque(questions), answers, advance))
 
-    async def _ask(self, remaining: deque[JudgeQuestion], keep: Keep) -> bool:
+    async def _ask(
+        self, remaining: deque[JudgeQuestion], answers: AnswerFile, advance: Advance
+    ) -> bool:
         from openai import AsyncOpenAI, OpenAIError
 
         failures: list[UserError] = []
@@ -111,7 +115,8 @@ class ServerJudge:
                 try:
                     answer = await self._answer(client, remaining.popleft())
                     cost = self.budget.cost(answer.prompt_tokens, answer.completion_tokens)
-                    keep(answer)
+                    answers.keep(answer)
+                    advance(1)
                 except OpenAIError as error:
                     failures.append(self._explain(error))
                 finally:

@@ -17,7 +17,6 @@ from hyperfitting.preference.exchange_rows import (
     PREFERENCE,
     Answered,
     Row,
-    file_stem,
     parse_answers,
     questions,
     rows,
@@ -63,7 +62,7 @@ def export(task: Task, folder: Path) -> None:
     write_text(folder / "instructions.txt", task.question.guidelines + "\n")
     for annotator in task.annotators:
         tasks = [{"data": row} for row in rows(task, annotator)]
-        write_json(folder / f"{file_stem(annotator)}.json", tasks)
+        write_json(folder / f"{annotator}.json", tasks)
 
 
 def labeling_config(question: Question) -> str:
