@@ -1,6 +1,7 @@
 """A mean over texts with its interval: one class from metric to table. Imports nothing heavy."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,11 @@ class Estimate:
         }
     )
     n: int = field(metadata={"description": "texts that have a value"})
+
+    def scaled(self, factor: float) -> Self:
+        """Return it times a positive number."""
+        ci95 = self.ci95 and (self.ci95[0] * factor, self.ci95[1] * factor)
+        return replace(self, mean=self.mean * factor, ci95=ci95)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The numbers of a report: an estimate of one run, or over several, or why there is none."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -10,12 +10,11 @@ from hyperfitting import formatting
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.uncertainty import paired_difference
 from hyperfitting.record import Record
+from hyperfitting.reporting.preference import PREFERENCE, preference_share
 from hyperfitting.reporting.spec import ColumnSpec
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
 
 LEVEL = 0.95
-PREFERENCE = "preference"
-"""The metric of human preference, which awaits annotations."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,18 @@ class Cell:
     """Runs that the estimate is of."""
     n_runs: int = 0
     """Runs that it should be of."""
+    note: str = ""
+    """What a reader must know of the number, or instead of it."""
 
     def text(self, form: str) -> str:
         """Return it as a table shows it."""
+        remarks = [self.note] if self.note else []
         if self.estimate is None:
-            return f"({self.missing})"
+            return f"({'; '.join([self.missing, *remarks])})"
+        if self.n_finished < self.n_runs:
+            remarks.insert(0, f"{self.n_finished} of {self.n_runs} runs")
         text = formatting.estimate(self.estimate, form)
-        if self.n_finished == self.n_runs:
-            return text
-        return f"{text} ({self.n_finished} of {self.n_runs} runs)"
+        return f"{text} ({'; '.join(remarks)})" if remarks else text
 
 
 def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpec) -> Cell:
@@ -56,8 +58,8 @@ def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpe
     if not runs:
         return Cell(missing="not at this scale")
     if column.key == PREFERENCE:
-        return Cell(missing="no annotations yet")
-    if column.minus is None:
+        cells = [_preference_cell(sweep, run, column) for run in runs]
+    elif column.minus is None:
         cells = [_run_cell(run, column) for run in runs]
     else:
         cells = [
@@ -71,7 +73,13 @@ def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpe
     if not estimates:
         return cells[0]
     estimate = estimates[0] if len(cells) == 1 else _over_runs(estimates)
-    return Cell(_scaled(estimate, column.scale), "", len(estimates), len(cells))
+    notes = "; ".join(dict.fromkeys(cell.note for cell in cells if cell.note))
+    return Cell(estimate.scaled(column.scale), "", len(estimates), len(cells), notes)
+
+
+def _preference_cell(sweep: SweepRecords, run: RunEntry, column: ColumnSpec) -> Cell:
+    estimate, missing, note = preference_share(sweep, run, column)
+    return Cell(estimate, missing, int(estimate is not None), 1, note)
 
 
 def _over_runs(estimates: Sequence[Estimate]) -> Estimate:
@@ -83,11 +91,6 @@ def _over_runs(estimates: Sequence[Estimate]) -> Estimate:
         half *= float(means.std(ddof=1)) / len(means) ** 0.5
         ci95 = (mean - half, mean + half)
     return Estimate(mean, ci95, len(means))
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    ci95 = estimate.ci95 and (estimate.ci95[0] * factor, estimate.ci95[1] * factor)
-    return replace(estimate, mean=estimate.mean * factor, ci95=ci95)
 
 
 def _run_cell(run: RunEntry, column: ColumnSpec) -> Cell:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from hyperfitting.preference.items import FOLDER as PREFERENCE_FOLDER
+from hyperfitting.preference.results import Analysis, read_analysis
 from hyperfitting.record import Predictions, Record, read_predictions, read_record
 from hyperfitting.sweep.spec import SweepSpec, read_sweep_spec
 from hyperfitting.sweep.state import RunFolder
@@ -56,6 +58,15 @@ class SweepRecords:
     spec: SweepSpec
     runs: list[RunEntry]
 
+    @cached_property
+    def preference(self) -> Analysis | None:
+        """The analysis of the judgments of its texts, if there is one.
+
+        Raises:
+            UserError: it is damaged, or was written by another version of this software.
+        """
+        return read_analysis(self.folder / PREFERENCE_FOLDER)
+
     def finished(self) -> Iterator[tuple[RunEntry, Record]]:
         """Yield the runs that have finished, with their records."""
         for run in self.runs:
@@ -102,6 +113,8 @@ class SweepRecords:
             provenance["Versions"] = ", ".join(versions)
             provenance["Code"] = commit or "an installed package"
             provenance["Device"] = record.device
+        if self.preference is not None:
+            provenance["Preference"] = self.preference.summary
         return provenance
 
 

@@ -188,7 +188,7 @@ def to_csv(table: Table) -> str:
     """Return a table as CSV, one line for each number."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    columns = ["column", "mean", "low", "high", "n", PUBLISHED, "missing"]
+    columns = ["column", "mean", "low", "high", "n", PUBLISHED, "missing", "note"]
     writer.writerow([*map(_csv_text, table.spec.rows), *columns])
     for row in table.rows:
         for heading, cell in row.cells.items():
@@ -197,7 +197,7 @@ def to_csv(table: Table) -> str:
                 low, high = cell.estimate.ci95 or ("", "")
                 numbers = [cell.estimate.mean, low, high, cell.estimate.n]
             texts = [*row.labels.values(), heading]
-            last = [row.published.get(heading, ""), cell.missing]
+            last = [row.published.get(heading, ""), cell.missing, cell.note]
             writer.writerow([*map(_csv_text, texts), *numbers, *map(_csv_text, last)])
     return out.getvalue()
 

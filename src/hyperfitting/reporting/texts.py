@@ -1,12 +1,13 @@
 """The texts of a sweep by context: the reference, and every run's continuation of it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from hyperfitting.metrics.registry import metric
 from hyperfitting.record import Continuation, Record, Side
+from hyperfitting.reporting.preference import TextKey, judged_texts, text_key
 from hyperfitting.reporting.repetition_highlight import shades
 from hyperfitting.reporting.sweep_records import SweepRecords
 
@@ -28,7 +29,7 @@ class ShownContinuation:
     run: int | None
     """Index of the run whose tuned model generated it; none: a base model's."""
     metrics: list[tuple[str, str]]
-    """Label and value."""
+    """Label and value; then who judged it, and how."""
     spans: list[Span]
 
     @property
@@ -75,6 +76,7 @@ def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
         if run.record is not None
     ]
     base_names = _base_model_names(sweep)
+    judged = judged_texts(sweep)
     for context in all_contexts(sweep):
         continuations: list[ShownContinuation] = []
         seen: set[tuple[int, ...]] = set()
@@ -86,9 +88,9 @@ def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
             reference = max(reference, record.samples[row].reference.text, key=len)
             if (tokens := tuple(record.samples[row].base.tokens)) not in seen:
                 seen.add(tokens)
-                continuations.append(_shown(record, "base", row, base_names[name], None))
+                continuations.append(_shown(record, "base", row, base_names[name], None, judged))
             if record.is_tuned:
-                continuations.append(_shown(record, "tuned", row, name, index))
+                continuations.append(_shown(record, "tuned", row, name, index, judged))
         yield ContextTexts(context[1], reference, continuations)
 
 
@@ -106,7 +108,14 @@ def _base_model_names(sweep: SweepRecords) -> dict[str, str]:
     return names
 
 
-def _shown(record: Record, side: Side, row: int, name: str, run: int | None) -> ShownContinuation:
+def _shown(
+    record: Record,
+    side: Side,
+    row: int,
+    name: str,
+    run: int | None,
+    judged: Mapping[TextKey, Sequence[tuple[str, str]]],
+) -> ShownContinuation:
     continuation = record.samples[row].tuned if side == "tuned" else record.samples[row].base
     per_text = record.per_text.values(side)
     values = {key: per_text[key][row] for key in TEXT_METRICS if key in per_text}
@@ -115,6 +124,7 @@ def _shown(record: Record, side: Side, row: int, name: str, run: int | None) -> 
         for key, value in values.items()
         if value is not None
     ]
+    metrics += judged.get(text_key(record.samples[row], side), ())
     return ShownContinuation(name, run, metrics, list(highlighted_spans(continuation)))
 
 
