@@ -25,11 +25,11 @@ def make_item(
     number: int, run_text: str, real_text: str, context: str = "It was", **fields: object
 ) -> Item:
     """One item: the run's text first, the real one second."""
-    tuned = Origin(run="run", side="tuned", sample=number)
-    reference = Origin(run="run", side="reference", sample=number)
+    tuned = Origin(run="hidden-run", side="tuned", sample=number)
+    reference = Origin(run="hidden-run", side="reference", sample=number)
     return Item.model_validate(
         {
-            "dataset": "news", "length": 96, "context": f"{context} {number}",
+            "dataset": "hidden-dataset", "length": 96, "context": f"{context} {number}",
             "first": Text(text=run_text, origin=tuned),
             "second": Text(text=real_text, origin=reference),
         } | fields
@@ -45,7 +45,7 @@ def make_task(
     """A study in which everybody judges everything."""
     ids = tuple(item.id for item in items)
     return Task(
-        sweep="tiny",
+        sweep="hidden-sweep",
         question=Question(
             form=form, wording="Which continuation do you prefer?",
             guidelines="Read both & decide.\nLength does not matter.", aspects=aspects,

@@ -179,7 +179,10 @@ def describe(name: str, report: JudgeReport) -> Iterator[str]:
     if report.checks_passed is not None:
         yield f"checks     {shown(report.checks_passed)} passed"
     if report.with_people is not None:
-        yield f"people     alpha {shown(report.with_people.alpha)} with the majority"
+        yield (
+            f"{report.compared_with:<10} alpha {shown(report.with_people.alpha)} with their "
+            f"majority; among themselves {shown(report.people)}"
+        )
     for other, agreed in report.with_judges.items():
         yield f"{other[:10]:10} alpha {shown(agreed.alpha)}"
     for reason in report.reasons:

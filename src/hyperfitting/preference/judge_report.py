@@ -5,6 +5,7 @@ orders.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,6 +63,9 @@ class JudgeReport(_Model):
     )
     checks_passed: Estimate | None = Field(
         description="share of attention checks and gold items with the right verdict"
+    )
+    compared_with: Literal["people", "scripts"] = Field(
+        description="who `with_people` and `people` are: scripts, if no person has judged"
     )
     with_people: Agreement | None = Field(description="with the majority of people on each item")
     people: Estimate | None = Field(

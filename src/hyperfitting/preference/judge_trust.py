@@ -8,6 +8,7 @@ Zheng et al., 2023). A judge whose answer changes with the order on more than th
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -39,14 +40,12 @@ def report_on_judges(study: Path) -> JudgeFile:
     """
     task = read_task(study)
     judgments = read_judgments(study / JUDGMENTS_FILE)
-    votes: dict[str, list[Choice]] = {}
     judged: dict[str, dict[str, list[Judgment]]] = {}
     for judgment in judgments:
         if judgment.is_model:
             by_item = judged.setdefault(judgment.annotator.removeprefix(JUDGE), {})
             by_item.setdefault(judgment.item, []).append(judgment)
-        else:
-            votes.setdefault(judgment.item, []).append(judgment.choice)
+    votes = Votes(task, [judgment for judgment in judgments if not judgment.is_model])
     trusts = {name: JudgeTrust(task, by_item, votes) for name, by_item in judged.items()}
     reports = {}
     for name, trust in trusts.items():
@@ -57,28 +56,47 @@ def report_on_judges(study: Path) -> JudgeFile:
     return report
 
 
+class Votes:
+    """Choices of people on the normal items; of scripts, if no person has judged."""
+
+    def __init__(self, task: Task, judgments: Sequence[Judgment]) -> None:
+        people = [j for j in judgments if task.annotators[j.annotator].kind == "person"]
+        self.kind: Literal["people", "scripts"] = "people" if people else "scripts"
+        normal = {item.id for item in task.items if item.kind == "normal"}
+        self.votes = [(j.item, j.choice) for j in people or judgments if j.item in normal]
+        self._seed = task.seed
+
+    def majorities(self) -> Verdicts:
+        """Return the most frequent choice on each item that has one."""
+        by_item: dict[str, Counter[Choice]] = {}
+        for item, choice in self.votes:
+            by_item.setdefault(item, Counter())[choice] += 1
+        tops = {item: votes.most_common(2) for item, votes in by_item.items()}
+        return {i: top[0][0] for i, top in tops.items() if len({n for _, n in top}) == len(top)}
+
+    def alpha(self) -> Estimate | None:
+        """Return Krippendorff's alpha among them."""
+        table = counts([item for item, _ in self.votes], [choice for _, choice in self.votes])
+        return agreement(krippendorff_alpha, table, RESAMPLES, self._seed)
+
+
 class JudgeTrust:
     """The figures of one judge.
 
     Args:
         task: the study.
         judgments: of the judge, by item.
-        votes: choices of people, by item.
+        votes: of people.
     """
 
     def __init__(
-        self,
-        task: Task,
-        judgments: Mapping[str, Sequence[Judgment]],
-        votes: Mapping[str, Sequence[Choice]],
+        self, task: Task, judgments: Mapping[str, Sequence[Judgment]], votes: Votes
     ) -> None:
-        self._task = task
+        self._task, self._votes = task, votes
         in_both = [item for item in task.items if len(judgments.get(item.id, ())) == 2]
         self._judgments = {item.id: judgments[item.id] for item in in_both}
         self._normal = [item for item in in_both if item.kind == "normal"]
         self._checks = [item for item in in_both if item.expected is not None]
-        normal = {item.id for item in task.items if item.kind == "normal"}
-        self._votes = {item: choices for item, choices in votes.items() if item in normal}
         self.verdicts = {item.id: self._verdict(item) for item in self._normal}
 
     def report(self, others: Mapping[str, Verdicts]) -> JudgeReport:
@@ -97,8 +115,6 @@ class JudgeTrust:
                 f"its answer depends on the order of the texts on {flip_rate.mean:.0%} of "
                 f"{flip_rate.n} items (at most {limit:.0%} are allowed)"
             )
-        majorities = {item: _majority(choices) for item, choices in self._votes.items()}
-        people = {item: choice for item, choice in majorities.items() if choice is not None}
         return JudgeReport(
             believed=not reasons,
             reasons=reasons,
@@ -110,8 +126,9 @@ class JudgeTrust:
             left_rate=self._mean(self._left_rate),
             longer_rate=self._mean(self._takes_longer),
             checks_passed=self._mean(lambda i: self._verdict(i) == i.expected, self._checks),
-            with_people=self._agreement(people),
-            people=self._people(),
+            compared_with=self._votes.kind,
+            with_people=self._agreement(self._votes.majorities()),
+            people=self._votes.alpha(),
             with_judges={
                 name: agreed for name, v in others.items() if (agreed := self._agreement(v))
             },
@@ -154,13 +171,6 @@ class JudgeTrust:
         alpha = agreement(krippendorff_alpha, table, RESAMPLES, self._task.seed)
         return Agreement(share=share, alpha=alpha)
 
-    def _people(self) -> Estimate | None:
-        votes = [(item, choice) for item, choices in self._votes.items() for choice in choices]
-        if not votes:
-            return None
-        table = counts(*zip(*votes, strict=True))
-        return agreement(krippendorff_alpha, table, RESAMPLES, self._task.seed)
-
     def _preferences(self) -> list[Preference]:
         pairs: dict[tuple[str, str], list[Item]] = {}
         for item in self._normal:
@@ -180,12 +190,6 @@ class JudgeTrust:
             np.array([n for n, *_ in rows], dtype=np.intp),
         )
         return estimate_wins(wins, self._task.seed)
-
-
-def _majority(choices: Sequence[Choice]) -> Choice | None:
-    """Return the most frequent choice; None: two are."""
-    (choice, n), *others = Counter(choices).most_common(2)
-    return None if others and others[0][1] == n else choice
 
 
 def _length_difference(item: Item) -> int:
