@@ -16,8 +16,8 @@ from hyperfitting.preference.exchange_rows import (
     PREFERENCE,
     Answered,
     Row,
+    asked,
     parse_answers,
-    questions,
     rows,
 )
 from hyperfitting.preference.items import Task
@@ -34,7 +34,8 @@ _PREFIXES = ("Input.", "Answer.")
 
 def export(task: Task, folder: Path) -> None:
     """Write one CSV file for each annotator into a folder, with columns to fill in."""
-    names = questions(task.question)
+    questions = asked(task.question)
+    names = [each.name for each in questions]
     for annotator in task.annotators:
         file = io.StringIO(newline="")
         writer = csv.DictWriter(
@@ -44,9 +45,10 @@ def export(task: Task, folder: Path) -> None:
         for row in rows(task, annotator):
             writer.writerow({name: guard(text) for name, text in row.items()})
         write_text(folder / f"{annotator}.csv", file.getvalue())
-    lines = [task.question.wording, "", task.question.guidelines, ""]
-    for name, choices in names.items():
-        lines += [f"column {name}:", *(f"  {key}: {words}" for key, words in choices.items())]
+    lines = [task.question.guidelines, ""]
+    for each in questions:
+        choices = [f"  {choice}: {words}" for choice, words in each.choices.items()]
+        lines += [f"column {each.name}: {each.wording}", *choices]
     write_text(folder / "instructions.txt", "\n".join(lines) + "\n")
 
 
@@ -56,11 +58,12 @@ def read(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
     Raises:
         UserError: a file cannot be read, or lacks a column.
     """
+    names = [each.name for each in asked(task.question)]
     for path in paths:
         for line, cells in _read_cells(path):
             where = f"{path.name} line {line}"
             row = {name: cells[name] for name in FIELDS if name in cells}
-            given = {name: cells[name] for name in questions(task.question) if name in cells}
+            given = {name: cells[name] for name in names if name in cells}
             parsed = parse_answers(task.question, given)
             account = _first(cells, _ACCOUNT)
             if isinstance(parsed, str):

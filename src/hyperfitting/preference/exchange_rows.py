@@ -11,7 +11,15 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from hyperfitting.preference.items import ASPECT_CHOICES, Aspect, Item, Question, Shown, Task
+from hyperfitting.preference.items import (
+    ASPECT_CHOICES,
+    ASPECT_QUESTIONS,
+    Aspect,
+    Item,
+    Question,
+    Shown,
+    Task,
+)
 from hyperfitting.preference.judgments import Answer, Judgment, make_judgment, validate
 from hyperfitting.runtime.files import first_problem
 
@@ -21,6 +29,22 @@ FIELDS = ("task", "annotator", "item", "context", "text_a", "text_b")
 PREFERENCE = "preference"
 """Name of the question, beside those of the aspects."""
 ASPECT_LABELS: dict[Shown, str] = {"left": "A", "equal": "Equal", "right": "B"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The question about an item, or about an aspect of it."""
+
+    name: str
+    """`PREFERENCE`, or the aspect."""
+    wording: str
+    choices: Mapping[Shown, str]
+    """With their words, in the order in which they are shown."""
+
+    @property
+    def is_required(self) -> bool:
+        """Whether an answer needs it: aspects are optional."""
+        return self.name == PREFERENCE
 
 
 @dataclass(frozen=True)
@@ -58,10 +82,13 @@ def _row(task: Task, annotator: str, item: Item) -> dict[str, str]:
     return dict(zip(FIELDS, (task.content_hash, annotator, item.id, *texts), strict=True))
 
 
-def questions(question: Question) -> dict[str, dict[Shown, str]]:
-    """Return the choices with their words, of the question and of each aspect."""
-    aspects = {name: {c: ASPECT_LABELS[c] for c in ASPECT_CHOICES} for name in question.aspects}
-    return {PREFERENCE: question.choices, **aspects}
+def asked(question: Question) -> list[Asked]:
+    """Return all that is asked about an item: the question, then its aspects."""
+    aspects = {choice: ASPECT_LABELS[choice] for choice in ASPECT_CHOICES}
+    return [
+        Asked(PREFERENCE, question.wording, question.choices),
+        *(Asked(name, ASPECT_QUESTIONS[name], aspects) for name in question.aspects),
+    ]
 
 
 def parse_choice(choices: Mapping[Shown, str], text: str) -> Shown | None:
@@ -82,13 +109,13 @@ def parse_answers(
         question: that was asked.
         given: by name of the question or aspect, the key or the words of the choice; "": none.
     """
-    asked = questions(question)
+    by_name = {each.name: each.choices for each in asked(question)}
     choices = {}
     for name, text in given.items():
-        if name not in asked:
+        if name not in by_name:
             return f"{name} was not asked"
         if text.strip():
-            choice = parse_choice(asked[name], text)
+            choice = parse_choice(by_name[name], text)
             if choice is None:
                 return f"{name} has no choice {text!r}"
             choices[name] = choice

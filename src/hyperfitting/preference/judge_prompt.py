@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hyperfitting.preference.exchange_rows import PREFERENCE, parse_answers, questions
-from hyperfitting.preference.items import ASPECT_QUESTIONS, Item, Place, Question, Shown
+from hyperfitting.preference.exchange_rows import PREFERENCE, asked, parse_answers
+from hyperfitting.preference.items import Item, Place, Question, Shown
 from hyperfitting.preference.judgments import Answer
 
 Message = dict[str, str]
@@ -55,24 +55,25 @@ class _Object(BaseModel):
 def keys(question: Question) -> dict[str, dict[str, Shown]]:
     """Return the valid answers by key of the JSON object: the choice that each value means."""
     return {
-        CHOICE if name == PREFERENCE else name: {WORDS[choice]: choice for choice in choices}
-        for name, choices in questions(question).items()
+        CHOICE if each.is_required else each.name: {
+            WORDS[choice]: choice for choice in each.choices
+        }
+        for each in asked(question)
     }
 
 
 def messages(question: Question, item: Item, left: Place) -> list[Message]:
     """Return the prompt for an item, with this text as A."""
-    asked = []
-    for name, choices in questions(question).items():
-        wording = question.wording if name == PREFERENCE else ASPECT_QUESTIONS[name]
-        lines = [f'- "{WORDS[choice]}": {words}' for choice, words in choices.items()]
-        asked.append("\n".join([wording, *lines]))
+    questions = []
+    for each in asked(question):
+        lines = [f'- "{WORDS[choice]}": {words}' for choice, words in each.choices.items()]
+        questions.append("\n".join([each.wording, *lines]))
     form = ", ".join(
         f'"{key}": {" or ".join(map(json.dumps, values))}' for key, values in keys(question).items()
     )
     content = _TEMPLATE.format(
         guidelines=question.guidelines,
-        questions="\n\n".join(asked),
+        questions="\n\n".join(questions),
         form=f"{{{form}}}",
         **item.shown(left),
     )

@@ -14,14 +14,13 @@ from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter, ValidationErr
 from hyperfitting.errors import UserError
 from hyperfitting.preference.exchange_rows import (
     FIELDS,
-    PREFERENCE,
     Answered,
     Row,
+    asked,
     parse_answers,
-    questions,
     rows,
 )
-from hyperfitting.preference.items import ASPECT_QUESTIONS, Question, Task
+from hyperfitting.preference.items import Question, Task
 from hyperfitting.preference.judgments import Answer
 from hyperfitting.runtime.files import first_problem, write_json, write_text
 
@@ -69,21 +68,25 @@ def labeling_config(question: Question) -> str:
     """Return the labeling configuration: context, both texts side by side, choices with hotkeys."""
     view = ET.Element("View")
     ET.SubElement(view, "Header", value="Beginning", size="5")
-    ET.SubElement(view, "Text", name="context", value="$context", **_TEXT)
+    ET.SubElement(view, "Text", {"name": "context", "value": "$context", **_TEXT})
     columns = ET.SubElement(view, "View", style="display: flex; gap: 2em")
     for name, heading in (("text_a", "A"), ("text_b", "B")):
         column = ET.SubElement(columns, "View", style="flex: 1")
         ET.SubElement(column, "Header", value=heading, size="5")
-        ET.SubElement(column, "Text", name=name, value=f"${name}", **_TEXT)
-    for name, choices in questions(question).items():
-        wording = question.wording if name == PREFERENCE else ASPECT_QUESTIONS[name]
-        ET.SubElement(view, "Header", value=wording, size="5")
-        required = "true" if name == PREFERENCE else "false"
-        options = {"choice": "single-radio", "showInline": "true", "required": required}
-        element = ET.SubElement(view, "Choices", name=name, toName="context", **options)
-        for number, (choice, words) in enumerate(choices.items(), start=1):
-            hotkey = {"hotkey": str(number)} if name == PREFERENCE else {}
-            ET.SubElement(element, "Choice", value=words, alias=choice, **hotkey)
+        ET.SubElement(column, "Text", {"name": name, "value": f"${name}", **_TEXT})
+    for each in asked(question):
+        ET.SubElement(view, "Header", value=each.wording, size="5")
+        options = {
+            "name": each.name,
+            "toName": "context",
+            "choice": "single-radio",
+            "showInline": "true",
+            "required": str(each.is_required).lower(),
+        }
+        element = ET.SubElement(view, "Choices", options)
+        for number, (choice, words) in enumerate(each.choices.items(), start=1):
+            hotkey = {"hotkey": str(number)} if each.is_required else {}
+            ET.SubElement(element, "Choice", {"value": words, "alias": choice, **hotkey})
     ET.indent(view)
     return ET.tostring(view, encoding="unicode") + "\n"
 

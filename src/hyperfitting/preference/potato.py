@@ -4,24 +4,24 @@ Each annotator logs in by name and gets the own items alone, in order (`assignme
 batch`). Potato writes what somebody has answered to `annotation_output/NAME/user_state.json`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from hyperfitting.errors import UserError
 from hyperfitting.preference.exchange_rows import (
     FIELDS,
-    PREFERENCE,
     Answered,
+    Asked,
     Row,
+    asked,
     parse_answers,
-    questions,
     rows,
 )
-from hyperfitting.preference.items import ASPECT_QUESTIONS, Question, Task, content_hash
+from hyperfitting.preference.items import Question, Task, content_hash
 from hyperfitting.preference.judgments import Answer
 from hyperfitting.runtime.files import first_problem, write_json, write_text
 
@@ -29,6 +29,7 @@ SOURCE = "potato"
 _CONFIG, _ITEMS = "config.yaml", "items.jsonl"
 _OUTPUT, _STATE = "annotation_output", "user_state.json"
 _ID = "id"
+T = TypeVar("T")
 
 
 class _Label(BaseModel):
@@ -79,27 +80,24 @@ def project_config(task: Task) -> dict[str, Any]:
             "fields": [{"key": key, "label": label, "type": "text"} for key, label in fields]
         },
         "annotation_instructions": task.question.guidelines,
-        "annotation_schemes": [
-            _scheme(task.question, name, list(choices.items()))
-            for name, choices in questions(task.question).items()
-        ],
+        "annotation_schemes": [_scheme(each) for each in asked(task.question)],
         "user_config": {"allow_all_users": False, "users": list(task.annotators)},
         "require_password": False,
     }
 
 
-def _scheme(question: Question, name: str, choices: list[tuple[Any, str]]) -> dict[str, Any]:
-    is_main = name == PREFERENCE
+def _scheme(each: Asked) -> dict[str, Any]:
     labels = [
-        {"name": choice, "displayed_label": words, **({"key_value": str(key)} if is_main else {})}
-        for key, (choice, words) in enumerate(choices, start=1)
+        {"name": choice, "displayed_label": words}
+        | ({"key_value": str(n)} if each.is_required else {})
+        for n, (choice, words) in enumerate(each.choices.items(), start=1)
     ]
     return {
         "annotation_type": "radio",
-        "name": name,
-        "description": question.wording if is_main else ASPECT_QUESTIONS[name],
+        "name": each.name,
+        "description": each.wording,
         "labels": labels,
-        "label_requirement": {"required": is_main},
+        "label_requirement": {"required": each.is_required},
     }
 
 
@@ -156,7 +154,7 @@ def _read_items(path: Path) -> dict[str, Row]:
     return _read(path, parse)
 
 
-def _read(path: Path, parse: Any) -> Any:
+def _read(path: Path, parse: Callable[[bytes], T]) -> T:
     try:
         return parse(path.read_bytes())
     except (OSError, ValidationError) as error:
