@@ -321,7 +321,7 @@ def test_a_file_that_is_none_of_the_platform_imports_nothing(
 
 
 def test_label_studios_configuration_asks_with_choices_of_our_names() -> None:
-    question = make_task([], (), form="fine", aspects=("repetition",)).question
+    question = awkward_task(form="fine", aspects=("repetition",)).question
     root = ET.fromstring(labeling_config(question))  # noqa: S314 (our own)
     choices = {c.get("name"): [o.get("alias") for o in c] for c in root.iter("Choices")}
     assert choices == {
