@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 OPENAI_HOST, OPENAI_KEY = "api.openai.com", "OPENAI_API_KEY"
 _MAX_RETRIES = 8
 _MAX_MALFORMED = 3
+_MAX_SAID = 300
+"""Characters of a server's error that a message quotes."""
 _TEMPLATE_TOKENS = 256
 """More than a chat template adds to a prompt."""
 
@@ -168,8 +170,10 @@ class ServerJudge:
     def _explain(self, error: Exception) -> UserError:
         from openai import APIConnectionError, APIStatusError
 
-        status = error.status_code if isinstance(error, APIStatusError) else None
-        problem = f"the server failed: {self._redacted(first_line(error))}"
+        status, said = None, first_line(error)
+        if isinstance(error, APIStatusError):
+            status, said = error.status_code, error.response.text[:_MAX_SAID]
+        problem = f"the server failed{f' ({status})' if status else ''}: {self._redacted(said)}"
         hint = "the same command resumes where it stopped"
         if isinstance(error, APIConnectionError):
             problem = f"the server does not answer, asked {_MAX_RETRIES + 1} times"
