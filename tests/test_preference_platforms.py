@@ -5,7 +5,7 @@ What is entered there, by the platform's API and in a browser, is what is import
 
 import http.cookiejar
 import json
-import os
+import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -193,20 +193,23 @@ def send(opener: urllib.request.OpenerDirector, url: str, body: Any) -> None:
 def test_transformers_serve_of_a_random_model_is_a_judge_that_says_nothing(
     base: BaseModel, tmp_path: Path
 ) -> None:
-    """FastAPI is all that `transformers serve` needs beyond this project's packages."""
+    # FastAPI is all that `transformers serve` needs beyond this project's packages
     packages = CHECKOUT / ".venv-transformers-serve"
     if not packages.exists():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         subprocess.run([*pip, "--target", str(packages), "fastapi", "annotated-doc"], check=True)
     task = make_task([make_item(0, "one", "two")])
     write_task(tmp_path, task)
-    port, model = free_port(), str(base.folder())
+    tokenizer = base.tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    port, model = free_port(), str(shutil.copytree(base.folder(), tmp_path / "model"))
+    tokenizer.save_pretrained(model)
     command = [
         str(Path(sys.executable).with_name("transformers")), "serve", model,
         "--host", "127.0.0.1", "--port", str(port), "--device", "cpu",
     ]  # fmt: skip
-    url, path = f"http://127.0.0.1:{port}", os.pathsep.join([str(packages)])
-    with running(command, tmp_path, f"{url}/health", PYTHONPATH=path, HF_HUB_OFFLINE="1"):
+    url, offline = f"http://127.0.0.1:{port}", {"HF_HUB_OFFLINE": "1"}
+    with running(command, tmp_path, f"{url}/health", PYTHONPATH=str(packages), **offline):
         judge = ServerJudge(model, f"{url}/v1", task.question, Budget(), max_tokens=8)
         assert ask_judge(tmp_path, "random", judge)
     assert report_on_judges(tmp_path).judges == {}
