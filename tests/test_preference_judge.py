@@ -202,8 +202,11 @@ def test_an_invalid_answer_is_asked_for_once_more_and_then_never_again(
     assert not (study / JUDGMENTS_FILE).exists()
     assert ask_judge(study, "model", judge_of(study, server))
     assert len(server.requests) == 12 * MAX_ANSWERS
-    with answer_file(study, "model") as answers:
-        assert (answers.usage.questions, answers.usage.invalid) == (12, 12)
+    report = report_of(study)
+    assert report.usage is not None
+    assert (report.usage.questions, report.usage.invalid, report.usage.requests) == (12, 12, 24)
+    assert not report.believed
+    assert report.reasons == ["no item was answered in both orders"]
 
 
 def test_a_corrected_answer_counts(server: OpenAIServer, study: Path) -> None:
@@ -365,6 +368,15 @@ def test_one_name_is_one_judge(server: OpenAIServer, study: Path) -> None:
     assert len(server.requests) == 12
     ask_judge(study, "warm", judge_of(study, server, temperature=1.0))
     assert len(read_judgments(study / JUDGMENTS_FILE)) == 24
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 300])
+def test_a_name_that_no_file_can_have_is_refused(
+    server: OpenAIServer, study: Path, name: str
+) -> None:
+    with pytest.raises(UserError, match="cannot be the name of a judge"):
+        ask_judge(study, name, judge_of(study, server))
+    assert server.requests == []
 
 
 def test_two_processes_do_not_ask_one_judge(server: OpenAIServer, study: Path) -> None:

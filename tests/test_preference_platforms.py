@@ -212,4 +212,7 @@ def test_transformers_serve_of_a_random_model_is_a_judge_that_says_nothing(
     with running(command, tmp_path, f"{url}/health", PYTHONPATH=str(packages), **offline):
         judge = ServerJudge(model, f"{url}/v1", task.question, Budget(), max_tokens=8)
         assert ask_judge(tmp_path, "random", judge)
-    assert report_on_judges(tmp_path).judges == {}
+    report = report_on_judges(tmp_path).judges["random"]
+    assert report.usage is not None
+    assert (report.usage.questions, report.usage.invalid) == (2, 2)
+    assert not report.believed

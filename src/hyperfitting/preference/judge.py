@@ -9,6 +9,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,6 +135,13 @@ def _build(arguments: argparse.Namespace, question: Question) -> Judge:
     if "max_cost" in prices and len(prices) < len(_PRICES):
         hint = "--price-in and --price-out, per million tokens"
         raise UserError("needs prices", field="--max-cost", value=prices["max_cost"], hint=hint)
+    if find_spec("openai") is None:
+        raise UserError(
+            "needs the package openai, which is not installed",
+            field="--base-url",
+            value=arguments.base_url,
+            hint="pip install 'hyperfitting[preference]'",
+        )
     at_least("--concurrency", given.get("concurrency"), 1)
     at_least("--max-tokens", given.get("max_tokens"), 1)
     above_zero("--timeout", given.get("timeout"))
@@ -148,13 +156,11 @@ def _run(arguments: argparse.Namespace) -> None:
     judge = _build(arguments, question)
     name = arguments.name or arguments.model
     complete = ask_judge(arguments.study, name, judge)
-    report = report_on_judges(arguments.study).judges.get(name)
+    report = report_on_judges(arguments.study).judges[name]
     if isinstance(judge, ServerJudge) and judge.budget.price_in + judge.budget.price_out:
         print(f"cost       {judge.budget.spent:.4f}")
     if not complete:
         print("stopped    --max-cost does not allow another question; a higher one resumes")
-    if report is None:
-        raise UserError("gave no valid answer", field="--model", value=arguments.model)
     for line in describe(name, report):
         print(formatting.printable_line(line))
     print(f"report     {arguments.study / JUDGE_FILE}")

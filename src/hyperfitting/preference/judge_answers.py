@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,7 @@ from hyperfitting.runtime.files import first_problem, make_folder
 
 FOLDER = "judges"
 _PLACES: tuple[Place, ...] = ("first", "second")
+_MAX_FILE_NAME = 200
 MAX_ANSWERS = 2
 """An answer that is not valid is asked for once more, with what is wrong with it."""
 
@@ -149,9 +150,11 @@ def answer_file(study: Path, name: str) -> Iterator[AnswerFile]:
     A last line that a crash cut short is removed.
 
     Raises:
-        UserError: another process has it open, or it is damaged.
+        UserError: another process has it open, or it is damaged; or the name cannot be one.
     """
     path = _path(study, name)
+    if not name.isprintable() or not 0 < len(path.name) <= _MAX_FILE_NAME:
+        raise UserError("cannot be the name of a judge", field="--name", value=name)
     make_folder(path.parent, "study", "a writable folder")
     try:
         with FileLock(path.with_suffix(".lock"), timeout=0), path.open("a+b") as file:
@@ -164,6 +167,11 @@ def answer_file(study: Path, name: str) -> Iterator[AnswerFile]:
         raise UserError(
             "another process is asking this judge", field="judge", value=name
         ) from error
+
+
+def judge_names(study: Path) -> list[str]:
+    """Return the names of the judges that were asked in a study."""
+    return sorted(unquote(path.stem) for path in (study / FOLDER).glob("*.jsonl"))
 
 
 def judge_usage(study: Path, name: str) -> Usage | None:

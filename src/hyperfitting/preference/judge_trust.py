@@ -16,7 +16,7 @@ from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.preference.agreement import agreement, counts, krippendorff_alpha
 from hyperfitting.preference.items import JUDGMENTS_FILE, Choice, Item, Origin, Task, read_task
-from hyperfitting.preference.judge_answers import judge_usage
+from hyperfitting.preference.judge_answers import judge_names, judge_usage
 from hyperfitting.preference.judge_bias import RESAMPLES, WinEstimates, Wins, estimate_wins
 from hyperfitting.preference.judge_report import (
     Agreement,
@@ -40,7 +40,7 @@ def report_on_judges(study: Path) -> JudgeFile:
     """
     task = read_task(study)
     judgments = read_judgments(study / JUDGMENTS_FILE)
-    judged: dict[str, dict[str, list[Judgment]]] = {}
+    judged: dict[str, dict[str, list[Judgment]]] = {name: {} for name in judge_names(study)}
     for judgment in judgments:
         if judgment.is_model:
             by_item = judged.setdefault(judgment.annotator.removeprefix(JUDGE), {})

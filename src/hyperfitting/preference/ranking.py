@@ -17,7 +17,9 @@ from hyperfitting.preference.items import Choice
 Floats = NDArray[np.float64]
 _OUTCOMES: tuple[Choice, ...] = ("equal", "first", "second")
 """In the order of `evalica.Winner`: draw, X, Y. "Both bad" is a tie."""
-_TOLERANCE, _LIMIT = 1e-9, 10_000
+_TOLERANCE = 1e-8
+_LIMIT, _RESAMPLE_LIMIT = 100_000, 1000
+"""Iterations; a resample that is all but separated would take very many."""
 
 
 class Comparisons:
@@ -35,13 +37,14 @@ class Comparisons:
         self._codes = np.zeros((len(rows), len(kinds)))  # one-hot (N, T)
         self._codes[np.arange(len(rows)), codes.ravel()] = 1
 
-    def fit(self, weights: Floats) -> tuple[Floats, float]:
+    def fit(self, weights: Floats, limit: int = _LIMIT) -> tuple[Floats, float]:
         """Return the log strengths (S,), their mean 0, and v; NaN where there is no estimate.
 
         It exists if, of any two groups of systems, each has won or tied against the other once.
 
         Args:
             weights: (T,) judgments of each pair and outcome.
+            limit: of the iterations.
         """
         import evalica
 
@@ -54,7 +57,7 @@ class Comparisons:
             winners,
             weights=weights.tolist(),
             tolerance=_TOLERANCE,
-            limit=_LIMIT,
+            limit=limit,
         )
         strengths = result.scores.reindex(range(len(self.systems))).to_numpy(dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -78,7 +81,7 @@ class Comparisons:
 
     def log_strengths(self, weights: Floats) -> Floats:
         """Return the log strengths (B, S) under weights of the judgments (B, N)."""
-        return np.array([self.fit(row)[0] for row in weights @ self._codes])
+        return np.array([self.fit(row, _RESAMPLE_LIMIT)[0] for row in weights @ self._codes])
 
     def intervals(
         self, items: Codes, annotators: Codes, resamples: int, seed: int

@@ -7,8 +7,8 @@ from hyperfitting.preference.items import content_hash
 
 ELLIPSIS = " …"
 """Marks a text that was cut."""
-_MIN_SPACES = 1 / 40
-"""Spaces per character below which a text is cut between characters (Chinese, Japanese, …)."""
+_MAX_WORD = 40
+"""Characters; what is longer is cut anywhere (Chinese, Japanese, a run of one letter)."""
 _REPLACEMENTS = (
     (re.compile(r" @([-,.])@ "), r"\1"),  # WikiText writes 1 @,@ 000
     (re.compile(r"[^\S\n]+"), " "),  # doubled, unbreakable and other spaces, tabs
@@ -36,7 +36,7 @@ _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn")
 
 
 def cut_alike(first: str, second: str, ended: tuple[bool, bool]) -> tuple[str, str]:
-    """Return two normalized texts, cut at word boundaries to the same number of words.
+    """Return two normalized texts, cut at word boundaries to the same length in characters.
 
     The last word of a text that stops at its length may be incomplete: it is dropped, and an
     ellipsis marks the cut. A text that the model ended by itself stays whole.
@@ -46,20 +46,19 @@ def cut_alike(first: str, second: str, ended: tuple[bool, bool]) -> tuple[str, s
         second: the other.
         ended: whether each ended by itself, before its length was reached.
     """
-    units = [_units(text) for text in (first, second)]
-    limits = [len(u) - 1 for u, own_end in zip(units, ended, strict=True) if not own_end]
-    limit = max(min(limits, default=0), 0)
-    shown = [
-        "".join(u) if own_end else "".join(u[:limit]).rstrip() + ELLIPSIS
-        for u, own_end in zip(units, ended, strict=True)
-    ]
-    return shown[0].strip(), shown[1].strip()
+    texts = list(zip((first, second), ended, strict=True))
+    limit = min((len(_cut(text, len(text))) for text, own_end in texts if not own_end), default=0)
+    shown = [text if own_end else (_cut(text, limit) + ELLIPSIS).strip() for text, own_end in texts]
+    return shown[0], shown[1]
 
 
-def _units(text: str) -> list[str]:
-    """Return the words of a text with the space after each; they join to the text."""
-    words = re.findall(r"\S+\s*", text)
-    return words if len(words) - 1 >= len(text) * _MIN_SPACES else list(text)
+def _cut(text: str, limit: int) -> str:
+    """Return the words of a text that end within a number of characters."""
+    head = text[:limit]
+    if not text[limit : limit + 1].isspace():
+        words = re.sub(r"\S*\Z", "", head)
+        head = words if len(head) - len(words) < _MAX_WORD else head
+    return head.rstrip()
 
 
 def scramble(text: str, seed: int) -> str:
