@@ -1,7 +1,7 @@
 """The numbers of a report: an estimate of one run, or over several, or why there is none."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
