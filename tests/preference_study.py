@@ -32,22 +32,20 @@ SECONDS = 120
 
 def make_item(number: int, words: str = "", **fields: Any) -> Item:
     """Return an item whose two texts differ in length; ``words`` begin each of its texts."""
-    return Item(
-        **{
-            "dataset": "hidden-dataset",
-            "length": 96,
-            "context": f"{words}Once there was a number {number}",
-            "first": Text(
-                text=f"{words}a text {number}" + " and on" * (number % 3),
-                origin=Origin(run="hidden-run", side="tuned", sample=number),
-            ),
-            "second": Text(
-                text=f"{words}another text {number}" + " and so" * (number % 2),
-                origin=Origin(run="hidden-run", side="reference", sample=number),
-            ),
-        }
-        | fields
-    )
+    values: dict[str, Any] = {
+        "dataset": "hidden-dataset",
+        "length": 96,
+        "context": f"{words}Once there was a number {number}",
+        "first": Text(
+            text=f"{words}a text {number}" + " and on" * (number % 3),
+            origin=Origin(run="hidden-run", side="tuned", sample=number),
+        ),
+        "second": Text(
+            text=f"{words}another text {number}" + " and so" * (number % 2),
+            origin=Origin(run="hidden-run", side="reference", sample=number),
+        ),
+    }
+    return Item(**values | fields)
 
 
 def make_study(
@@ -193,7 +191,7 @@ class Server:
         return self.process.returncode, stdout, stderr
 
 
-def shown_by_annotator(folder: Path, task: Task) -> dict[str, list[str]]:
+def shown_by_annotator(folder: Path, task: Task) -> dict[str, list[Shown]]:
     """Return the choices that were exported, in the order of each annotator's items.
 
     Raises:

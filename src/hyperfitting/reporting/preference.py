@@ -51,7 +51,7 @@ def preference_share(
         if (comparison := _comparison(group, run, record, column)) is not None
     )
     group = analysis.annotated
-    comparison = group and _comparison(group, run, record, column)
+    comparison = None if group is None else _comparison(group, run, record, column)
     if group is None or comparison is None:
         return None, "not asked" if group else _NONE_YET, judges
     note = _note(group, comparison)
