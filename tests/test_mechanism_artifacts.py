@@ -2,15 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from hyperfitting.config import RunConfig
 from hyperfitting.data.sequences import load_sequences
+from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation import scoring
 from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
+from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus
 from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
@@ -24,11 +28,10 @@ from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import ModelState
 from hyperfitting.record_mechanism import Mechanism
+from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.store.artifact import Store
 from tests.conftest import Compose
-from tests.test_evaluation import config, lazy, load_evaluation_texts, setting_of, tuned_state
-
-__all__ = ["config"]
+from tests.test_evaluation import lazy, load_evaluation_texts, setting_of, tuned_state
 
 
 class Measured:
@@ -69,9 +72,16 @@ class Measured:
         )
 
 
-@pytest.fixture
-def measured(config: RunConfig, base: BaseModel, store: Store) -> Measured:
-    return Measured(config, base, store)
+@pytest.fixture(scope="module")
+def measured(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    groups = SimpleNamespace(
+        evaluation=EvaluationConfig(
+            n_texts=4, context_len=6, max_new_tokens=[10], bootstrap=200, bleu_n=2
+        ),
+        decode=DecodeConfig("greedy", seed=0),
+        hardware=HardwareConfig(),
+    )
+    return Measured(cast(RunConfig, groups), base, Store(tmp_path_factory.mktemp("store")))
 
 
 def test_a_record_has_all_measures(measured: Measured) -> None:
