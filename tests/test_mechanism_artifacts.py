@@ -1,7 +1,8 @@
 """The measures as artifacts of a run, and what the record holds of them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -29,7 +30,8 @@ from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import ModelState
 from hyperfitting.record_mechanism import Mechanism
 from hyperfitting.runtime.config import HardwareConfig
-from hyperfitting.store.artifact import Store
+from hyperfitting.runtime.files import write_json
+from hyperfitting.store.artifact import Step, Store
 from tests.conftest import Compose
 from tests.test_evaluation import lazy, load_evaluation_texts, setting_of, tuned_state
 
@@ -154,12 +156,33 @@ def test_an_id_holds_what_changes_the_numbers_and_nothing_else(measured: Measure
         }
 
 
-def test_texts_that_are_trained_on_are_left_out(measured: Measured) -> None:
-    source = TextSource(measured.setting, measured.base, "reference", {})
-    texts = source.load()
+def test_the_first_texts_are_those_of_each_dataset(measured: Measured) -> None:
+    texts = TextSource(measured.setting, measured.base, "reference", {}).load()
     assert texts.datasets == ["news"] * 4 + ["fiction"] * 3
     assert texts.first(2).datasets == ["news"] * 2 + ["fiction"] * 2
     assert texts.first(2).tokens.tolist() == texts.tokens[[0, 1, 4, 5]].tolist()
+
+
+def test_texts_that_are_trained_on_are_left_out(measured: Measured, store: Store) -> None:
+    letters = np.random.default_rng(0).integers(97, 123, (3, 20), np.int32)
+    tokens = np.stack([letters, np.full_like(letters, 32)], -1).reshape(3, 40)  # "a b c …"
+
+    def build_texts(work: Path) -> None:
+        np.save(work / "texts.npy", tokens)
+        write_json(work / "token_texts.json", [[chr(i) for i in row] for row in tokens.tolist()])
+
+    def build_sequences(work: Path) -> None:
+        np.save(work / "train.npy", tokens[1:2])
+        np.save(work / "val.npy", tokens[:1])
+
+    artifacts = [
+        Step(store.artifact(kind, version=1, config={}, inputs={}), build).ensure()
+        for kind, build in (("evaluation_texts", build_texts), ("sequences", build_sequences))
+    ]
+    setting = replace(measured.setting, texts={"news": artifacts[0]}, sequences=artifacts[1])
+    texts = TextSource(setting, measured.base, "reference", {}).load()
+    assert texts.tokens.tolist() == tokens[[0, 2]].tolist()
+    assert texts.lengths.tolist() == [40, 40]
 
 
 @pytest.mark.parametrize(
