@@ -14,6 +14,7 @@ from hyperfitting.mechanism.geometry import TOKEN_MEANS, compute_geometry
 from hyperfitting.mechanism.hidden_states import layer_names, layer_states
 from hyperfitting.mechanism.logit_lens import lens_logits
 from hyperfitting.mechanism.moments import PairMoments
+from hyperfitting.mechanism.summaries import geometry_curves
 from hyperfitting.models import layers
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
@@ -132,6 +133,15 @@ def test_tokens_left_out_do_not_count(base: BaseModel) -> None:
     none_left = compute_geometry(*models, texts, replace(CFG, skip_tokens=9), 8)
     assert np.isnan(none_left.token_means[:, :, 2]).all()
     assert np.isfinite(none_left.cka).all()
+
+
+def test_what_too_few_tokens_do_not_define_is_missing_not_nan(base: BaseModel) -> None:
+    geometry = compute_geometry(*model_pair(base), make_texts((3,)), CFG, 8)
+    curves = geometry_curves(geometry, 50)
+    assert curves["cka"].mean == [None] * 5  # of two tokens
+    assert curves["cka"].ci95 is curves["l2"].ci95 is None  # of one text
+    for curve in curves.values():
+        assert all(mean is None or np.isfinite(mean) for mean in curve.mean)
 
 
 def moments_of(x: Array, y: Array, n_texts: int, noise: float = 0) -> PairMoments:

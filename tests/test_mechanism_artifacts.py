@@ -192,6 +192,7 @@ def test_texts_that_are_trained_on_are_left_out(measured: Measured, store: Store
         (["mechanism.measures=[geometri]"], "did you mean geometry"),
         (["mechanism.skip_tokens=2"], "changes nothing without the measure geometry"),
         (["mechanism=all", "mechanism.outlier_dims=-1"], "0 or more"),
+        (["mechanism=all", "mechanism.skip_tokens=16"], "below evaluation.context_len=16"),
     ],
 )
 def test_a_config_that_cannot_be_measured_is_refused(

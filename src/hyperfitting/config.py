@@ -67,14 +67,7 @@ class RunConfig:
         self._check_trainer()
         self._check_lost_updates()
         self._check_ngram_lengths()
-        if self.mechanism.measures and self.tuning.method == "none":
-            raise UserError(
-                "there is no tuned model to compare with the base model",
-                field="mechanism.measures",
-                value=self.mechanism.measures,
-                valid="with any tuning but none",
-                hint="mechanism=none, or tuning=full",
-            )
+        self._check_mechanism()
         if self.hardware.plan_gpu_memory_gb and not self.plan:
             raise UserError(
                 "changes nothing without plan=true",
@@ -122,6 +115,25 @@ class RunConfig:
                 field="tuning.lora_dropout",
                 value=self.tuning.lora_dropout,
                 hint="trainer.dropout=true",
+            )
+
+    def _check_mechanism(self) -> None:
+        """Refuse comparisons without a tuned model, and those of no tokens."""
+        if self.mechanism.measures and self.tuning.method == "none":
+            raise UserError(
+                "there is no tuned model to compare with the base model",
+                field="mechanism.measures",
+                value=self.mechanism.measures,
+                valid="with any tuning but none",
+                hint="mechanism=none, or tuning=full",
+            )
+        skipped = self.mechanism.skip_tokens
+        if "geometry" in self.mechanism.measures and skipped >= self.evaluation.context_len:
+            raise UserError(
+                "would leave nothing of a text whose continuation is empty",
+                field="mechanism.skip_tokens",
+                value=skipped,
+                valid=f"below evaluation.context_len={self.evaluation.context_len}",
             )
 
     def _check_lost_updates(self) -> None:
