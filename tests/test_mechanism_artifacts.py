@@ -164,12 +164,14 @@ def test_the_first_texts_are_those_of_each_dataset(measured: Measured) -> None:
 
 
 def test_texts_that_are_trained_on_are_left_out(measured: Measured, store: Store) -> None:
-    letters = np.random.default_rng(0).integers(97, 123, (3, 20), np.int32)
-    tokens = np.stack([letters, np.full_like(letters, 32)], -1).reshape(3, 40)  # "a b c …"
+    tokenizer = measured.base.state.base.tokenizer()
+    letters = np.random.default_rng(0).integers(97, 123, (3, 20))
+    words = [" ".join(map(chr, row)) for row in letters.tolist()]
+    tokens = np.array(tokenizer(words, add_special_tokens=False).input_ids, np.int32)  # (3, 39)
 
     def build_texts(work: Path) -> None:
         np.save(work / "texts.npy", tokens)
-        write_json(work / "token_texts.json", [[chr(i) for i in row] for row in tokens.tolist()])
+        write_json(work / "token_texts.json", [list(text) for text in words])
 
     def build_sequences(work: Path) -> None:
         np.save(work / "train.npy", tokens[1:2])
@@ -182,7 +184,7 @@ def test_texts_that_are_trained_on_are_left_out(measured: Measured, store: Store
     setting = replace(measured.setting, texts={"news": artifacts[0]}, sequences=artifacts[1])
     texts = TextSource(setting, measured.base, "reference", {}).load()
     assert texts.tokens.tolist() == tokens[[0, 2]].tolist()
-    assert texts.lengths.tolist() == [40, 40]
+    assert texts.lengths.tolist() == [39, 39]
 
 
 @pytest.mark.parametrize(
