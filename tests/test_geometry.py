@@ -14,6 +14,7 @@ from hyperfitting.mechanism.geometry import TOKEN_MEANS, compute_geometry
 from hyperfitting.mechanism.hidden_states import layer_names, layer_states
 from hyperfitting.mechanism.logit_lens import lens_logits
 from hyperfitting.mechanism.moments import PairMoments
+from hyperfitting.mechanism.summaries import geometry_curves
 from hyperfitting.models import layers
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
@@ -47,7 +48,9 @@ def test_a_state_space_model_has_states_too(tmp_path: Path) -> None:
     ids = torch.randint(32, 127, (2, 12), generator=torch.Generator().manual_seed(0))
     states = layer_states(model, ids)
     hidden = model(input_ids=ids, output_hidden_states=True).hidden_states
-    assert all(torch.equal(a, b) for a, b in zip(states[:-2], hidden[:-1], strict=True))
+    # transformers' list begins after the first block here, and ends after the norm all the same
+    assert all(torch.equal(a, b) for a, b in zip(states[1:-1], hidden[:-1], strict=True))
+    assert torch.equal(states[-1], hidden[-1])
     torch.testing.assert_close(model.backbone.norm_f(states[-2]), states[-1])
     torch.testing.assert_close(lens_logits(model, ids, states[-2]), model(input_ids=ids).logits)
 
@@ -130,6 +133,15 @@ def test_tokens_left_out_do_not_count(base: BaseModel) -> None:
     none_left = compute_geometry(*models, texts, replace(CFG, skip_tokens=9), 8)
     assert np.isnan(none_left.token_means[:, :, 2]).all()
     assert np.isfinite(none_left.cka).all()
+
+
+def test_what_too_few_tokens_do_not_define_is_missing_not_nan(base: BaseModel) -> None:
+    geometry = compute_geometry(*model_pair(base), make_texts((3,)), CFG, 8)
+    curves = geometry_curves(geometry, 50)
+    assert curves["cka"].mean == [None] * 5  # of two tokens
+    assert curves["cka"].ci95 is curves["l2"].ci95 is None  # of one text
+    for curve in curves.values():
+        assert all(mean is None or np.isfinite(mean) for mean in curve.mean)
 
 
 def moments_of(x: Array, y: Array, n_texts: int, noise: float = 0) -> PairMoments:

@@ -1,16 +1,21 @@
 """The measures as artifacts of a run, and what the record holds of them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from hyperfitting.config import RunConfig
 from hyperfitting.data.sequences import load_sequences
+from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation import scoring
 from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
+from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus
 from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
@@ -24,11 +29,11 @@ from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import ModelState
 from hyperfitting.record_mechanism import Mechanism
-from hyperfitting.store.artifact import Store
+from hyperfitting.runtime.config import HardwareConfig
+from hyperfitting.runtime.files import write_json
+from hyperfitting.store.artifact import Step, Store
 from tests.conftest import Compose
-from tests.test_evaluation import config, lazy, load_evaluation_texts, setting_of, tuned_state
-
-__all__ = ["config"]
+from tests.test_evaluation import lazy, load_evaluation_texts, setting_of, tuned_state
 
 
 class Measured:
@@ -69,9 +74,16 @@ class Measured:
         )
 
 
-@pytest.fixture
-def measured(config: RunConfig, base: BaseModel, store: Store) -> Measured:
-    return Measured(config, base, store)
+@pytest.fixture(scope="module")
+def measured(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    groups = SimpleNamespace(
+        evaluation=EvaluationConfig(
+            n_texts=4, context_len=6, max_new_tokens=[10], bootstrap=200, bleu_n=2
+        ),
+        decode=DecodeConfig("greedy", seed=0),
+        hardware=HardwareConfig(),
+    )
+    return Measured(cast(RunConfig, groups), base, Store(tmp_path_factory.mktemp("store")))
 
 
 def test_a_record_has_all_measures(measured: Measured) -> None:
@@ -144,12 +156,35 @@ def test_an_id_holds_what_changes_the_numbers_and_nothing_else(measured: Measure
         }
 
 
-def test_texts_that_are_trained_on_are_left_out(measured: Measured) -> None:
-    source = TextSource(measured.setting, measured.base, "reference", {})
-    texts = source.load()
+def test_the_first_texts_are_those_of_each_dataset(measured: Measured) -> None:
+    texts = TextSource(measured.setting, measured.base, "reference", {}).load()
     assert texts.datasets == ["news"] * 4 + ["fiction"] * 3
     assert texts.first(2).datasets == ["news"] * 2 + ["fiction"] * 2
     assert texts.first(2).tokens.tolist() == texts.tokens[[0, 1, 4, 5]].tolist()
+
+
+def test_texts_that_are_trained_on_are_left_out(measured: Measured, store: Store) -> None:
+    tokenizer = measured.base.state.base.tokenizer()
+    letters = np.random.default_rng(0).integers(97, 123, (3, 20))
+    words = [" ".join(map(chr, row)) for row in letters.tolist()]
+    tokens = np.array(tokenizer(words, add_special_tokens=False).input_ids, np.int32)  # (3, 39)
+
+    def build_texts(work: Path) -> None:
+        np.save(work / "texts.npy", tokens)
+        write_json(work / "token_texts.json", [list(text) for text in words])
+
+    def build_sequences(work: Path) -> None:
+        np.save(work / "train.npy", tokens[1:2])
+        np.save(work / "val.npy", tokens[:1])
+
+    artifacts = [
+        Step(store.artifact(kind, version=1, config={}, inputs={}), build).ensure()
+        for kind, build in (("evaluation_texts", build_texts), ("sequences", build_sequences))
+    ]
+    setting = replace(measured.setting, texts={"news": artifacts[0]}, sequences=artifacts[1])
+    texts = TextSource(setting, measured.base, "reference", {}).load()
+    assert texts.tokens.tolist() == tokens[[0, 2]].tolist()
+    assert texts.lengths.tolist() == [39, 39]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +194,7 @@ def test_texts_that_are_trained_on_are_left_out(measured: Measured) -> None:
         (["mechanism.measures=[geometri]"], "did you mean geometry"),
         (["mechanism.skip_tokens=2"], "changes nothing without the measure geometry"),
         (["mechanism=all", "mechanism.outlier_dims=-1"], "0 or more"),
+        (["mechanism=all", "mechanism.skip_tokens=16"], "below evaluation.context_len=16"),
     ],
 )
 def test_a_config_that_cannot_be_measured_is_refused(

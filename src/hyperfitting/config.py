@@ -121,6 +121,25 @@ class RunConfig:
                 hint="trainer.dropout=true",
             )
 
+    def _check_mechanism(self) -> None:
+        """Refuse comparisons without a tuned model, and those of no tokens."""
+        if self.mechanism.measures and self.tuning.method == "none":
+            raise UserError(
+                "there is no tuned model to compare with the base model",
+                field="mechanism.measures",
+                value=self.mechanism.measures,
+                valid="with any tuning but none",
+                hint="mechanism=none, or tuning=full",
+            )
+        skipped = self.mechanism.skip_tokens
+        if "geometry" in self.mechanism.measures and skipped >= self.evaluation.context_len:
+            raise UserError(
+                "would leave nothing of a text whose continuation is empty",
+                field="mechanism.skip_tokens",
+                value=skipped,
+                valid=f"below evaluation.context_len={self.evaluation.context_len}",
+            )
+
     def _check_lost_updates(self) -> None:
         """Refuse to train weights whose updates are far below the spacing of their dtype."""
         trains_weights = self.tuning.method != "none" and not self.tuning.is_lora

@@ -18,6 +18,9 @@ from torch import Tensor
 Floats = NDArray[np.float64]
 SKETCH_SIZE = 64
 _SEED = 0
+_PAIRS = ((0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1), (0, 0, 1))
+"""What is sketched: the scatter of model i (0 base, 1 tuned) and model j, and in which dimensions
+(0 all, 1 without outliers), as (i, dimensions, j)."""
 
 
 @dataclass(frozen=True)
@@ -166,15 +169,13 @@ class _Sketch:
         u, v = (signs / k**0.5).to(device)
         trimmed = keep.float()[:, None]
         self._projections = torch.stack([u, v]), torch.stack([u * trimmed, v * trimmed])
-        # base, base without outliers, tuned, tuned without outliers, base with tuned
-        self._scatter = torch.zeros(5, n_texts, k, k, device=device)
+        self._scatter = torch.zeros(len(_PAIRS), n_texts, k, k, device=device)
         self._sums = torch.zeros(2, 2, 2, n_texts, k, device=device)  # model, dims, U or V
 
     def update(self, texts: slice, x: Tensor, y: Tensor) -> None:
         """Add the centered states (B, T, d) of some texts."""
         projected = [[states @ p[:, None] for p in self._projections] for states in (x, y)]
-        pairs = [(model, dims, model) for model in (0, 1) for dims in (0, 1)] + [(0, 0, 1)]
-        for scatter, (left, dims, right) in zip(self._scatter, pairs, strict=True):
+        for scatter, (left, dims, right) in zip(self._scatter, _PAIRS, strict=True):
             scatter[texts] = projected[left][dims][0].mT @ projected[right][dims][1]  # (B, k, k)
         for model in (0, 1):
             for dims in (0, 1):
@@ -188,8 +189,7 @@ class _Sketch:
             means: (2, d) of base and tuned states, over all tokens.
         """
         grams = []
-        pairs = [(model, dims, model) for model in (0, 1) for dims in (0, 1)] + [(0, 0, 1)]
-        for scatter, (left, dims, right) in zip(self._scatter, pairs, strict=True):
+        for scatter, (left, dims, right) in zip(self._scatter, _PAIRS, strict=True):
             u, v = self._projections[dims]
             mean_u, mean_v = means[left].float() @ u, means[right].float() @ v  # (k,)
             sum_u, sum_v = self._sums[left, dims, 0], self._sums[right, dims, 1]  # (N, k)

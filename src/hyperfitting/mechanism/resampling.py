@@ -83,11 +83,19 @@ def curve_of(layers: Sequence[str], estimates: Sequence[Estimate | None]) -> Lay
     )
 
 
-def estimate(value: float, resampled: Floats, n: int) -> Estimate:
-    """Return a number with the interval of its resampled values (B,); none for a single text."""
+def estimate(value: float, resampled: Floats, n: int) -> Estimate | None:
+    """Return a number with the interval of its resampled values (B,); none for a single text.
+
+    None if it is not defined, such as the CKA of three tokens.
+    """
+    if not np.isfinite(value):
+        return None
     return Estimate(value, _interval(resampled) if n > 1 else None, n)
 
 
-def _interval(resampled: Floats) -> tuple[float, float]:
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
+def _interval(resampled: Floats) -> tuple[float, float] | None:
+    defined = resampled[np.isfinite(resampled)]
+    if len(defined) == 0:
+        return None
+    low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)

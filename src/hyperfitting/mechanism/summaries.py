@@ -36,10 +36,13 @@ def geometry_curves(geometry: Geometry, resamples: int) -> Curves:
     return curves
 
 
-def _dimensions(geometry: Geometry, layer: int, resampling: Resampling) -> dict[str, Estimate]:
+@np.errstate(invalid="ignore", divide="ignore")  # of fewer than four tokens nothing is defined
+def _dimensions(
+    geometry: Geometry, layer: int, resampling: Resampling
+) -> dict[str, Estimate | None]:
     """Return participation ratios of both models with their difference, and CKA, at a layer."""
     n = geometry.trace.shape[-1]
-    estimates = {}
+    estimates: dict[str, Estimate | None] = {}
     for trim, suffix in enumerate(("", WITHOUT_OUTLIERS)):
         ratios, resampled = [], []
         for model, name in enumerate(_MODELS):
