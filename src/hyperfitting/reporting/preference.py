@@ -87,7 +87,8 @@ def _note(group: Group, comparison: Comparison) -> str:
 
 def _judge_note(group: Group, comparison: Comparison, column: ColumnSpec) -> str:
     if group.refused:
-        return f"{group.who} refused: {group.refused}"
+        flips = formatting.estimate(group.flip_rate, "{:.0%}")
+        return f"{group.who} refused: it flips {flips}" if flips else f"{group.who} refused"
     share = comparison.preferred_or_equal.scaled(column.scale)
     number = formatting.estimate(share, column.number_format)
     return f"{group.who}, a model: {number}, n {comparison.judgments}"
