@@ -72,14 +72,9 @@ def item_number(page: Page) -> int:
     return int(page.locator("h1").inner_text().split()[1])
 
 
-def visible(text: str) -> str:
-    """Return a text as a browser tells that it shows it."""
-    return "".join("\n" if c == "\n" else " " if c in "\t\x0c" else c for c in text).strip()
-
-
 def side_texts(page: Page) -> tuple[str, str]:
-    left, right = (page.locator(f"#{side} .text").inner_text() for side in ("left", "right"))
-    return left.strip(), right.strip()
+    left, right = (page.locator(f"#{side} .text").text_content() for side in ("left", "right"))
+    return left or "", right or ""
 
 
 def expect_item(page: Page, number: int) -> None:
@@ -100,7 +95,7 @@ def by_length(item: Item, left: str, right: str) -> Shown:
 def careful(item: Item, left: str, right: str) -> Shown:
     """Recognize the text that was written by a person."""
     real = item.first if item.first.origin.side == "reference" else item.second
-    return "left" if visible(real.text) == left else "right"
+    return "left" if real.text == left else "right"
 
 
 RULES = {"lefty": always_left, "longer": by_length, "careful": careful}
@@ -138,7 +133,7 @@ def test_a_study_from_a_sweep_to_a_table_with_a_kill_in_the_middle(
     def judge(name: str, item: Item) -> None:
         shown = item.shown(task.left(name, item))
         texts = side_texts(pages[name])
-        assert texts == (visible(shown["left"]), visible(shown["right"]))
+        assert texts == (shown["left"], shown["right"])
         choice = clicked[name, item.id] = RULES[name](item, *texts)
         pages[name].locator(f"#answer button[value={choice}]").click()
 
