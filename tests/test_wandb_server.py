@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -32,24 +31,14 @@ from hyperfitting.tracking.sync import sync, unsynced
 from hyperfitting.tracking.wandb_run import track
 from tests.cli import hyperfit
 from tests.conftest import Compose
+from tests.own_environment import program
 from tests.records import make_predictions
 from tests.test_tracking import RECORD, ROWS, make_run_record
 
 pytestmark = pytest.mark.server  # installs the server
-ENVIRONMENT = Path(__file__).parents[1] / ".venv-openwandb"
 VERSION = "openwandb==0.5.25"
 LOGGER = "hyperfitting.tracking.wandb_run"
 KEY = "local" + "0" * 40
-
-
-def openwandb() -> Path:
-    """Return the server's program, installed apart: it is no dependency of this project."""
-    program = ENVIRONMENT / "bin" / "openwandb"
-    if not program.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-        pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "--quiet", VERSION]
-        subprocess.run(pip, check=True)
-    return program
 
 
 class Server:
@@ -66,7 +55,9 @@ class Server:
         arguments = ["serve", "--host", "127.0.0.1", "-p", str(self.port), "--data-dir"]
         with (self._data.parent / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(openwandb()), *arguments, str(self._data)], stdout=log, stderr=log
+                [str(program("openwandb", VERSION)), *arguments, str(self._data)],
+                stdout=log,
+                stderr=log,
             )
         for _ in range(300):
             try:
