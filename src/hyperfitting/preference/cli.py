@@ -1,4 +1,4 @@
-"""`hyperfit-preference`: ask people, or a model, which text is better, and analyze what they say."""
+"""`hyperfit-preference`: ask people or a model which text is better, and analyze the answers."""
 
 import argparse
 import sys

@@ -51,9 +51,11 @@ def preference_share(
         if (comparison := _comparison(group, run, record, column)) is not None
     )
     group = analysis.annotated
-    comparison = group and _comparison(group, run, record, column)
-    if group is None or comparison is None:
-        return None, "not asked" if group else _NONE_YET, judges
+    if group is None:
+        return None, _NONE_YET, judges
+    comparison = _comparison(group, run, record, column)
+    if comparison is None:
+        return None, "not asked", judges
     note = _note(group, comparison)
     return comparison.preferred_or_equal, "", f"{note}; {judges}" if judges else note
 
