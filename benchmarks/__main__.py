@@ -1,6 +1,7 @@
 """`make bench`: all comparisons, as a table and in outputs/bench/bench.json.
 
 python -m benchmarks [metrics] [decoding] [training] [growth] [profile] [tracking] [page]
+    [annotation]
 """
 
 import argparse
@@ -12,13 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import decoding, growth, metrics, page, profile, tracking, training
+from benchmarks import annotation, decoding, growth, metrics, page, profile, tracking, training
 from hyperfitting.runtime.files import write_json
 from hyperfitting.store.manifest import package_versions
 
 SUITES = {
     "metrics": metrics.run, "decoding": decoding.run, "training": training.run,
     "growth": growth.run, "profile": profile.run, "tracking": tracking.run, "page": page.run,
+    "annotation": annotation.run,
 }  # fmt: skip
 PATH = Path("outputs/bench/bench.json")
 

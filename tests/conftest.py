@@ -18,6 +18,7 @@ from hyperfitting.models.base import BaseModel
 from hyperfitting.models.random_init import byte_tokenizer
 from hyperfitting.record import RECORD_FILE, read_record
 from hyperfitting.store.artifact import Store
+from tests.browser import browser  # noqa: F401 - a fixture
 from tests.cli import hyperfit, kill_started
 
 torch.set_num_threads(1)  # a tiny model only loses by more

@@ -52,6 +52,7 @@ def study_record(seed: int, contexts: int = 12) -> Record:
 def study(
     annotators: Sequence[str] | Mapping[str, str] = ("ann", "bob", "cem"),
     records: Mapping[str, Record] | None = None,
+    question: Question = QUESTION,
     **design: object,
 ) -> Task:
     """Return a task of two runs against the reference."""
@@ -59,7 +60,7 @@ def study(
     is_plain = not isinstance(annotators, Mapping)
     kinds = dict.fromkeys(annotators, "person") if is_plain else annotators
     values = {"annotators": kinds, "checks": 2, "repeats": 1} | design
-    return make_task("x", records, Design(**values), QUESTION)  # type: ignore[arg-type]
+    return make_task("x", records, Design(**values), question)  # type: ignore[arg-type]
 
 
 def write_study_sweep(folder: Path, report: Mapping[str, object]) -> Path:

@@ -2,15 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.estimate import Estimate
@@ -19,6 +17,7 @@ from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.serve import serving, update_reports
 from hyperfitting.reporting.sweep_records import load_sweep
 from hyperfitting.reporting.texts import MIN_OVERLAP, highlighted_spans, texts_by_context
+from tests.browser import open_page
 from tests.records import (
     make_config,
     make_continuation,
@@ -28,44 +27,6 @@ from tests.records import (
     ttr_record,
     write_sweep,
 )
-
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@dataclass
-class OpenedPage:
-    """A page, with its console messages and requests since it was opened."""
-
-    page: Page
-    messages: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, _NAMES)), None)
-    if path is None:
-        pytest.skip(f"no browser is installed: one of {', '.join(_NAMES)}")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path)
-        yield launched
-        launched.close()
-
-
-def open_page(
-    browser: Browser, path: Path | str, scheme: str = "light", width: int = 1280
-) -> OpenedPage:
-    """Open a page and run its script to its end."""
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    page.emulate_media(color_scheme=scheme)
-    opened = OpenedPage(page)
-    page.on("console", lambda message: opened.messages.append(message.text))
-    page.on("pageerror", lambda error: opened.messages.append(str(error)))
-    page.on("dialog", lambda dialog: (opened.messages.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: opened.requests.append(request.url))
-    page.goto(path if isinstance(path, str) else path.as_uri())
-    return opened
-
 
 HOSTILE = "</script><script>window.evil = 1</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & \"'"
 LOOP = "again and again and again and again"

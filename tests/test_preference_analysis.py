@@ -20,6 +20,7 @@ from hyperfitting.reporting.sweep_records import load_sweep
 from tests.preference import (
     DATASETS,
     LENGTH,
+    QUESTION,
     always_left,
     careful,
     judge_all,
@@ -103,6 +104,26 @@ def test_a_judge_that_agrees_with_itself_is_not_refused(task: Task) -> None:
     assert judge.refused == ""
 
 
+def test_a_judge_is_analyzed_on_the_items_that_it_answered_in_both_orders(task: Task) -> None:
+    judgments = judge_by_model(task, "judge:m", careful)
+    (judge,) = analyze(task, judgments[:5], {}, FAST).judges
+    assert judge.judgments == 5
+    assert sum(row.judgments for row in judge.comparisons if row.dataset is None) == 4
+
+
+def test_aspects_have_shares_of_their_own() -> None:
+    question = QUESTION.model_copy(update={"aspects": ("fluency", "coherence")})
+    task = study(records=RECORDS, question=question)
+    judgments = judge_all(task, {"ann": careful, "bob": careful})
+    fluent = [
+        j.model_copy(update={"aspects": {"fluency": "equal" if j.annotator == "ann" else "second"}})
+        for j in judgments
+    ]
+    for row in analyze(task, fluent, {}, FAST).groups[0].comparisons:
+        assert row.aspects["fluency"].mean == 0.5
+        assert set(row.aspects) == {"fluency"}
+
+
 def test_judgments_of_another_task_are_left_out_and_listed(
     task: Task, people: list[Judgment]
 ) -> None:
@@ -135,14 +156,14 @@ def test_a_cell_is_filled_from_the_analysis_and_marked(sweep: Path, analysis: An
     filled = cell(sweep, "tuned")
     assert filled.estimate.mean == pytest.approx(100 * row.preferred_or_equal.mean)
     assert f"n {row.judgments}, 3 annotators, alpha " in filled.note
-    assert "judge:m refused: it answers 100%" in filled.note
+    assert "judge:m refused: it flips 100%" in filled.note
     assert cell(sweep, "tuned", length=5).missing == "not asked"
     assert cell(sweep, "tuned", dataset="news").estimate.n == row.judgments / 2
     report = write_report(sweep)
     assert f"n {row.judgments}, 3 annotators" in (report / "main.md").read_text()
     page = (report / "index.html").read_text()
     assert f"people, against reference at {LENGTH} tokens:" in page
-    assert "judge:m, a model" in (report / "README.md").read_text()
+    assert "judge:m, a model (refused: it answers 100%" in (report / "README.md").read_text()
 
 
 def test_a_cell_says_that_its_annotators_are_scripts(sweep: Path) -> None:

@@ -203,7 +203,7 @@ def coverage(items: int, annotators: int, r_item: float, r_annotator: float, stu
             + (1 - r_item - r_annotator) ** 0.5 * rng.normal(size=len(item))
         )
         values = (latent < limit).astype(float)[:, None]
-        (estimate,) = share_estimates(values, item, annotator, Resampling(400))
+        (estimate,) = share_estimates(values, item, annotator, Resampling(1000))
         assert estimate.ci95 is not None
         hits += estimate.ci95[0] <= truth <= estimate.ci95[1]
     return hits / studies
@@ -217,7 +217,7 @@ def coverage(items: int, annotators: int, r_item: float, r_annotator: float, stu
 def test_intervals_cover_the_truth_95_times_of_100(
     items: int, annotators: int, r_item: float, r_annotator: float
 ) -> None:
-    assert coverage(items, annotators, r_item, r_annotator, 1500) == pytest.approx(0.95, abs=0.02)
+    assert coverage(items, annotators, r_item, r_annotator, 1000) == pytest.approx(0.95, abs=0.02)
 
 
 @settings(max_examples=25, deadline=None)

@@ -33,7 +33,6 @@ from hyperfitting.preference.items import (
     JUDGMENTS_FILE,
     TASK_FILE,
     Choice,
-    Item,
     Task,
     read_task,
 )
@@ -93,10 +92,16 @@ def _who(task: Task, judgment: Judgment) -> str:
     return PEOPLE if task.annotators[judgment.annotator].kind == "person" else SCRIPTS
 
 
-def _normal(task: Task, judgments: Sequence[Judgment]) -> list[tuple[Item, Judgment]]:
+def _normal(task: Task, judgments: Sequence[Judgment]) -> Judged:
     """Return the judgments of normal items, with the items."""
     pairs = ((task.item(judgment.item), judgment) for judgment in judgments)
     return [(item, judgment) for item, judgment in pairs if item and item.kind == "normal"]
+
+
+def _in_both_orders(judged: Judged) -> Judged:
+    """Return a judge's judgments of the items that it was asked about in both orders."""
+    orders = Counter(item.id for item, _ in judged)
+    return [(item, judgment) for item, judgment in judged if orders[item.id] == 2]
 
 
 def _group(
@@ -106,13 +111,15 @@ def _group(
     records: Mapping[str, Record],
     resampling: Resampling,
 ) -> Group:
+    is_model = who not in (PEOPLE, SCRIPTS)
     judged = _normal(task, judgments)
+    if is_model:
+        judged = _in_both_orders(judged)
     annotators = summarize_annotators(task, judgments)
     excluded = {annotator.name for annotator in annotators if annotator.excluded}
     kept = [pair for pair in judged if pair[1].annotator not in excluded]
     preferences = [pair for pair in judged if pair[1].choice in ("first", "second")]
     ranking, v = strengths(judged, resampling)
-    is_model = who not in (PEOPLE, SCRIPTS)
     flip_rate = _flip_rate(judged, resampling) if is_model else None
     by_item: dict[str, list[Choice]] = defaultdict(list)
     for item, judgment in judged:
@@ -161,10 +168,10 @@ def _left(preferences: Judged, resampling: Resampling) -> Estimate | None:
 
 def _flip_rate(judged: Judged, resampling: Resampling) -> Estimate | None:
     """Return the share of items that were answered differently with the sides swapped."""
-    answers: dict[str, dict[str, Choice]] = defaultdict(dict)
+    answers: dict[str, set[Choice]] = defaultdict(set)
     for item, judgment in judged:
-        answers[item.id][judgment.left] = judgment.choice
-    flips = [len(set(both.values())) > 1 for both in answers.values() if len(both) == 2]
+        answers[item.id].add(judgment.choice)
+    flips = [len(choices) > 1 for choices in answers.values()]
     return bootstrap_mean(np.array(flips, dtype=float), resampling.resamples, resampling.seed)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.preference.agreement import agreement, counts, krippendorff_alpha
 from hyperfitting.preference.bootstrap import TAILS, Codes, Interval, two_way_intervals
-from hyperfitting.preference.items import Item, Origin
+from hyperfitting.preference.items import ASPECT_QUESTIONS, Aspect, Item, Origin
 from hyperfitting.preference.judgments import Judgment
 from hyperfitting.preference.ranking import Comparisons
 from hyperfitting.preference.results import Comparison, Strength, System
@@ -76,8 +76,20 @@ def _comparison(
         preferred_or_equal=shares[0],
         preferred=shares[1],
         tied=shares[2],
+        aspects=_aspects(judged, resampling),
         alpha=agreement(krippendorff_alpha, table, *_plan(resampling)) if several else None,
     )
+
+
+def _aspects(judged: Judged, resampling: Resampling) -> dict[Aspect, Estimate]:
+    """Return by aspect the share of answers that prefer the first text or find both equal."""
+    estimates: dict[Aspect, Estimate] = {}
+    for aspect in ASPECT_QUESTIONS:
+        answered = [(item, j) for item, j in judged if aspect in j.aspects]
+        if answered:
+            values = np.array([[j.aspects[aspect] != "second"] for _, j in answered], dtype=float)
+            estimates[aspect] = share_estimates(values, *clusters(answered), resampling)[0]
+    return estimates
 
 
 def _plan(resampling: Resampling) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from hyperfitting.metrics.estimate import Estimate
-from hyperfitting.preference.items import ANALYSIS_FILE, Choice, Form, Origin
+from hyperfitting.preference.items import ANALYSIS_FILE, Aspect, Choice, Form, Origin
 from hyperfitting.runtime.files import read_versioned, write_json
 
 ANALYSIS_VERSION = 1
@@ -48,6 +48,9 @@ class Comparison(_Model):
     )
     preferred: Estimate = Field(description="share of wins")
     tied: Estimate = Field(description="share of ties, 'both are bad' included")
+    aspects: dict[Aspect, Estimate] = Field(
+        description="by aspect, share of the answers that prefer the first or find both equal"
+    )
     alpha: Estimate | None = Field(description="Krippendorff's alpha of these judgments")
 
     @property
@@ -101,7 +104,10 @@ class Correlation(_Model):
 
 
 class Group(_Model):
-    """The judgments of people, of scripts, or of one judge; they are never mixed."""
+    """The judgments of people, of scripts, or of one judge; they are never mixed.
+
+    Of a judge only the items count that it was asked about in both orders.
+    """
 
     who: str = Field(description="`people`, `scripts` or `judge:MODEL`")
     judgments: int = Field(description="of all kinds of items")
@@ -180,7 +186,8 @@ class Analysis(_Model):
         for group in self.groups:
             excluded = [annotator.name for annotator in group.annotators if annotator.excluded]
             by = f"{len(group.annotators)} {group.who}"
-            by = by if group.who in (PEOPLE, SCRIPTS) else f"{group.who}, a model"
+            if group.who not in (PEOPLE, SCRIPTS):
+                by = f"{group.who}, a model" + f" (refused: {group.refused})" * bool(group.refused)
             rule = f" (the task's rule would exclude {', '.join(excluded)})" if excluded else ""
             parts.append(f"{group.judgments} judgments by {by}{rule}")
         return f"task {self.task}: {'; '.join(parts)}"

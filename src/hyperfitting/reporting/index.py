@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hyperfitting.reporting.assets import environment
+from hyperfitting import templates
 from hyperfitting.reporting.sweep_records import SweepRecords
 from hyperfitting.runtime.files import write_json, write_text
 
@@ -29,7 +29,8 @@ def add_report(report: Path, title: str, sweep: SweepRecords) -> None:
 def write_index(reports: Path) -> Path:
     """Write the index of all reports in a folder, and return its path."""
     path = reports / PAGE
-    write_text(path, environment().get_template(PAGE).render(reports=list(_summaries(reports))))
+    template = templates.environment("hyperfitting.reporting").get_template(PAGE)
+    write_text(path, template.render(reports=list(_summaries(reports))))
     return path
 
 

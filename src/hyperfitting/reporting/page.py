@@ -6,18 +6,16 @@ by the script; the page's Content Security Policy allows no other script and loa
 """
 
 import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from hyperfitting import formatting
+from hyperfitting import formatting, templates
 from hyperfitting.config import RunConfig
 from hyperfitting.fields import changes_results
 from hyperfitting.metrics.registry import METRICS, metric
 from hyperfitting.reporting import tables
-from hyperfitting.reporting.assets import environment, source
 from hyperfitting.reporting.figures import RenderedFigure
 from hyperfitting.reporting.repetition_highlight import SHADES
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
@@ -31,6 +29,8 @@ from hyperfitting.reporting.texts import (
     texts_by_context,
 )
 
+_PACKAGE = "hyperfitting.reporting"
+"""Where the templates are."""
 _CURVES = ("train/loss", "val/loss", "gen/ttr", "gen/rep_2", "val/entropy")
 _SCATTER_X, _SCATTER_Y = ("gen/rep_2", "gen/ttr"), ("val/perplexity", "val/loss")
 """The metrics chosen at first: the first of these that there is."""
@@ -67,13 +67,13 @@ def render_page(
     keys = _metric_keys(sweep)
     in_history = {key for _, record in sweep.finished() for row in record.history for key in row}
     curves = [key for key in _CURVES if key in in_history]
-    script, plotly = source("page.js"), get_plotlyjs()
+    script, plotly = templates.source(_PACKAGE, "page.js"), get_plotlyjs()
     labels = {key: metric(key).axis_label for key in (*keys, *_CURVES, *TEXT_METRICS)}
     page = {
         "title": title,
         "about": about,
         "command": " ".join(sweep.spec.command),
-        "hashes": [_csp_hash(content) for content in (plotly, script)],
+        "hashes": [templates.csp_hash(content) for content in (plotly, script)],
         "plotly": plotly,
         "script": script,
         "runs": sweep.runs,
@@ -107,12 +107,8 @@ def render_page(
         },
     }
     sections = [(name, heading) for name, heading in _SECTIONS.items() if page[name]]
-    return environment().get_template("page.html").render(page, sections=sections)
-
-
-def _csp_hash(script: str) -> str:
-    """Return the source expression that allows exactly this script (CSP level 2)."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = templates.environment(_PACKAGE).get_template("page.html")
+    return template.render(page, sections=sections)
 
 
 def _data_uri(svg: bytes) -> str:
