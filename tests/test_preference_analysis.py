@@ -156,14 +156,14 @@ def test_a_cell_is_filled_from_the_analysis_and_marked(sweep: Path, analysis: An
     filled = cell(sweep, "tuned")
     assert filled.estimate.mean == pytest.approx(100 * row.preferred_or_equal.mean)
     assert f"n {row.judgments}, 3 annotators, alpha " in filled.note
-    assert "judge:m refused: it answers 100%" in filled.note
+    assert "judge:m refused: it flips 100%" in filled.note
     assert cell(sweep, "tuned", length=5).missing == "not asked"
     assert cell(sweep, "tuned", dataset="news").estimate.n == row.judgments / 2
     report = write_report(sweep)
     assert f"n {row.judgments}, 3 annotators" in (report / "main.md").read_text()
     page = (report / "index.html").read_text()
     assert f"people, against reference at {LENGTH} tokens:" in page
-    assert "judge:m, a model" in (report / "README.md").read_text()
+    assert "judge:m, a model (refused: it answers 100%" in (report / "README.md").read_text()
 
 
 def test_a_cell_says_that_its_annotators_are_scripts(sweep: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from rich.console import Console
 from starlette.testclient import TestClient
 
 from hyperfitting.errors import UserError
@@ -36,7 +38,7 @@ from hyperfitting.preference.items import (
     write_task,
 )
 from hyperfitting.preference.judgments import Answer, append, make_judgment, read_judgments
-from hyperfitting.preference.serve import export_judgments
+from hyperfitting.preference.serve import export_judgments, progress_table
 from tests.preference_study import CHOICES, Parsed, ScriptedAnnotator, make_study, shown_texts
 
 HOSTILE = (
@@ -159,7 +161,7 @@ def test_a_paused_page_shows_no_item_and_resumes_at_the_same(serve: Callable[...
 def test_a_page_tells_nothing_that_is_hidden_from_annotators(serve: Callable[..., Served]) -> None:
     task = make_study()
     html = serve(task).annotator().html
-    body = html.partition("<body>")[2].partition("<script>")[0]
+    body = html.partition("<body>")[2].partition("<script>")[0].replace("seconds", "")
     for hidden in ("hidden-", "tuned", "reference", "normal", "first", "second"):
         assert hidden not in body
     later = [item for item in task.items if item.context not in shown_texts(html)]
@@ -607,7 +609,18 @@ def test_behind_a_proxy_with_a_path_links_and_cookies_have_it(
     assert "1 of 6" in annotator.html
 
 
-# ---- mistakes on the command line
+# ---- the command line
+
+
+def test_the_terminal_shows_how_far_everybody_is(serve: Callable[..., Served]) -> None:
+    served = serve()
+    served.annotator().judge("left")
+    console = Console(file=io.StringIO(), width=80)
+    console.print(progress_table(served.task, served.database))
+    alice, bob = console.file.getvalue().splitlines()
+    assert "1 of 6" in alice
+    assert alice.rstrip().endswith("s ago")
+    assert bob.rstrip().endswith("0 of 6")
 
 
 def run(folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> SimpleNamespace:

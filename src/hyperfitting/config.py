@@ -190,17 +190,6 @@ class RunConfig:
                     hint="tuning=full, or another tuning",
                 )
 
-    def _check_mechanism(self) -> None:
-        """Refuse comparisons of base and tuned model without a tuned model."""
-        if self.mechanism.measures and self.tuning.method == "none":
-            raise UserError(
-                "there is no tuned model to compare with the base model",
-                field="mechanism.measures",
-                value=self.mechanism.measures,
-                valid="with any tuning but none",
-                hint="mechanism=none, or tuning=full",
-            )
-
     def _check_ngram_lengths(self) -> None:
         """Refuse n-grams longer than the text they are counted in."""
         blocker = self.decode.citation_blocker

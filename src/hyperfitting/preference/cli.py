@@ -1,25 +1,18 @@
-"""`hyperfit-preference`: ask people, or a model, which text is better, and analyze what they say.
-
-Each subcommand is in a module of its own, which adds its parser with `add_parser`.
-"""
+"""`hyperfit-preference`: ask people or a model which text is better, and analyze the answers."""
 
 import argparse
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 
 from hyperfitting.failures import exit_status
-
-_MODULES = ("make", "plan", "serve", "exchange", "judge", "analyze")
+from hyperfitting.preference import analyze, exchange, judge, make, plan, serve
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser; each subcommand's module adds its own with `add_parser`."""
     parser = argparse.ArgumentParser(prog="hyperfit-preference", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in _MODULES:
-        module = f"hyperfitting.preference.{name}"
-        if find_spec(module):
-            import_module(module).add_parser(commands)
+    for module in (plan, make, serve, exchange, judge, analyze):
+        module.add_parser(commands)
     return parser
 
 

@@ -104,14 +104,7 @@ class AnswerFile:
     @property
     def usage(self) -> Usage:
         """How much was asked."""
-        answers = [answer for kept in self._answers.values() for answer in kept]
-        return Usage(
-            questions=len(self._answers),
-            invalid=sum(self.valid(key) is None for key in self._answers),
-            requests=len(answers),
-            prompt_tokens=sum(answer.prompt_tokens for answer in answers),
-            completion_tokens=sum(answer.completion_tokens for answer in answers),
-        )
+        return _usage([answer for kept in self._answers.values() for answer in kept])
 
     def valid(self, key: str) -> KeptAnswer | None:
         """Return the valid answer to a question, if there is one."""
@@ -160,9 +153,9 @@ def answer_file(study: Path, name: str) -> Iterator[AnswerFile]:
         with FileLock(path.with_suffix(".lock"), timeout=0), path.open("a+b") as file:
             file.seek(0)
             content = file.read()
-            complete = content[: content.rfind(b"\n") + 1]
-            file.truncate(len(complete))
-            yield AnswerFile(path, file, _parse(path, complete))
+            answers = _parse(path, content)
+            file.truncate(_complete_size(content))
+            yield AnswerFile(path, file, answers)
     except Timeout as error:
         raise UserError(
             "another process is asking this judge", field="judge", value=name
@@ -175,24 +168,39 @@ def judge_names(study: Path) -> list[str]:
 
 
 def judge_usage(study: Path, name: str) -> Usage | None:
-    """Return how much a judge was asked; None: its answers are not kept in this study.
+    """Return how much a judge was asked so far; None: its answers are not kept in this study.
 
     Raises:
-        UserError: a line is damaged, or another process is asking the judge.
+        UserError: a line is damaged.
     """
-    if not _path(study, name).is_file():
-        return None
-    with answer_file(study, name) as answers:
-        return answers.usage
+    path = _path(study, name)
+    return _usage(_parse(path, path.read_bytes())) if path.is_file() else None
+
+
+def _usage(answers: Sequence[KeptAnswer]) -> Usage:
+    keys = {answer.key for answer in answers}
+    return Usage(
+        questions=len(keys),
+        invalid=len(keys - {answer.key for answer in answers if not answer.problem}),
+        requests=len(answers),
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+        completion_tokens=sum(answer.completion_tokens for answer in answers),
+    )
 
 
 def _path(study: Path, name: str) -> Path:
     return study / FOLDER / f"{quote(name, safe='')}.jsonl"
 
 
+def _complete_size(content: bytes) -> int:
+    """Return the bytes of a file without a last line that was cut short."""
+    return content.rfind(b"\n") + 1
+
+
 def _parse(path: Path, content: bytes) -> list[KeptAnswer]:
     answers = []
-    for number, line in enumerate(content.splitlines(), start=1):
+    lines = content[: _complete_size(content)].splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             answers.append(KeptAnswer.model_validate_json(line))
         except ValidationError as error:

@@ -90,10 +90,13 @@ def parse(question: Question, text: str) -> Answer | str:
     """Return the answer in a model's text, or what is wrong with it.
 
     Prose and code fences around the JSON object are ignored; two objects that differ are no answer.
+    A choice alone, `A`, is one: small models leave the object out.
     """
     answers: list[Answer] = []
     problem = "it holds no JSON object"
-    for value in _objects(text):
+    alone = text.strip().strip('"').casefold()
+    is_choice = alone in map(str.casefold, keys(question)[CHOICE])
+    for value in [{CHOICE: alone}] if is_choice else _objects(text):
         parsed = _parse_object(question, value)
         if isinstance(parsed, str):
             problem = parsed

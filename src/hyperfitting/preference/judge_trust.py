@@ -25,7 +25,7 @@ from hyperfitting.preference.judge_report import (
     Preference,
     write_judge_file,
 )
-from hyperfitting.preference.judgments import JUDGE, Judgment, read_judgments
+from hyperfitting.preference.judgments import JUDGE, Judgment, read_judgments, validate
 
 Verdicts = Mapping[str, Choice]
 """By item."""
@@ -39,7 +39,7 @@ def report_on_judges(study: Path) -> JudgeFile:
         UserError: the task, a judgment or an answer is damaged.
     """
     task = read_task(study)
-    judgments = read_judgments(study / JUDGMENTS_FILE)
+    judgments, _ = validate(task, read_judgments(study / JUDGMENTS_FILE))
     judged: dict[str, dict[str, list[Judgment]]] = {name: {} for name in judge_names(study)}
     for judgment in judgments:
         if judgment.is_model:

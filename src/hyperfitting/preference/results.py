@@ -186,7 +186,8 @@ class Analysis(_Model):
         for group in self.groups:
             excluded = [annotator.name for annotator in group.annotators if annotator.excluded]
             by = f"{len(group.annotators)} {group.who}"
-            by = by if group.who in (PEOPLE, SCRIPTS) else f"{group.who}, a model"
+            if group.who not in (PEOPLE, SCRIPTS):
+                by = f"{group.who}, a model" + f" (refused: {group.refused})" * bool(group.refused)
             rule = f" (the task's rule would exclude {', '.join(excluded)})" if excluded else ""
             parts.append(f"{group.judgments} judgments by {by}{rule}")
         return f"task {self.task}: {'; '.join(parts)}"

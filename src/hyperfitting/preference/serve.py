@@ -219,7 +219,7 @@ def _progress_shown(task: Task, database: Database) -> Iterator[None]:
     console = make_console()
     live = Live(
         console=console,
-        get_renderable=lambda: _progress_table(task, database),
+        get_renderable=lambda: progress_table(task, database),
         refresh_per_second=1,
         transient=True,
     )
@@ -227,12 +227,13 @@ def _progress_shown(task: Task, database: Database) -> Iterator[None]:
         yield
 
 
-def _progress_table(task: Task, database: Database) -> "Table":
+def progress_table(task: Task, database: Database) -> "Table":
+    """Return how far each annotator is, and when the last answer came."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     progress = database.progress()
     for name, annotator in task.annotators.items():
         judged, last = progress.get(name, (0, None))

@@ -51,9 +51,11 @@ def preference_share(
         if (comparison := _comparison(group, run, record, column)) is not None
     )
     group = analysis.annotated
-    comparison = None if group is None else _comparison(group, run, record, column)
-    if group is None or comparison is None:
-        return None, "not asked" if group else _NONE_YET, judges
+    if group is None:
+        return None, _NONE_YET, judges
+    comparison = _comparison(group, run, record, column)
+    if comparison is None:
+        return None, "not asked", judges
     note = _note(group, comparison)
     return comparison.preferred_or_equal, "", f"{note}; {judges}" if judges else note
 
@@ -87,7 +89,8 @@ def _note(group: Group, comparison: Comparison) -> str:
 
 def _judge_note(group: Group, comparison: Comparison, column: ColumnSpec) -> str:
     if group.refused:
-        return f"{group.who} refused: {group.refused}"
+        flips = formatting.estimate(group.flip_rate, "{:.0%}")
+        return f"{group.who} refused: it flips {flips}" if flips else f"{group.who} refused"
     share = comparison.preferred_or_equal.scaled(column.scale)
     number = formatting.estimate(share, column.number_format)
     return f"{group.who}, a model: {number}, n {comparison.judgments}"
