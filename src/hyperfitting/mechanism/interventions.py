@@ -29,8 +29,7 @@ from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.loading import ModelState
 from hyperfitting.progress import ProgressReporter
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store
-from hyperfitting.store.manifest import read_manifest
+from hyperfitting.store.artifact import Step, Store
 
 VERSION = 1
 WEIGHTS_FILE = "weights.safetensors"
@@ -189,45 +188,6 @@ def check_same_shapes(base: Parameters, tuned: Parameters) -> None:
             value=f"{len(problems)} parameters differ",
             valid="two models of one architecture and size",
         )
-
-
-def tuning_at(path: Path, base: BaseModel) -> ModelState:
-    """Return the tuned model of another run, from the folder of its artifact.
-
-    Args:
-        path: such as `outputs/store/tuned/ID`.
-        base: this run's base model, of which it must be a tuning.
-
-    Raises:
-        UserError: there is no such artifact, it is damaged, or it is a tuning of another model.
-    """
-    folder = path.expanduser().absolute()
-    if not folder.is_dir():
-        raise _no_tuning(path, "is not a folder")
-    manifest = read_manifest(folder)
-    recipe = manifest.recipe
-    artifact = Artifact(folder.parent.parent, folder.parent.name, recipe)
-    if recipe.get("kind") != "tuned" or artifact.folder != folder:
-        raise _no_tuning(path, "is not the artifact of a tuned model")
-    if recipe["inputs"]["model"] != base.id:
-        raise _no_tuning(path, f"was tuned from another base model than {base.name}")
-    try:
-        artifact.path()
-    except DamagedArtifactError as error:
-        raise _no_tuning(path, f"is damaged ({error})") from error
-    return ModelState(
-        base, TuningConfig(**recipe["config"]["tuning"]), artifact, "last.safetensors"
-    )
-
-
-def _no_tuning(path: Path, problem: str) -> UserError:
-    return UserError(
-        problem,
-        field="intervention.path",
-        value=path,
-        valid="the folder that a run of the same base model prints as `model`, such as "
-        "outputs/store/tuned/ID",
-    )
 
 
 def _detached(model: PreTrainedModel) -> dict[str, Tensor]:
