@@ -49,7 +49,6 @@ from hyperfitting.metrics import mauve
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.config import ModelConfig
 from hyperfitting.models.loading import ModelState
-from hyperfitting.models.size import model_size
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
 from hyperfitting.record import ModelInfo, NextTokens
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store

@@ -5,7 +5,7 @@ some position. There, once, the output of block k is replaced by the tuned model
 preceding tokens; everything before and after is the base model's own. For each block separately:
 
     base continuations -> patch_states   the tuned model's block outputs at these positions
-                       -> patching       by text and block, whether the base model's continuation changes
+                       -> patching       by text and block, what changes
 
 Decoding is the run's; the position is the last of its prefix, so nothing before it changes.
 """
