@@ -62,13 +62,15 @@ def intervention_step(
     def build(work: Path) -> None:
         base_model = ModelState(tuned.base).load(_CPU)
         base = _detached(base_model)
-        stitched = part_parameters(base_model, cfg.parts, cfg.last_blocks)
+        stitched: set[str] = set()
+        if cfg.method == "stitch":
+            stitched = part_parameters(base_model, cfg.parts, cfg.last_blocks)
         tuned_weights = _detached(tuned.load(_CPU))
         other_weights = _detached(other.load(_CPU)) if other is not None else {}
         with progress(f"deriving weights ({cfg.method})", len(base), "matrices") as advance:
             derived: dict[str, Tensor] = {}
             for name, tensor in derive(cfg, base, tuned_weights, other_weights, stitched):
-                if not torch.equal(tensor, base[name]):
+                if not _same_bits(tensor, base[name]):
                     derived[name] = tensor.contiguous()
                 advance(1)
         save_file(derived, work / WEIGHTS_FILE)
@@ -188,6 +190,11 @@ def check_same_shapes(base: Parameters, tuned: Parameters) -> None:
             value=f"{len(problems)} parameters differ",
             valid="two models of one architecture and size",
         )
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors of a dtype are equal bit for bit, the sign of 0 included."""
+    return torch.equal(first.flatten().view(torch.uint8), second.flatten().view(torch.uint8))
 
 
 def _detached(model: PreTrainedModel) -> dict[str, Tensor]:
