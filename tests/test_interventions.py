@@ -19,8 +19,8 @@ from hyperfitting.mechanism.interventions import (
     intervention_state,
     intervention_step,
     truncate,
-    tuning_at,
 )
+from hyperfitting.mechanism.other_tuning import tuning_at
 from hyperfitting.mechanism.parts import part_parameters
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.config import TuningConfig

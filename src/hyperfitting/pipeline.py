@@ -12,7 +12,7 @@ An intervention or a control (`mechanism`) takes the tuned model's place: its st
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import compress
 from pathlib import Path
@@ -43,12 +43,9 @@ from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
 from hyperfitting.mechanism.controls import control_state, control_steps
-from hyperfitting.mechanism.interventions import (
-    intervention_state,
-    intervention_step,
-    tuning_at,
-)
+from hyperfitting.mechanism.interventions import intervention_state, intervention_step
 from hyperfitting.mechanism.notes import replacement_notes
+from hyperfitting.mechanism.other_tuning import tuning_at, tuning_on
 from hyperfitting.mechanism.parts import check_last_blocks
 from hyperfitting.mechanism.patching import check_block, load_patching, patching_steps
 from hyperfitting.mechanism.results import build_mechanism
@@ -56,7 +53,6 @@ from hyperfitting.metrics import mauve
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.config import ModelConfig
 from hyperfitting.models.loading import ModelState
-from hyperfitting.models.size import model_size
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
 from hyperfitting.record import ModelInfo, NextTokens
 from hyperfitting.record_mechanism import Mechanism
@@ -69,15 +65,6 @@ _MAX_REBUILDS = 3
 """Times that one damaged artifact is built again; a disk that damages it more often is broken."""
 
 Result = TypeVar("Result")
-
-
-class _TrainingStep(Step):
-    """A step whose build takes the locks of its artifacts itself."""
-
-    def ensure(self) -> Artifact:
-        """Train unless that is done, and return the artifact."""
-        self.build(self.artifact.folder)
-        return self.artifact
 
 
 @dataclass(frozen=True)
@@ -135,8 +122,7 @@ class Pipeline:
             yield f"evaluation_texts/{name}", step
         yield "sequences", self.sequences
         if self.training is not None:
-            for artifact in (self.training.tuned, self.training.validation):
-                yield artifact.kind, _training_step(self.training, artifact, self.progress)
+            yield from self.training.steps(self.progress).items()
             yield from self.replacement.items()
             for name, step in self.tuned_artifacts.named():
                 yield f"tuned/{name}", step
@@ -434,21 +420,6 @@ def build_pipeline(
     )
 
 
-def _training_step(job: TrainingJob, artifact: Artifact, progress: ProgressReporter) -> Step:
-    """Return the step of an artifact of a training job, which trains once for both."""
-
-    def build(_: Path) -> None:
-        for _row in job.run(progress):
-            pass
-
-    def flops() -> float:
-        if artifact is not job.tuned and not job.tuned.exists:
-            return 0.0  # measured by the same training
-        return job.flops(model_size(job.base, job.store))
-
-    return _TrainingStep(artifact, build, flops)
-
-
 def _at(cfg: RunConfig, name: str) -> str:
     """Return where in the config an evaluation dataset is described."""
     return f"evaluation.datasets.{name}" if cfg.evaluation.datasets else "dataset"
@@ -472,32 +443,15 @@ def _intervention(
     cfg: RunConfig, tuned: ModelState, training: TrainingJob, progress: ProgressReporter
 ) -> tuple[dict[str, Step], ModelState]:
     """Return the steps of an intervention, and the model that it makes."""
-    base, store = training.base, training.store
     steps: dict[str, Step] = {}
     other = None
-    texts = cfg.intervention.dataset
     if cfg.intervention.path is not None:
-        other = tuning_at(Path(cfg.intervention.path), base)
-    elif texts is not None:
-        own = {field.name: getattr(texts, field.name) for field in fields(TextsConfig)}
-        at = "intervention.dataset"
-        documents = documents_step(texts, store, progress, at=at)
-        sequences = sequences_step(
-            replace(cfg.dataset, **own), documents.artifact, base, store, progress
-        )
-        job = training_job(cfg.training, sequences.artifact, base, store)
-        steps = {"other/documents": documents, "other/sequences": sequences} | {
-            f"other/{artifact.kind}": _training_step(job, artifact, progress)
-            for artifact in (job.tuned, job.validation)
-        }
-        other = replace(tuned, weights=_weights(job, cfg.evaluation.checkpoint))
-    step = intervention_step(cfg.intervention, tuned, other, store, progress)
-    return steps | {"intervention": step}, intervention_state(base, step)
-
-
-def _weights(job: TrainingJob, checkpoint: str) -> Artifact:
-    """Return the artifact that holds a checkpoint: `last` or `best_val`."""
-    return {"last": job.tuned, "best_val": job.validation}[checkpoint]
+        other = tuning_at(Path(cfg.intervention.path), training.base)
+    elif cfg.intervention.dataset is not None:
+        job, steps = tuning_on(cfg.intervention.dataset, cfg.dataset, training, progress)
+        other = replace(tuned, weights=job.weights(cfg.evaluation.checkpoint))
+    step = intervention_step(cfg.intervention, tuned, other, training.store, progress)
+    return steps | {"intervention": step}, intervention_state(training.base, step)
 
 
 def _models(
@@ -513,7 +467,7 @@ def _models(
     base_lazy, tuned = lazy(ModelState(base)), None
     if training is not None:
         checkpoint = cfg.evaluation.checkpoint
-        weights = _weights(training, checkpoint)
+        weights = training.weights(checkpoint)
         tuned = lazy(ModelState(base, cfg.tuning, weights, f"{checkpoint}.safetensors"))
     features = None
     if cfg.evaluation.mauve is not None:

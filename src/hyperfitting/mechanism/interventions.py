@@ -29,8 +29,7 @@ from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.loading import ModelState
 from hyperfitting.progress import ProgressReporter
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store
-from hyperfitting.store.manifest import read_manifest
+from hyperfitting.store.artifact import Step, Store
 
 VERSION = 1
 WEIGHTS_FILE = "weights.safetensors"
@@ -63,13 +62,15 @@ def intervention_step(
     def build(work: Path) -> None:
         base_model = ModelState(tuned.base).load(_CPU)
         base = _detached(base_model)
-        stitched = part_parameters(base_model, cfg.parts, cfg.last_blocks)
+        stitched: set[str] = set()
+        if cfg.method == "stitch":
+            stitched = part_parameters(base_model, cfg.parts, cfg.last_blocks)
         tuned_weights = _detached(tuned.load(_CPU))
         other_weights = _detached(other.load(_CPU)) if other is not None else {}
         with progress(f"deriving weights ({cfg.method})", len(base), "matrices") as advance:
             derived: dict[str, Tensor] = {}
             for name, tensor in derive(cfg, base, tuned_weights, other_weights, stitched):
-                if not torch.equal(tensor, base[name]):
+                if not _same_bits(tensor, base[name]):
                     derived[name] = tensor.contiguous()
                 advance(1)
         save_file(derived, work / WEIGHTS_FILE)
@@ -191,43 +192,9 @@ def check_same_shapes(base: Parameters, tuned: Parameters) -> None:
         )
 
 
-def tuning_at(path: Path, base: BaseModel) -> ModelState:
-    """Return the tuned model of another run, from the folder of its artifact.
-
-    Args:
-        path: such as `outputs/store/tuned/ID`.
-        base: this run's base model, of which it must be a tuning.
-
-    Raises:
-        UserError: there is no such artifact, it is damaged, or it is a tuning of another model.
-    """
-    folder = path.expanduser().absolute()
-    if not folder.is_dir():
-        raise _no_tuning(path, "is not a folder")
-    manifest = read_manifest(folder)
-    recipe = manifest.recipe
-    artifact = Artifact(folder.parent.parent, folder.parent.name, recipe)
-    if recipe.get("kind") != "tuned" or artifact.folder != folder:
-        raise _no_tuning(path, "is not the artifact of a tuned model")
-    if recipe["inputs"]["model"] != base.id:
-        raise _no_tuning(path, f"was tuned from another base model than {base.name}")
-    try:
-        artifact.path()
-    except DamagedArtifactError as error:
-        raise _no_tuning(path, f"is damaged ({error})") from error
-    return ModelState(
-        base, TuningConfig(**recipe["config"]["tuning"]), artifact, "last.safetensors"
-    )
-
-
-def _no_tuning(path: Path, problem: str) -> UserError:
-    return UserError(
-        problem,
-        field="intervention.path",
-        value=path,
-        valid="the folder that a run of the same base model prints as `model`, such as "
-        "outputs/store/tuned/ID",
-    )
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors of a dtype are equal bit for bit, the sign of 0 included."""
+    return torch.equal(first.flatten().view(torch.uint8), second.flatten().view(torch.uint8))
 
 
 def _detached(model: PreTrainedModel) -> dict[str, Tensor]:

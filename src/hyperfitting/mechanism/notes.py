@@ -37,7 +37,7 @@ def replacement_notes(
             f"in the tuned model's place: the {control.model} model at temperature "
             f"{summary['temperature']:.4f}, at which its mean entropy on the evaluation texts is "
             f"the {other} model's {summary['target_entropy']:.3f} nats; a temperature keeps the "
-            f"order of the tokens, so greedily it writes what the {control.model} model writes"
+            f"order of the tokens, so its greedy continuations are the {control.model} model's"
         )
     if control.method == "static_bias":
         summary = _summary(steps["control"])

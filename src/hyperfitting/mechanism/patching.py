@@ -5,7 +5,7 @@ some position. There, once, the output of block k is replaced by the tuned model
 preceding tokens; everything before and after is the base model's own. For each block separately:
 
     base continuations -> patch_states   the tuned model's block outputs at these positions
-                       -> patching       by text and block, what the base model then writes
+                       -> patching       by text and block, what changes
 
 Decoding is the run's; the position is the last of its prefix, so nothing before it changes.
 """
@@ -200,7 +200,7 @@ def block_outputs(model: PreTrainedModel, prefix: NDArray[np.int64]) -> Tensor:
 def patched_continuations(
     model: PreTrainedModel, prefix: NDArray[np.int64], states: Tensor, constraints: Constraints
 ) -> NDArray[np.int64]:
-    """Return what a model writes after a prefix if one block's output there is replaced.
+    """Continue a prefix greedily, with the output of one block replaced at its last position.
 
     The blocks are the rows of one batch over the same cache: a step for all of them costs little
     more than for one.

@@ -301,7 +301,7 @@ _ALL = (
     Metric(
         "patch/broken",
         "loop broken by patching",
-        "whether the base model then repeats nothing that begins in its next tokens",
+        "whether no repeat begins in the next tokens that the base model then generates",
         per_text=per_text.of_patching("broken"),
     ),
     Metric(

@@ -144,7 +144,7 @@ def _correlation_cell(runs: Sequence[RunEntry], column: ColumnSpec, field: str) 
             points.append((value, cell.estimate.mean))
     x, y = (np.array(values) for values in zip(*points, strict=True)) if points else ((), ())
     if len(np.unique(x)) < _MIN_CORRELATED or len(np.unique(y)) < 2:
-        return Cell(missing=f"fewer than {_MIN_CORRELATED} different runs")
+        return Cell(missing="too few different values")
     return _measured(Estimate(float(spearmanr(x, y).statistic), None, len(points)))
 
 

@@ -22,7 +22,13 @@ from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
 from hyperfitting.runtime import distributed
 from hyperfitting.runtime.distributed import SINGLE_PROCESS
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Store, file_sha256
+from hyperfitting.store.artifact import (
+    Artifact,
+    DamagedArtifactError,
+    Step,
+    Store,
+    file_sha256,
+)
 from hyperfitting.training import history
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.config import TrainingConfig
@@ -58,6 +64,15 @@ def training_job(
     return TrainingJob(cfg, sequences, base, store, tuned)
 
 
+class TrainingStep(Step):
+    """A step whose build takes the locks of its artifacts itself."""
+
+    def ensure(self) -> Artifact:
+        """Train unless that is done, and return the artifact."""
+        self.build(self.artifact.folder)
+        return self.artifact
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """A training and its two artifacts."""
@@ -74,6 +89,28 @@ class TrainingJob:
         """`validation.json`: metrics by epoch; `best_val.safetensors`: the trained parameters
         after the epoch of lowest validation loss among them."""
         return self._validation_every(self.cfg.trainer.eval_every_epochs)
+
+    def weights(self, checkpoint: str) -> Artifact:
+        """Return the artifact that holds a checkpoint: `last` or `best_val`."""
+        return {"last": self.tuned, "best_val": self.validation}[checkpoint]
+
+    def steps(self, progress: ProgressReporter) -> dict[str, Step]:
+        """Return the steps of both artifacts, by kind; either trains once for both."""
+
+        def build(_: Path) -> None:
+            for _row in self.run(progress):
+                pass
+
+        def training_flops() -> float:
+            return self.flops(model_size(self.base, self.store))
+
+        def validation_flops() -> float:
+            return training_flops() if self.tuned.exists else 0.0  # measured by the same training
+
+        return {
+            "tuned": TrainingStep(self.tuned, build, training_flops),
+            "validation": TrainingStep(self.validation, build, validation_flops),
+        }
 
     @property
     def is_done(self) -> bool:
