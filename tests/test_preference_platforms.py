@@ -26,7 +26,6 @@ from hyperfitting.preference.judge_trust import report_on_judges
 from hyperfitting.preference.judgments import Judgment
 from tests.awkward_study import awkward_task, make_item, make_task
 from tests.own_environment import CHECKOUT, free_port, program, running
-from tests.test_page import browser  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.server  # installs the servers
 TOKEN, PASSWORD = "0123456789abcdef0123456789abcdef01234567", "correct-horse-7"
@@ -121,7 +120,7 @@ def test_what_is_entered_in_label_studio_by_its_api_is_imported(
 
 def test_what_is_entered_in_label_studio_in_a_browser_is_imported(
     label_studio: LabelStudio, study: tuple[Path, Task],
-    browser: Browser,  # noqa: F811
+    browser: Browser,
 ) -> None:  # fmt: skip
     folder, _ = study
     items = [make_item(n, f"<b>one</b> {n}", f"two {n}") for n in range(3)]
