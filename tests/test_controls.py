@@ -25,7 +25,7 @@ from hyperfitting.mechanism.static_bias import LogitMeans, logit_means, static_b
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
 from hyperfitting.models.logit_transform import LogitTransform
-from hyperfitting.pipeline import build_pipeline
+from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.record import RECORD_FILE, Record, read_record
 from tests.cli import hyperfit
 from tests.conftest import Compose

@@ -57,7 +57,7 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
         Preempted: a signal asked the process to end; a checkpoint was written.
     """
     from hyperfitting.evaluation.record_builder import RunResult, build_record, predictions
-    from hyperfitting.pipeline import build_pipeline
+    from hyperfitting.pipeline.build import build_pipeline
     from hyperfitting.record import TEXTS_PAGE, write_record
     from hyperfitting.reporting.repetition_highlight import texts_page
     from hyperfitting.runtime.device import describe_device, setup_torch

@@ -6,7 +6,8 @@ from pathlib import Path
 from hyperfitting.config import from_plain
 from hyperfitting.errors import UserError
 from hyperfitting.models.loading import ModelState
-from hyperfitting.pipeline import Pipeline, build_pipeline
+from hyperfitting.pipeline.build import build_pipeline
+from hyperfitting.pipeline.pipeline import Pipeline
 from hyperfitting.record import RECORD_FILE, Record, read_record
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.device import setup_torch

@@ -18,7 +18,8 @@ from hyperfitting.config import RunConfig
 from hyperfitting.formatting import duration
 from hyperfitting.mechanism.geometry import geometry_bytes
 from hyperfitting.models.size import model_size
-from hyperfitting.pipeline import Pipeline, build_pipeline
+from hyperfitting.pipeline.build import build_pipeline
+from hyperfitting.pipeline.pipeline import Pipeline
 from hyperfitting.store.artifact import Store
 from hyperfitting.sweep.throughput import DeviceSpec, Throughput, device_spec
 from hyperfitting.training.flops import training_disk_bytes

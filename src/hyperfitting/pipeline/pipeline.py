@@ -15,49 +15,37 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import compress
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hyperfitting.config import RunConfig
-from hyperfitting.data.config import TextsConfig
 from hyperfitting.data.sequences import (
     SplitSizes,
-    evaluation_texts_step,
     load_evaluation_texts,
     load_sequences,
     load_split_sizes,
-    sequences_step,
 )
-from hyperfitting.data.sources import documents_step
 from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.arrays import load_batch_sizes
-from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
+from hyperfitting.evaluation.artifacts import ModelArtifacts
 from hyperfitting.evaluation.contamination import contaminated, contamination_notes
 from hyperfitting.evaluation.next_tokens import load_next_tokens
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
-from hyperfitting.evaluation.setting import LazyModel, Setting
-from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
-from hyperfitting.mechanism.controls import control_state, control_steps
-from hyperfitting.mechanism.interventions import intervention_state, intervention_step
+from hyperfitting.evaluation.setting import LazyModel
+from hyperfitting.mechanism.artifacts import MechanismArtifacts
 from hyperfitting.mechanism.notes import replacement_notes
-from hyperfitting.mechanism.other_tuning import tuning_at, tuning_on
 from hyperfitting.mechanism.parts import check_last_blocks
-from hyperfitting.mechanism.patching import check_block, load_patching, patching_steps
+from hyperfitting.mechanism.patching import check_block, load_patching
 from hyperfitting.mechanism.results import build_mechanism
-from hyperfitting.metrics import mauve
-from hyperfitting.models.base import BaseModel, base_model
-from hyperfitting.models.config import ModelConfig
-from hyperfitting.models.loading import ModelState
-from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
+from hyperfitting.models.base import BaseModel
+from hyperfitting.progress import MetricsRow, ProgressReporter
 from hyperfitting.record import ModelInfo, NextTokens
 from hyperfitting.record_mechanism import Mechanism
-from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store
-from hyperfitting.training.artifact import TrainingJob, training_job
+from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step
+from hyperfitting.training.artifact import TrainingJob
 
 _DATA = ("documents", "sequences")
 """Kinds that are built before training."""
@@ -337,143 +325,3 @@ class Pipeline:
         for step in self.steps:
             if step.artifact.id == error.artifact.id:
                 self._ensure(step)
-
-
-def build_pipeline(
-    cfg: RunConfig, device: torch.device, progress: ProgressReporter = no_op
-) -> Pipeline:
-    """Return the pipeline of a run; nothing is built yet.
-
-    Args:
-        cfg: the run's config.
-        device: where its models are evaluated.
-        progress: displays what is being built.
-
-    Raises:
-        UserError: a model or dataset does not exist, or cannot be reached.
-    """
-    store = Store(cfg.store, cfg.remote_stores)
-    base = base_model(cfg.model, store, progress)
-    documents = documents_step(cfg.dataset, store, progress)
-    sequences = sequences_step(cfg.dataset, documents.artifact, base, store, progress)
-    evaluation_documents = {
-        name: documents_step(texts, store, progress, at=_at(cfg, name))
-        for name, texts in cfg.evaluation_datasets.items()
-    }
-    evaluation_texts = {
-        name: _evaluation_texts(cfg, name, texts, evaluation_documents[name], base, store)
-        for name, texts in cfg.evaluation_datasets.items()
-    }
-    training = None
-    if cfg.tuning.method != "none":
-        training = training_job(cfg.training, sequences.artifact, base, store)
-    models = _models(cfg, base, training, device, store)
-    replacement: dict[str, Step] = {}
-    if training is not None and models.tuned is not None and cfg.intervention.is_on:
-        replacement, state = _intervention(cfg, models.tuned.state, training, progress)
-        models = replace(models, tuned=LazyModel(state, device, cfg.hardware.device_map))
-    setting = Setting(
-        cfg.evaluation,
-        cfg.decode,
-        cfg.hardware,
-        {name: step.artifact for name, step in evaluation_texts.items()},
-        sequences.artifact,
-        store,
-        progress,
-    )
-    if models.tuned is not None and cfg.decode.control.is_on:
-        uncontrolled, controls = models.tuned, control_steps(setting, models.base, models.tuned)
-        replacement |= controls
-        state = control_state(setting, models.base, uncontrolled, controls["control"])
-        tuned = LazyModel(state, device, cfg.hardware.device_map)
-        models = replace(models, tuned=tuned, uncontrolled=uncontrolled)
-    base_artifacts = model_artifacts(setting, models.base, models.base, models.features)
-    tuned_artifacts, mechanism = base_artifacts, MechanismArtifacts()
-    if models.tuned is not None:
-        tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
-        mechanism = mechanism_artifacts(
-            cfg.mechanism,
-            setting,
-            models.base,
-            models.tuned,
-            {"tuned": tuned_artifacts.written, "base": base_artifacts.written},
-        )
-    patching: dict[str, Step] = {}
-    if models.tuned is not None and cfg.evaluation.patch_block is not None:
-        for name, step in base_artifacts.continuations.items():
-            patching |= patching_steps(setting, models.base, models.tuned, name, step.artifact)
-    return Pipeline(
-        cfg,
-        base,
-        documents,
-        sequences,
-        evaluation_documents,
-        evaluation_texts,
-        training,
-        replacement,
-        patching,
-        models,
-        base_artifacts,
-        tuned_artifacts,
-        mechanism,
-        progress,
-    )
-
-
-def _at(cfg: RunConfig, name: str) -> str:
-    """Return where in the config an evaluation dataset is described."""
-    return f"evaluation.datasets.{name}" if cfg.evaluation.datasets else "dataset"
-
-
-def _evaluation_texts(
-    cfg: RunConfig, name: str, texts: TextsConfig, documents: Step, base: BaseModel, store: Store
-) -> Step:
-    return evaluation_texts_step(
-        texts,
-        documents.artifact,
-        base,
-        store,
-        n_texts=cfg.evaluation.n_texts,
-        length=cfg.evaluation.reference_len,
-        at=_at(cfg, name),
-    )
-
-
-def _intervention(
-    cfg: RunConfig, tuned: ModelState, training: TrainingJob, progress: ProgressReporter
-) -> tuple[dict[str, Step], ModelState]:
-    """Return the steps of an intervention, and the model that it makes."""
-    steps: dict[str, Step] = {}
-    other = None
-    if cfg.intervention.path is not None:
-        other = tuning_at(Path(cfg.intervention.path), training.base)
-    elif cfg.intervention.dataset is not None:
-        job, steps = tuning_on(cfg.intervention.dataset, cfg.dataset, training, progress)
-        other = replace(tuned, weights=job.weights(cfg.evaluation.checkpoint))
-    step = intervention_step(cfg.intervention, tuned, other, training.store, progress)
-    return steps | {"intervention": step}, intervention_state(training.base, step)
-
-
-def _models(
-    cfg: RunConfig,
-    base: BaseModel,
-    training: TrainingJob | None,
-    device: torch.device,
-    store: Store,
-) -> Models:
-    def lazy(state: ModelState) -> LazyModel:
-        return LazyModel(state, device, cfg.hardware.device_map)
-
-    base_lazy, tuned = lazy(ModelState(base)), None
-    if training is not None:
-        checkpoint = cfg.evaluation.checkpoint
-        weights = training.weights(checkpoint)
-        tuned = lazy(ModelState(base, cfg.tuning, weights, f"{checkpoint}.safetensors"))
-    features = None
-    if cfg.evaluation.mauve is not None:
-        mauve.check_installed()
-        features = base_lazy
-        if cfg.evaluation.mauve != "base":
-            chosen = ModelConfig(name="mauve", source="local", path=cfg.evaluation.mauve)
-            features = lazy(ModelState(base_model(chosen, store)))
-    return Models(base_lazy, tuned, features)

@@ -1,0 +1,1 @@
+"""From a config to every artifact of its run, and the phases that build them."""

@@ -1,0 +1,169 @@
+"""Wire a run's steps together: from its config to its `Pipeline`; nothing is built here."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hyperfitting.config import RunConfig
+from hyperfitting.data.config import TextsConfig
+from hyperfitting.data.sequences import (
+    evaluation_texts_step,
+    sequences_step,
+)
+from hyperfitting.data.sources import documents_step
+from hyperfitting.evaluation.artifacts import model_artifacts
+from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
+from hyperfitting.mechanism.controls import control_state, control_steps
+from hyperfitting.mechanism.interventions import intervention_state, intervention_step
+from hyperfitting.mechanism.other_tuning import tuning_at, tuning_on
+from hyperfitting.mechanism.patching import patching_steps
+from hyperfitting.metrics import mauve
+from hyperfitting.models.base import BaseModel, base_model
+from hyperfitting.models.config import ModelConfig
+from hyperfitting.models.loading import ModelState
+from hyperfitting.pipeline.pipeline import Models, Pipeline
+from hyperfitting.progress import ProgressReporter, no_op
+from hyperfitting.store.artifact import Step, Store
+from hyperfitting.training.artifact import TrainingJob, training_job
+
+
+def build_pipeline(
+    cfg: RunConfig, device: torch.device, progress: ProgressReporter = no_op
+) -> Pipeline:
+    """Return the pipeline of a run; nothing is built yet.
+
+    Args:
+        cfg: the run's config.
+        device: where its models are evaluated.
+        progress: displays what is being built.
+
+    Raises:
+        UserError: a model or dataset does not exist, or cannot be reached.
+    """
+    store = Store(cfg.store, cfg.remote_stores)
+    base = base_model(cfg.model, store, progress)
+    documents = documents_step(cfg.dataset, store, progress)
+    sequences = sequences_step(cfg.dataset, documents.artifact, base, store, progress)
+    evaluation_documents = {
+        name: documents_step(texts, store, progress, at=_at(cfg, name))
+        for name, texts in cfg.evaluation_datasets.items()
+    }
+    evaluation_texts = {
+        name: _evaluation_texts(cfg, name, texts, evaluation_documents[name], base, store)
+        for name, texts in cfg.evaluation_datasets.items()
+    }
+    training = None
+    if cfg.tuning.method != "none":
+        training = training_job(cfg.training, sequences.artifact, base, store)
+    models = _models(cfg, base, training, device, store)
+    replacement: dict[str, Step] = {}
+    if training is not None and models.tuned is not None and cfg.intervention.is_on:
+        replacement, state = _intervention(cfg, models.tuned.state, training, progress)
+        models = replace(models, tuned=LazyModel(state, device, cfg.hardware.device_map))
+    setting = Setting(
+        cfg.evaluation,
+        cfg.decode,
+        cfg.hardware,
+        {name: step.artifact for name, step in evaluation_texts.items()},
+        sequences.artifact,
+        store,
+        progress,
+    )
+    if models.tuned is not None and cfg.decode.control.is_on:
+        uncontrolled, controls = models.tuned, control_steps(setting, models.base, models.tuned)
+        replacement |= controls
+        state = control_state(setting, models.base, uncontrolled, controls["control"])
+        tuned = LazyModel(state, device, cfg.hardware.device_map)
+        models = replace(models, tuned=tuned, uncontrolled=uncontrolled)
+    base_artifacts = model_artifacts(setting, models.base, models.base, models.features)
+    tuned_artifacts, mechanism = base_artifacts, MechanismArtifacts()
+    if models.tuned is not None:
+        tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
+        mechanism = mechanism_artifacts(
+            cfg.mechanism,
+            setting,
+            models.base,
+            models.tuned,
+            {"tuned": tuned_artifacts.written, "base": base_artifacts.written},
+        )
+    patching: dict[str, Step] = {}
+    if models.tuned is not None and cfg.evaluation.patch_block is not None:
+        for name, step in base_artifacts.continuations.items():
+            patching |= patching_steps(setting, models.base, models.tuned, name, step.artifact)
+    return Pipeline(
+        cfg,
+        base,
+        documents,
+        sequences,
+        evaluation_documents,
+        evaluation_texts,
+        training,
+        replacement,
+        patching,
+        models,
+        base_artifacts,
+        tuned_artifacts,
+        mechanism,
+        progress,
+    )
+
+
+def _at(cfg: RunConfig, name: str) -> str:
+    """Return where in the config an evaluation dataset is described."""
+    return f"evaluation.datasets.{name}" if cfg.evaluation.datasets else "dataset"
+
+
+def _evaluation_texts(
+    cfg: RunConfig, name: str, texts: TextsConfig, documents: Step, base: BaseModel, store: Store
+) -> Step:
+    return evaluation_texts_step(
+        texts,
+        documents.artifact,
+        base,
+        store,
+        n_texts=cfg.evaluation.n_texts,
+        length=cfg.evaluation.reference_len,
+        at=_at(cfg, name),
+    )
+
+
+def _intervention(
+    cfg: RunConfig, tuned: ModelState, training: TrainingJob, progress: ProgressReporter
+) -> tuple[dict[str, Step], ModelState]:
+    """Return the steps of an intervention, and the model that it makes."""
+    steps: dict[str, Step] = {}
+    other = None
+    if cfg.intervention.path is not None:
+        other = tuning_at(Path(cfg.intervention.path), training.base)
+    elif cfg.intervention.dataset is not None:
+        job, steps = tuning_on(cfg.intervention.dataset, cfg.dataset, training, progress)
+        other = replace(tuned, weights=job.weights(cfg.evaluation.checkpoint))
+    step = intervention_step(cfg.intervention, tuned, other, training.store, progress)
+    return steps | {"intervention": step}, intervention_state(training.base, step)
+
+
+def _models(
+    cfg: RunConfig,
+    base: BaseModel,
+    training: TrainingJob | None,
+    device: torch.device,
+    store: Store,
+) -> Models:
+    def lazy(state: ModelState) -> LazyModel:
+        return LazyModel(state, device, cfg.hardware.device_map)
+
+    base_lazy, tuned = lazy(ModelState(base)), None
+    if training is not None:
+        checkpoint = cfg.evaluation.checkpoint
+        weights = training.weights(checkpoint)
+        tuned = lazy(ModelState(base, cfg.tuning, weights, f"{checkpoint}.safetensors"))
+    features = None
+    if cfg.evaluation.mauve is not None:
+        mauve.check_installed()
+        features = base_lazy
+        if cfg.evaluation.mauve != "base":
+            chosen = ModelConfig(name="mauve", source="local", path=cfg.evaluation.mauve)
+            features = lazy(ModelState(base_model(chosen, store)))
+    return Models(base_lazy, tuned, features)
