@@ -11,7 +11,8 @@ from tests.records import make_continuation, make_predictions, make_sample, ttr_
 
 from benchmarks.timing import Result, Timing, seconds
 from hyperfitting.data import packaged
-from hyperfitting.record import Continuation, Record, write_record
+from hyperfitting.record.files import write_record
+from hyperfitting.record.schema import Continuation, Record
 from hyperfitting.reporting.report import write_report
 from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 

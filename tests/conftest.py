@@ -17,7 +17,7 @@ from hypothesis import settings
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.random_init import byte_tokenizer
-from hyperfitting.record import RECORD_FILE, read_record
+from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.store.artifact import Store
 from tests.browser import browser  # noqa: F401 - a fixture
 from tests.cli import hyperfit, kill_started

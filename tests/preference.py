@@ -9,7 +9,7 @@ from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.preference.design import Design, make_task
 from hyperfitting.preference.items import Item, Place, Question, Shown, Task, other
 from hyperfitting.preference.judgments import Answer, Judgment, make_judgment
-from hyperfitting.record import Record
+from hyperfitting.record.schema import Record
 from tests.records import make_continuation, make_record, make_sample, make_slice, write_sweep
 
 DATASETS = ("fiction", "news")

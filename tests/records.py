@@ -8,7 +8,9 @@ import numpy as np
 
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
-from hyperfitting.record import (
+from hyperfitting.record.files import Predictions, write_record
+from hyperfitting.record.mechanism import ClassShift, LayerCurve, Mechanism, Ranks, TokenChange
+from hyperfitting.record.schema import (
     SCHEMA_VERSION,
     Continuation,
     DatasetInfo,
@@ -19,15 +21,12 @@ from hyperfitting.record import (
     OverlapSpan,
     PerSide,
     Position,
-    Predictions,
     Record,
     Sample,
     SampleText,
     Slice,
     Timings,
-    write_record,
 )
-from hyperfitting.record_mechanism import ClassShift, LayerCurve, Mechanism, Ranks, TokenChange
 from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 
 NO_OVERLAP = OverlapSpan(length=0, start=-1, sequence=-1, offset=-1)

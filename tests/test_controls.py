@@ -26,7 +26,8 @@ from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
 from hyperfitting.models.logit_transform import LogitTransform
 from hyperfitting.pipeline.build import build_pipeline
-from hyperfitting.record import RECORD_FILE, Record, read_record
+from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.record.schema import Record
 from tests.cli import hyperfit
 from tests.conftest import Compose
 

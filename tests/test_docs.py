@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hyperfitting.metrics.registry import METRICS
-from hyperfitting.record import Record
+from hyperfitting.record.schema import Record
 from hyperfitting.reporting.docs import PAGES, metrics_page, results_page
 from tests.records import ttr_record
 

@@ -14,12 +14,7 @@ import numpy as np
 import pytest
 
 from hyperfitting.errors import UserError
-from hyperfitting.record import (
-    PREDICTIONS_FILE,
-    RECORD_FILE,
-    read_predictions,
-    read_record,
-)
+from hyperfitting.record.files import PREDICTIONS_FILE, RECORD_FILE, read_predictions, read_record
 from hyperfitting.reporting import figures
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.spec import parse_report

@@ -27,7 +27,8 @@ from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.models.trainable import select_trainable
 from hyperfitting.progress import no_op
-from hyperfitting.record import RECORD_FILE, Record, read_record
+from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.record.schema import Record
 from hyperfitting.store.artifact import Step, Store
 from tests.cli import hyperfit
 from tests.conftest import Compose, tiny_model

@@ -28,7 +28,7 @@ from hyperfitting.metrics.mechanism import METRICS
 from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import ModelState
-from hyperfitting.record_mechanism import Mechanism
+from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Step, Store

@@ -21,7 +21,8 @@ from hyperfitting.metrics.diversity import LOOP_TOKENS
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.layers import blocks
 from hyperfitting.models.loading import load
-from hyperfitting.record import RECORD_FILE, Record, read_record
+from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.record.schema import Record
 from tests.cli import hyperfit
 from tests.conftest import Compose
 

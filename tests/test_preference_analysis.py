@@ -12,7 +12,7 @@ from hyperfitting.preference.comparisons import Resampling
 from hyperfitting.preference.items import FOLDER, JUDGMENTS_FILE, Task, read_task, write_task
 from hyperfitting.preference.judgments import Judgment, append
 from hyperfitting.preference.results import PEOPLE, Analysis, read_analysis, write_analysis
-from hyperfitting.record import write_record
+from hyperfitting.record.files import write_record
 from hyperfitting.reporting.cells import table_cell
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.spec import ColumnSpec

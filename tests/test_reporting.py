@@ -13,7 +13,8 @@ import scipy.stats
 
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.uncertainty import bootstrap_mean
-from hyperfitting.record import RECORD_FILE, SCHEMA_VERSION, NextTokens, write_record
+from hyperfitting.record.files import RECORD_FILE, write_record
+from hyperfitting.record.schema import SCHEMA_VERSION, NextTokens
 from hyperfitting.reporting import figures, repetition_highlight, tables
 from hyperfitting.reporting.cells import Cell
 from hyperfitting.reporting.next_tokens import changed_positions

@@ -12,7 +12,8 @@ import torch
 
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.models.base import BaseModel
-from hyperfitting.record import RECORD_FILE, SIDES, Record, read_predictions, read_record
+from hyperfitting.record.files import RECORD_FILE, read_predictions, read_record
+from hyperfitting.record.schema import SIDES, Record
 from tests.cli import hyperfit, installed
 from tests.conftest import run_numbers
 

@@ -24,7 +24,8 @@ from hyperfitting.metrics.diversity import ROLLING_WINDOW
 from hyperfitting.metrics.overlap import histogram
 from hyperfitting.metrics.registry import METRICS, metric
 from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
-from hyperfitting.record import ModelInfo, read_predictions, read_record, write_record
+from hyperfitting.record.files import read_predictions, read_record, write_record
+from hyperfitting.record.schema import ModelInfo
 from hyperfitting.store.artifact import Store
 from tests.records import make_config
 

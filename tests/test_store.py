@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from hyperfitting.errors import UserError
 from hyperfitting.runtime.files import refresh_directory, replacing, write_json
-from hyperfitting.store.artifact import DamagedArtifactError, Step, Store, digest, fingerprint
+from hyperfitting.store.artifact import DamagedArtifactError, Step, Store
+from hyperfitting.store.hashing import digest, fingerprint
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(-1e9, 1e9),

@@ -10,7 +10,8 @@ import pytest
 
 from hyperfitting.config import from_plain
 from hyperfitting.errors import UserError
-from hyperfitting.record import SCHEMA_VERSION, read_record
+from hyperfitting.record.files import read_record
+from hyperfitting.record.schema import SCHEMA_VERSION
 from hyperfitting.reporting import figures
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.sweep_records import load_sweep

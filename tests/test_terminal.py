@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from hyperfitting.metrics.estimate import Difference, Estimate
-from hyperfitting.record import Record, write_record
+from hyperfitting.record.files import write_record
+from hyperfitting.record.schema import Record
 from hyperfitting.reporting.terminal import Terminal, outcome, write_svg
 from tests.records import (
     make_config,

@@ -16,7 +16,7 @@ import wandb
 from rich.console import Console
 
 from hyperfitting.metrics.estimate import Difference, Estimate
-from hyperfitting.record import Record, Timings
+from hyperfitting.record.schema import Record, Timings
 from hyperfitting.reporting.report import write_report
 from hyperfitting.runtime.config import TrackingConfig
 from hyperfitting.tracking.report_sweep import report_sweep

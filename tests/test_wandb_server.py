@@ -23,7 +23,7 @@ import wandb
 import wandb_workspaces.reports.v2 as wr
 
 from hyperfitting.errors import UserError
-from hyperfitting.record import read_record, write_record
+from hyperfitting.record.files import read_record, write_record
 from hyperfitting.runtime.config import TrackingConfig
 from hyperfitting.tracking import workspace
 from hyperfitting.tracking.run_info import RunInfo

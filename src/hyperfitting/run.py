@@ -25,7 +25,7 @@ from hyperfitting.sweep.runs import choose_scale
 
 if TYPE_CHECKING:
     from hyperfitting.progress import MetricsRow, ProgressReporter
-    from hyperfitting.record import Record
+    from hyperfitting.record.schema import Record
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
     """
     from hyperfitting.evaluation.record_builder import RunResult, build_record, predictions
     from hyperfitting.pipeline.build import build_pipeline
-    from hyperfitting.record import TEXTS_PAGE, write_record
+    from hyperfitting.record.files import TEXTS_PAGE, write_record
     from hyperfitting.reporting.repetition_highlight import texts_page
     from hyperfitting.runtime.device import describe_device, setup_torch
     from hyperfitting.runtime.files import write_text
@@ -120,7 +120,7 @@ def show_plan(config: RunConfig) -> None:
 def run_single(config: RunConfig) -> None:
     """Run one config, with its progress and outcome on the terminal."""
     from hyperfitting.formatting import make_console
-    from hyperfitting.record import RECORD_FILE, TEXTS_PAGE
+    from hyperfitting.record.files import RECORD_FILE, TEXTS_PAGE
     from hyperfitting.reporting.terminal import Terminal, outcome
     from hyperfitting.tracking.wandb_run import RunInfo, track
 

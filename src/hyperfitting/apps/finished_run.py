@@ -8,7 +8,8 @@ from hyperfitting.errors import UserError
 from hyperfitting.models.loading import ModelState
 from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.pipeline.pipeline import Pipeline
-from hyperfitting.record import RECORD_FILE, Record, read_record
+from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.record.schema import Record
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.device import setup_torch
 

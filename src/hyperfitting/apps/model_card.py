@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from hyperfitting.formatting import estimate, p_value
 from hyperfitting.metrics.registry import METRICS, metric
-from hyperfitting.record import Record
+from hyperfitting.record.schema import Record
 from hyperfitting.reporting.tables import markdown_text
 
 

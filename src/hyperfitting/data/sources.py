@@ -31,7 +31,8 @@ from hyperfitting.data.readers import (
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.models import hub
 from hyperfitting.progress import ProgressReporter, no_op
-from hyperfitting.store.artifact import Artifact, Step, Store, fingerprint
+from hyperfitting.store.artifact import Artifact, Step, Store
+from hyperfitting.store.hashing import fingerprint
 
 VERSION = 3
 _FILE, _GROUPS_FILE = "documents.jsonl", "groups.npy"

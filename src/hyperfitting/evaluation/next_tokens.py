@@ -12,7 +12,7 @@ from hyperfitting.data.sequences import load_evaluation_texts
 from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.forward import topk_next_tokens
 from hyperfitting.evaluation.setting import LazyModel, Setting
-from hyperfitting.record import NextToken, NextTokens, Position
+from hyperfitting.record.schema import NextToken, NextTokens, Position
 from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Artifact, Step
 

@@ -22,7 +22,9 @@ from hyperfitting.metrics.diversity import ROLLING_WINDOW, rolling_ttr
 from hyperfitting.metrics.overlap import histogram
 from hyperfitting.metrics.per_text import row_means
 from hyperfitting.progress import MetricsRow
-from hyperfitting.record import (
+from hyperfitting.record.files import Predictions
+from hyperfitting.record.mechanism import Mechanism
+from hyperfitting.record.schema import (
     SCHEMA_VERSION,
     SIDES,
     Continuation,
@@ -33,13 +35,11 @@ from hyperfitting.record import (
     NextTokens,
     OverlapSpan,
     PerSide,
-    Predictions,
     Record,
     Sample,
     SampleText,
     Timings,
 )
-from hyperfitting.record_mechanism import Mechanism
 from hyperfitting.store.artifact import Artifact
 from hyperfitting.store.manifest import package_versions
 

@@ -1,7 +1,7 @@
 """From model outputs to scores: no model, no files, only arrays.
 
 Which metrics there are, and how each is computed, stands in `metrics.registry`. Every metric has
-one value per text, so that means, intervals and differences come from one place.
+one value per text, so that means, intervals and differences come from one place: this file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from hyperfitting.metrics.mauve import MIN_TEXTS
 from hyperfitting.metrics.overlap import Overlap, dataset_overlap
 from hyperfitting.metrics.registry import METRICS, Metric
 from hyperfitting.metrics.uncertainty import Transform, bootstrap_mean, paired_difference
-from hyperfitting.record import Slice
+from hyperfitting.record.schema import Slice
 
 Values = dict[str, Floats]
 """By metric key one value per text (N,), NaN where a text has none."""

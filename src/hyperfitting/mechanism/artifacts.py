@@ -13,7 +13,7 @@ from hyperfitting.mechanism.loops import loop_steps_step
 from hyperfitting.mechanism.ranks import token_shift_step
 from hyperfitting.mechanism.texts import TextSource
 from hyperfitting.mechanism.weight_change import weight_change_step
-from hyperfitting.record import SIDES, Side
+from hyperfitting.record.schema import SIDES, Side
 from hyperfitting.store.artifact import Artifact, Step
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hyperfitting.metrics.estimate import Estimate
-from hyperfitting.record_mechanism import LayerCurve
+from hyperfitting.record.mechanism import LayerCurve
 
 Floats = NDArray[np.float64]
 _SEED = 0

@@ -31,7 +31,7 @@ from hyperfitting.mechanism.token_class import token_classes
 from hyperfitting.mechanism.weight_change import load_weight_changes
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.mechanism import TOKEN_CLASSES
-from hyperfitting.record_mechanism import ClassShift, Mechanism, Ranks, TokenChange
+from hyperfitting.record.mechanism import ClassShift, Mechanism, Ranks, TokenChange
 
 RANK_EDGES = [2, 3, 6, 11, 31, 101, 1001]
 """Lowest rank of each bin of the changed choices."""

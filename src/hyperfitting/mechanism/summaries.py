@@ -14,7 +14,7 @@ from hyperfitting.mechanism.resampling import Floats, Resampling, curve_of, esti
 from hyperfitting.mechanism.weight_change import OUTPUT_LAYER, ParameterChange
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.mechanism import LAYERS
-from hyperfitting.record_mechanism import LayerCurve
+from hyperfitting.record.mechanism import LayerCurve
 
 Curves = dict[str, LayerCurve]
 _MODELS = ("base", "tuned")

@@ -12,7 +12,7 @@ from hyperfitting.data.sequences import EvaluationTexts, load_evaluation_texts, 
 from hyperfitting.evaluation.arrays import append_continuations, load_continuations
 from hyperfitting.evaluation.contamination import contaminated
 from hyperfitting.evaluation.setting import LazyModel, Setting
-from hyperfitting.record import Side
+from hyperfitting.record.schema import Side
 from hyperfitting.store.artifact import Artifact
 
 

@@ -1,7 +1,8 @@
 """All metrics: how each is computed, called, explained and written.
 
 Scoring, the terminal, reports, W&B and docs/metrics.md read `METRICS`. A new metric is one pure
-function, one entry below, and one test against an independent oracle.
+function, one entry below, and one test against an independent oracle. (The entries make the file
+long.)
 """
 
 from collections.abc import Callable

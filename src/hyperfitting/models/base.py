@@ -18,7 +18,8 @@ from hyperfitting.models import gguf, hub, random_init
 from hyperfitting.models.config import ModelConfig
 from hyperfitting.models.folder import check_folder, load_config
 from hyperfitting.progress import ProgressReporter, no_op
-from hyperfitting.store.artifact import Step, Store, fingerprint
+from hyperfitting.store.artifact import Step, Store
+from hyperfitting.store.hashing import fingerprint
 
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 

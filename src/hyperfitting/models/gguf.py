@@ -16,7 +16,8 @@ from hyperfitting.errors import UserError, near_matches
 from hyperfitting.formatting import first_line
 from hyperfitting.models.config import ModelConfig
 from hyperfitting.progress import ProgressReporter
-from hyperfitting.store.artifact import Step, Store, fingerprint
+from hyperfitting.store.artifact import Step, Store
+from hyperfitting.store.hashing import fingerprint
 
 VERSION = 1
 

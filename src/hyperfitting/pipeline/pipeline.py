@@ -7,7 +7,8 @@
 An intervention or a control (`mechanism`) takes the tuned model's place: its steps come between.
 
 `run.py` calls the phases in order: prepare, train, generate, score. The plan and the sweep walk
-`Pipeline.steps`. All ids are known before anything is built.
+`Pipeline.steps`. All ids are known before anything is built. (One file, so that the order of
+everything in a run is read in one place.)
 """
 
 from collections import Counter
@@ -42,8 +43,8 @@ from hyperfitting.mechanism.patching import check_block, load_patching
 from hyperfitting.mechanism.results import build_mechanism
 from hyperfitting.models.base import BaseModel
 from hyperfitting.progress import MetricsRow, ProgressReporter
-from hyperfitting.record import ModelInfo, NextTokens
-from hyperfitting.record_mechanism import Mechanism
+from hyperfitting.record.mechanism import Mechanism
+from hyperfitting.record.schema import ModelInfo, NextTokens
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step
 from hyperfitting.training.artifact import TrainingJob
 

@@ -49,7 +49,8 @@ from hyperfitting.preference.results import (
     ItemVotes,
     write_analysis,
 )
-from hyperfitting.record import RECORD_FILE, Record, read_record
+from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.record.schema import Record
 
 
 def analyze(

@@ -11,7 +11,7 @@ from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.preference.bootstrap import TAILS, cluster_weights
 from hyperfitting.preference.items import Choice, Item, Origin
 from hyperfitting.preference.results import Correlation
-from hyperfitting.record import Record
+from hyperfitting.record.schema import Record
 
 Floats = NDArray[np.float64]
 SCORES: Mapping[Choice, float] = {"first": 1.0, "equal": 0.5, "both_bad": 0.5, "second": 0.0}

@@ -16,7 +16,8 @@ from hyperfitting.preference.items import (
     write_task,
 )
 from hyperfitting.preference.pairing import REFERENCE
-from hyperfitting.record import RECORD_FILE, Record, read_record
+from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.record.schema import Record
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
 
 WORDING: dict[Form, str] = {

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.preference.items import Source, content_hash
 from hyperfitting.preference.texts import normalize
-from hyperfitting.record import SIDES, Record, Side
+from hyperfitting.record.schema import SIDES, Record, Side
 
 REFERENCE, BASE = "reference", "base"
 """What runs are compared with, other than another run."""

@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 from hyperfitting import formatting
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.uncertainty import paired_difference
-from hyperfitting.record import Record
+from hyperfitting.record.schema import Record
 from hyperfitting.reporting.preference import PREFERENCE, preference_share
 from hyperfitting.reporting.spec import ColumnSpec
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hyperfitting.record import NextToken, NextTokens, Position
+from hyperfitting.record.schema import NextToken, NextTokens, Position
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hyperfitting.metrics.diversity import repetition
-from hyperfitting.record import Record, Sample
+from hyperfitting.record.schema import Record, Sample
 
 SHADES = (2, 3, 5, 10)
 """Lengths in tokens: shade 1 from the first on, shade 2 from the second, and so on."""

@@ -7,7 +7,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from hyperfitting.errors import UserError
-from hyperfitting.record import RECORD_FILE
+from hyperfitting.record.files import RECORD_FILE
 from hyperfitting.reporting import index, report
 from hyperfitting.sweep.spec import SPEC_FILE
 

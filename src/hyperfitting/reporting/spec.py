@@ -6,7 +6,8 @@
 
 A COLUMN is one number of each row's runs: a metric's mean with its interval, by default over all
 evaluation texts at their full length. An error names the field, such as
-`hydra.sweeper.report.tables.NAME.columns.HEADING.key`.
+`hydra.sweeper.report.tables.NAME.columns.HEADING.key`. (One file: the classes are the documentation
+of the section.)
 """
 
 import re
@@ -25,7 +26,7 @@ from pydantic import (
 
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.metrics.registry import metric
-from hyperfitting.record import Side
+from hyperfitting.record.schema import Side
 
 SECTION = "hydra.sweeper.report"
 _FORMAT = re.compile(r"\{:\+?\.\d[fe%]\}")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hyperfitting.preference.items import FOLDER as PREFERENCE_FOLDER
 from hyperfitting.preference.results import Analysis, read_analysis
-from hyperfitting.record import Predictions, Record, read_predictions, read_record
+from hyperfitting.record.files import Predictions, read_predictions, read_record
+from hyperfitting.record.schema import Record
 from hyperfitting.sweep.spec import SweepSpec, read_sweep_spec
 from hyperfitting.sweep.state import RunFolder
 

@@ -29,7 +29,8 @@ from rich.text import Text
 from hyperfitting.formatting import estimate, p_value, printable
 from hyperfitting.metrics.registry import METRICS, Metric, metric
 from hyperfitting.progress import Advance
-from hyperfitting.record import Record, Sample, Slice, read_record
+from hyperfitting.record.files import read_record
+from hyperfitting.record.schema import Record, Sample, Slice
 from hyperfitting.reporting.repetition_highlight import spans
 from hyperfitting.runtime.files import write_text
 

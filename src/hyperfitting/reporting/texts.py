@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from hyperfitting.metrics.registry import metric
-from hyperfitting.record import Continuation, Record, Side
+from hyperfitting.record.schema import Continuation, Record, Side
 from hyperfitting.reporting.preference import TextKey, judged_texts, text_key
 from hyperfitting.reporting.repetition_highlight import shades
 from hyperfitting.reporting.sweep_records import SweepRecords

@@ -4,6 +4,7 @@ An artifact's id is a hash of exactly what determines it: its kind and that kind
 its config, and the ids of its inputs. So the id is known before anything is built. An `Artifact` is
 a handle: it reads, and never builds. A `Step` is an artifact with the function that builds it;
 `Step.ensure` is the one place where that function is called. Nothing here knows models or texts.
+(All in one file: handle, step and store share these folders and their locks.)
 
     <store>/<kind>/<id>/            a finished artifact, with its manifest.json
     <store>/<kind>/<id>.partial/    one under construction; after a crash the next attempt gets the
@@ -13,8 +14,6 @@ a handle: it reads, and never builds. A `Step` is an artifact with the function 
     <store>/<kind>/<id>.corrupt-*   set aside because it was damaged
 """
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -22,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from hyperfitting.runtime.files import (
     remove,
     write_json,
 )
+from hyperfitting.store.hashing import digest, file_sha256
 from hyperfitting.store.manifest import (
     MANIFEST,
     MANIFEST_VERSION,
@@ -50,30 +49,6 @@ from hyperfitting.store.manifest import (
 _ANOTHER_STORE = "another store=DIR"
 
 log = logging.getLogger(__name__)
-
-
-def digest(value: Any) -> str:
-    """Return the id of a JSON-serializable value: 16 hex digits of its canonical form's SHA-256."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(paths: Mapping[str, Path]) -> str:
-    """Return an id of named files' contents. Each file is hashed once per process."""
-    return digest(
-        {name: _stamped_sha256(path, path.stat().st_mtime_ns) for name, path in paths.items()}
-    )
-
-
-@cache
-def _stamped_sha256(path: Path, _mtime_ns: int) -> str:
-    return file_sha256(path)
 
 
 class DamagedArtifactError(Exception):

@@ -21,7 +21,7 @@ from hyperfitting.config import RunConfig
 from hyperfitting.failures import print_error
 from hyperfitting.formatting import duration
 from hyperfitting.metrics.registry import metric
-from hyperfitting.record import read_record
+from hyperfitting.record.files import read_record
 from hyperfitting.sweep.runs import SweepRun
 from hyperfitting.sweep.state import RunFolder, Status
 

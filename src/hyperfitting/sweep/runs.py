@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import Override
 from hyperfitting.config import DEFAULT_SCALE, RunConfig
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.fields import changes_results
-from hyperfitting.store.artifact import digest
+from hyperfitting.store.hashing import digest
 
 _MAX_NAME = 100
 """Characters of a run's name, so that it fits into a path."""

@@ -21,7 +21,7 @@ from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
 from hyperfitting.fields import differing_fields
 from hyperfitting.progress import Advance
-from hyperfitting.record import RECORD_FILE, read_record
+from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.runtime.files import write_json
 from hyperfitting.sweep.spec import read_sweep_spec
 

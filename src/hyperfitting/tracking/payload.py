@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hyperfitting.record import Record, Side
+from hyperfitting.record.schema import Record, Side
 from hyperfitting.reporting.next_tokens import TokenPosition, changed_positions
 from hyperfitting.reporting.repetition_highlight import texts_page
 from hyperfitting.reporting.sweep_records import SweepRecords

@@ -9,7 +9,7 @@ from typing import Any
 
 from hyperfitting.config import RunConfig
 from hyperfitting.fields import as_plain, changes_results
-from hyperfitting.store.artifact import digest
+from hyperfitting.store.hashing import digest
 
 MAX_POINTS = 1000
 """Points of a curve that a run logs at most."""

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from hyperfitting.formatting import first_line
 from hyperfitting.progress import MetricsRow
-from hyperfitting.record import RECORD_FILE, TEXTS_PAGE, Record
+from hyperfitting.record.files import RECORD_FILE, TEXTS_PAGE
+from hyperfitting.record.schema import Record
 from hyperfitting.reporting.sweep_records import SweepRecords
 from hyperfitting.tracking import payload
 from hyperfitting.tracking.payload import create_artifact

@@ -22,13 +22,8 @@ from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
 from hyperfitting.runtime import distributed
 from hyperfitting.runtime.distributed import SINGLE_PROCESS
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store.artifact import (
-    Artifact,
-    DamagedArtifactError,
-    Step,
-    Store,
-    file_sha256,
-)
+from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store
+from hyperfitting.store.hashing import file_sha256
 from hyperfitting.training import history
 from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.config import TrainingConfig

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hyperfitting.formatting import printable_line
-from hyperfitting.record import NextToken
+from hyperfitting.record.schema import NextToken
 from hyperfitting.reporting.figures.style import (
     BAR_COLOR,
     PANEL_WIDTH,

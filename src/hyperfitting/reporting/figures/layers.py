@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from hyperfitting.formatting import printable_line
 from hyperfitting.metrics.mechanism import layer_label
-from hyperfitting.record_mechanism import LayerCurve, Ranks, TokenChange
+from hyperfitting.record.mechanism import LayerCurve, Ranks, TokenChange
 from hyperfitting.reporting.figures.style import (
     BAR_COLOR,
     NoDataError,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hyperfitting.errors import UserError, near_matches
-from hyperfitting.record import Record
+from hyperfitting.record.schema import Record
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
 
 PANEL_WIDTH, PANEL_HEIGHT = 3.4, 2.6

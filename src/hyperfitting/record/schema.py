@@ -1,4 +1,4 @@
-"""results.json: the record of a run, as typed, versioned classes; its only reader and writer.
+"""results.json: the record of a run, as typed, versioned classes.
 
 The record is the interface for tables, figures, pages and other readers. Beside it lies
 `predictions.npz`, with what both models predicted at every position of the reference texts. Raise
@@ -6,29 +6,17 @@ The record is the interface for tables, figures, pages and other readers. Beside
 these classes (`make docs`).
 """
 
-import json
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
-from hyperfitting.record_mechanism import Mechanism
-from hyperfitting.runtime.files import read_versioned, replacing, write_text
+from hyperfitting.record.base import RecordModel
+from hyperfitting.record.mechanism import Mechanism
 
 SCHEMA_VERSION = 6
-RECORD_FILE, PREDICTIONS_FILE, TEXTS_PAGE = (
-    "results.json",
-    "predictions.npz",
-    "continuations.html",
-)
 Side = Literal["tuned", "base", "reference"]
 NAMED_GROUPS = ("model", "dataset", "decode")
 """Config groups whose choice has a name that reports show."""
@@ -36,18 +24,14 @@ SIDES: tuple[Side, ...] = ("tuned", "base", "reference")
 """The tuned model; the base model; the reference texts, scored as if the base had written them."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Git(_Model):
+class Git(RecordModel):
     """The checkout that the code ran from."""
 
     commit: str = Field(description="hash of the commit")
     dirty: bool = Field(description="whether there were uncommitted changes")
 
 
-class ModelInfo(_Model):
+class ModelInfo(RecordModel):
     """The base model."""
 
     name: str = Field(description="`model.name`")
@@ -57,7 +41,7 @@ class ModelInfo(_Model):
     )
 
 
-class DatasetInfo(_Model):
+class DatasetInfo(RecordModel):
     """The documents that were trained on, and how they were split."""
 
     name: str = Field(description="`dataset.name`")
@@ -76,7 +60,7 @@ class DatasetInfo(_Model):
     )
 
 
-class Timings(_Model):
+class Timings(RecordModel):
     """Wall-clock times, in seconds."""
 
     run_seconds: float = Field(description="this run, without what existed already")
@@ -85,7 +69,7 @@ class Timings(_Model):
     )
 
 
-class OverlapSpan(_Model):
+class OverlapSpan(RecordModel):
     """The longest token run that a continuation shares with a training sequence."""
 
     length: int = Field(description="tokens; 0: none")
@@ -94,7 +78,7 @@ class OverlapSpan(_Model):
     offset: int = Field(description="its position in that sequence; -1: none")
 
 
-class SampleText(_Model):
+class SampleText(RecordModel):
     """A text and its tokens."""
 
     text: str = Field(description="the text")
@@ -108,7 +92,7 @@ class Continuation(SampleText):
     overlap: OverlapSpan = Field(description="longest run shared with the training data")
 
 
-class Sample(_Model):
+class Sample(RecordModel):
     """One evaluation text."""
 
     dataset: str = Field(description="name of its evaluation dataset")
@@ -120,7 +104,7 @@ class Sample(_Model):
     )
 
 
-class Slice(_Model):
+class Slice(RecordModel):
     """Scores over one evaluation dataset (or all), at one length of the continuations."""
 
     dataset: str | None = Field(description="evaluation dataset; null: all texts")
@@ -142,7 +126,7 @@ class Slice(_Model):
         return estimates
 
 
-class NextToken(_Model):
+class NextToken(RecordModel):
     """A candidate for the next token."""
 
     text: str = Field(description="its text")
@@ -151,21 +135,21 @@ class NextToken(_Model):
     in_training_data: bool = Field(description="whether a training sequence contains it")
 
 
-class Position(_Model):
+class Position(RecordModel):
     """The most likely next tokens at one position of a text."""
 
     tuned: list[NextToken] = Field(description="by the tuned model, most likely first")
     base: list[NextToken] = Field(description="by the base model, most likely first")
 
 
-class NextTokens(_Model):
+class NextTokens(RecordModel):
     """The most likely next tokens along a dataset's first text (`evaluation.top_tokens`)."""
 
     token_texts: list[str] = Field(description="text of each token of the text (T)")
     positions: list[Position] = Field(description="after each token but the last (T - 1)")
 
 
-class PerSide(_Model):
+class PerSide(RecordModel):
     """Per-step means over texts and per-text values: tuned, base and reference."""
 
     tuned: dict[str, list[float | None]] = Field(description="of the tuned model")
@@ -178,7 +162,7 @@ class PerSide(_Model):
         return values
 
 
-class Histograms(_Model):
+class Histograms(RecordModel):
     """Counts of texts by the length of their longest overlap: 0, 1, 2, … tokens."""
 
     tuned: list[int] = Field(description="of the tuned model")
@@ -186,7 +170,7 @@ class Histograms(_Model):
     reference: list[int] = Field(description="of the references")
 
 
-class Record(_Model):
+class Record(RecordModel):
     """The record of a finished run. Only `timings` and `git` may differ between repetitions, and
     `generation_batches` where the free memory decides."""
 
@@ -319,76 +303,3 @@ def _text_inconsistencies(record: Record) -> Iterator[str]:
         for text in (sample.context, sample.tuned, sample.base, sample.reference):
             if len(text.tokens) != len(text.token_texts):
                 yield f"samples: {len(text.token_texts)} token_texts of {len(text.tokens)} tokens"
-
-
-Predictions = Mapping[str, NDArray[Any]]
-"""`tuned/NAME` and `base/NAME` for each token statistic (`metrics.distribution.TokenStats`) on the
-reference texts: (N, text_len - 1) arrays in the order of the samples."""
-
-
-_REPORTED_PREDICTIONS = ("tuned/top1", "tuned/rank", "base/rank")
-"""Those that figures are drawn of."""
-
-
-def write_record(folder: Path, record: Record, predictions: Predictions) -> None:
-    """Write a record and its predictions into a folder; results.json appears last, atomically.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON cannot represent.
-    """
-    with replacing(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
-        arrays: Any = {name.replace("/", "."): values for name, values in predictions.items()}
-        np.savez_compressed(file, **arrays)
-    text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder / RECORD_FILE, text + "\n")
-
-
-def read_record(path: Path) -> Record:
-    """Return the record in a results.json.
-
-    Raises:
-        UserError: the file is no record, is invalid, or is of another version.
-    """
-    return read_versioned(
-        path,
-        Record,
-        "schema_version",
-        SCHEMA_VERSION,
-        field="record",
-        value=path,
-        hint="the command that wrote it writes it again, without training again",
-    )
-
-
-def read_predictions(folder: Path) -> dict[str, NDArray[Any]] | None:
-    """Return the predictions beside a record, by `tuned/NAME` and `base/NAME`; None: none there.
-
-    Raises:
-        UserError: the file is damaged, or lacks an array that reports need.
-    """
-    path = folder / PREDICTIONS_FILE
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            predictions = {name.replace(".", "/", 1): arrays[name] for name in arrays.files}
-        invalid = [
-            name
-            for name in _REPORTED_PREDICTIONS
-            if not isinstance(predictions.get(name), np.ndarray)
-            or predictions[name].ndim != 2
-            or predictions[name].dtype.kind not in "iuf"  # ranks are float32
-        ]
-        problem = f"has no matrix of numbers {', '.join(invalid)}" if invalid else ""
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if exhausted_resource(error):
-            raise
-        problem = f"cannot be read: {error}"
-    if problem:
-        raise UserError(
-            problem,
-            field="predictions",
-            value=path,
-            hint="the command that wrote it writes it again, without training again",
-        )
-    return predictions

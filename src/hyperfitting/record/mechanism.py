@@ -1,15 +1,12 @@
 """The part of results.json that explains a tuned model: base and tuned compared (`mechanism`)."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hyperfitting.metrics.estimate import Estimate
+from hyperfitting.record.base import RecordModel
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LayerCurve(_Model):
+class LayerCurve(RecordModel):
     """Numbers by layer."""
 
     layers: list[str] = Field(
@@ -21,7 +18,7 @@ class LayerCurve(_Model):
     )
 
 
-class ClassShift(_Model):
+class ClassShift(RecordModel):
     """A class of tokens among the choices along the tuned model's continuations."""
 
     changed: Estimate | None = Field(
@@ -32,7 +29,7 @@ class ClassShift(_Model):
     base: float = Field(description="of the base model's, at the same positions")
 
 
-class TokenChange(_Model):
+class TokenChange(RecordModel):
     """A token that one of the models chooses more often."""
 
     text: str = Field(description="its text")
@@ -45,7 +42,7 @@ class TokenChange(_Model):
     rank_gain: float = Field(description="mean number of ranks it gains over all positions")
 
 
-class Ranks(_Model):
+class Ranks(RecordModel):
     """How the base model ranks what the tuned model chooses, along its continuations."""
 
     edges: list[int] = Field(description="lowest rank of each bin; the last bin is open")
@@ -55,7 +52,7 @@ class Ranks(_Model):
     lost: list[TokenChange] = Field(description="chosen more often by the base model")
 
 
-class Mechanism(_Model):
+class Mechanism(RecordModel):
     """Comparisons of base and tuned model (`mechanism.measures`)."""
 
     estimates: dict[str, Estimate] = Field(description="by metric (`mech/`)")

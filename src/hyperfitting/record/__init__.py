@@ -1,0 +1,1 @@
+"""results.json, the record of a run: its typed classes, and the only reader and writer."""
