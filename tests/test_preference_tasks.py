@@ -69,6 +69,13 @@ def test_items_are_balanced_and_nobody_meets_a_context_twice(
     assert max(loads) - min(loads) <= runs + repeats
 
 
+def test_runs_without_two_different_texts_are_refused() -> None:
+    record = study_record(1)
+    same = [s.model_copy(update={"tuned": s.tuned, "reference": s.tuned}) for s in record.samples]
+    with pytest.raises(UserError, match="no two texts can be compared"):
+        study(records={"run": record.model_copy(update={"samples": same})})
+
+
 def test_sides_are_a_balanced_hash_and_swap_in_a_repeat(task: Task) -> None:
     item = task.items[0]
     lefts = Counter(task.left(f"annotator{i}", item) for i in range(2000))

@@ -98,6 +98,13 @@ def make_task(
     length = max(pair.length for pair in pairs)
     checks = [_attention_check(records, context, length, design.seed) for context in check_contexts]
     items, assigned = _assign(records, normal, pairs, design)
+    if not items:
+        raise UserError(
+            "no two texts can be compared: they are the same, or hold nothing that can be read",
+            field="sweep",
+            value=sweep,
+            hint="--against base, or runs of a model that writes words",
+        )
     repeats = _repeats(items, assigned, design)
     known = {item.id: item for item in (*items, *checks, *gold, *repeats.values())}
     return Task(
