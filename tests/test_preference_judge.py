@@ -24,6 +24,7 @@ from hyperfitting.preference.cli import main
 from hyperfitting.preference.items import (
     JUDGMENTS_FILE,
     Annotator,
+    Choice,
     Item,
     Shown,
     Task,
@@ -457,11 +458,16 @@ def test_a_judge_by_length_is_believed_but_its_length_controlled_win_rate_is_eve
     assert preference.length_effect.mean > 2
 
 
-def add_people(study: Path, task: Task, rules: dict[str, Callable[[Item], Shown]]) -> None:
+def add_people(study: Path, task: Task, rules: dict[str, Callable[[Item], Choice]]) -> None:
+    def shown(name: str, item: Item, choice: Choice) -> Shown:
+        if choice in ("equal", "both_bad"):
+            return choice
+        return "left" if choice == task.left(name, item) else "right"
+
     append(
         study / JUDGMENTS_FILE,
         [
-            make_judgment(task, item, name, Answer(rule(item)), "page", "first")
+            make_judgment(task, item, name, Answer(shown(name, item, rule(item))), "page")
             for name, rule in rules.items()
             for item in task.items
         ],
@@ -482,9 +488,9 @@ def test_agreement_is_with_the_majority_of_people_and_with_other_judges(
     add_people(
         tmp_path, task,
         {
-            "alice": lambda item: "right" if even(item) else "left",
-            "bob": lambda item: "right" if even(item) else "equal" if item == items[1] else "left",
-            "carol": lambda item: "right" if item == items[1] else "equal",
+            "alice": lambda item: "second" if even(item) else "first",
+            "bob": lambda i: "second" if even(i) else "equal" if i == items[1] else "first",
+            "carol": lambda item: "second" if item == items[1] else "equal",
         },
     )  # fmt: skip
     server.reply = careful  # second on even items, ties on odd ones
@@ -513,7 +519,7 @@ def test_people_count_before_scripts(server: OpenAIServer, study: Path) -> None:
     )
     (study / "task.json").unlink()
     write_task(study, task)
-    add_people(study, task, {"alice": lambda _: "left", "bob": lambda _: "right"})
+    add_people(study, task, {"alice": lambda _: "first", "bob": lambda _: "second"})
     server.reply = careful
     ask_judge(study, "model", judge_of(study, server))
     report = report_of(study)

@@ -141,7 +141,7 @@ def test_what_is_entered_in_label_studio_in_a_browser_is_imported(
         page.get_by_text(f"It was {number}", exact=True).wait_for()
         page.get_by_text(words).first.click()
         with page.expect_response(lambda r: "/annotations" in r.url and r.status == 201):
-            page.get_by_role("button", name="Submit").click()
+            page.get_by_role("button", name="Submit current annotation").click()
     page.close()
     path = label_studio.export(project, folder / "export.json")
     accepted, left_out = import_answers(folder, "label-studio", [path])
