@@ -36,6 +36,7 @@ from hyperfitting.preference.items import (
     Task,
     read_task,
 )
+from hyperfitting.preference.judge_trust import report_on_judges
 from hyperfitting.preference.judgments import Judgment, read_judgments, validate
 from hyperfitting.preference.pairing import text_hashes
 from hyperfitting.preference.ranking import require_evalica
@@ -242,6 +243,8 @@ def _run(arguments: argparse.Namespace) -> None:
     records = read_records_of(task, arguments.records or folder.resolve().parent)
     analysis = analyze(task, judgments, records, Resampling(arguments.resamples, arguments.seed))
     write_analysis(folder, analysis)
+    if analysis.judges:
+        report_on_judges(folder)  # their agreement with what people have answered since
     _show(analysis, folder / ANALYSIS_FILE)
 
 

@@ -28,7 +28,14 @@ from starlette.types import ASGIApp
 
 from hyperfitting import templates
 from hyperfitting.preference.database import Database, ItemVersion, Outcome
-from hyperfitting.preference.items import ASPECT_CHOICES, ASPECT_QUESTIONS, Aspect, Shown, Task
+from hyperfitting.preference.items import (
+    ASPECT_CHOICES,
+    ASPECT_LABELS,
+    ASPECT_QUESTIONS,
+    Aspect,
+    Shown,
+    Task,
+)
 from hyperfitting.preference.judgments import Answer, make_judgment
 from hyperfitting.preference.security import (
     RateLimiter,
@@ -44,7 +51,6 @@ log = logging.getLogger(__name__)
 _PACKAGE = "hyperfitting.preference"
 _COOKIE = "hyperfit_annotator"
 _COOKIE_SECONDS = 90 * 24 * 3600
-_ASPECT_LABELS: dict[Shown, str] = {"left": "A", "equal": "Equal", "right": "B"}
 Fields = Mapping[str, str]
 """Of a form."""
 _STALE = (
@@ -246,7 +252,7 @@ class _Pages:
                 "wording": question.wording,
                 "choices": question.choices,
                 "aspects": {aspect: ASPECT_QUESTIONS[aspect] for aspect in question.aspects},
-                "aspect_choices": {choice: _ASPECT_LABELS[choice] for choice in ASPECT_CHOICES},
+                "aspect_choices": {choice: ASPECT_LABELS[choice] for choice in ASPECT_CHOICES},
             }
         return self._render("annotate.html", context, status)
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from hyperfitting.preference.items import (
     ASPECT_CHOICES,
+    ASPECT_LABELS,
     ASPECT_QUESTIONS,
     Aspect,
     Item,
@@ -28,7 +29,6 @@ FIELDS = ("task", "annotator", "item", "context", "text_a", "text_b")
 """Of a row: hash of the task, name of the annotator, id of the item; A is the text on the left."""
 PREFERENCE = "preference"
 """Name of the question, beside those of the aspects."""
-ASPECT_LABELS: dict[Shown, str] = {"left": "A", "equal": "Equal", "right": "B"}
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ LABELS: dict[Form, dict[Shown, str]] = {
 }
 """The words of each choice; A is the text on the left, B the one on the right."""
 ASPECT_CHOICES: tuple[Shown, ...] = ("left", "equal", "right")
+ASPECT_LABELS: dict[Shown, str] = {"left": "A", "equal": "Equal", "right": "B"}
 ASPECT_QUESTIONS: dict[Aspect, str] = {
     "fluency": "Which is better written, sentence by sentence?",
     "coherence": "Which makes more sense as a whole, and fits the beginning better?",
