@@ -213,7 +213,7 @@ def test_the_base_model_is_a_state_of_its_own(base: BaseModel) -> None:
     state = ModelState(base)
     model = state.load(torch.device("cpu"))
     assert state.id == base.id
-    assert not state.is_tuned
+    assert state.is_base
     assert not model.training
     expected = load(base).state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
@@ -230,7 +230,7 @@ def test_a_tuned_state_overlays_the_trained_parameters_on_the_base_model(
     state = ModelState(base, TuningConfig("full"), weights, "last.safetensors")
     model = state.load(torch.device("cpu"))
     assert state.id == f"{weights.id}/last"
-    assert state.is_tuned
+    assert not state.is_base
     assert torch.equal(model.get_parameter("model.norm.weight"), trained["model.norm.weight"])
     assert not model.training
 

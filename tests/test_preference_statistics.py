@@ -212,12 +212,12 @@ def coverage(items: int, annotators: int, r_item: float, r_annotator: float, stu
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("items", "annotators", "r_item", "r_annotator"),
-    [(150, 30, 0.3, 0.0), (150, 30, 0.2, 0.05), (100, 12, 0.2, 0.05)],
+    [(150, 30, 0.2, 0.05), (100, 12, 0.2, 0.05)],
 )
 def test_intervals_cover_the_truth_95_times_of_100(
     items: int, annotators: int, r_item: float, r_annotator: float
 ) -> None:
-    assert coverage(items, annotators, r_item, r_annotator, 1000) == pytest.approx(0.95, abs=0.02)
+    assert coverage(items, annotators, r_item, r_annotator, 400) == pytest.approx(0.95, abs=0.02)
 
 
 @settings(max_examples=25, deadline=None)

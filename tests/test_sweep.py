@@ -19,7 +19,10 @@ from hyperfitting.sweep.state import RunFolder
 from tests.cli import hyperfit, start
 from tests.conftest import only_sweep, sweep_numbers
 
-SWEEP = ["-m", "preset=debug", "evaluation.top_tokens=3", "seed=0,1", "decode=greedy,top_p"]
+SWEEP = [
+    "-m", "preset=debug", "evaluation.top_tokens=3", "mechanism.measures=[geometry,ranks]",
+    "seed=0,1", "decode=greedy,top_p",
+]  # fmt: skip
 NAMES = [f"seed={seed}_decode={decode}" for seed in (0, 1) for decode in ("greedy", "top_p")]
 
 
@@ -53,6 +56,8 @@ FIGURES: dict[str, dict[str, Any]] = {
     "agreement": {"axis": "seed"},
     "ranks": {"lines": "seed"},
     "next_tokens": {"dataset": "code_sample"},
+    "per_layer": {"panels": {"cosine": ["reference/cosine"]}, "lines": "decode"},
+    "rank_shift": {"count": 3},
     "text": {"rows": "decode", "number": 1},
 }
 

@@ -96,9 +96,9 @@ def exit_status(task: Callable[[], Any]) -> int:
 
 def _exit_status(task: Callable[[], Any]) -> int:
     print_traceback = os.environ.get(_FULL_ERROR) == "1"
-    os.environ[_FULL_ERROR] = "1"  # Hydra raises its errors instead of printing them
     try:
-        task()
+        with _raised_by_hydra():
+            task()
     except KeyboardInterrupt:
         return _end_by_signal(f"interrupted; {_RESUMES}", INTERRUPTED)
     except Preempted as preempted:
@@ -116,6 +116,20 @@ def _exit_status(task: Callable[[], Any]) -> int:
             return _CLOSED_PIPE
         raise
     return 0
+
+
+@contextmanager
+def _raised_by_hydra() -> Iterator[None]:
+    """Have Hydra raise its errors instead of printing them."""
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FULL_ERROR]
+        else:
+            os.environ[_FULL_ERROR] = before
 
 
 def _end_by_signal(message: str, status: int) -> int:
