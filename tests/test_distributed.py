@@ -90,11 +90,8 @@ def assert_same(actual: Any, expected: Any) -> None:
 
 
 def many(*cases: tuple[str, str, int]) -> Any:
-    """Mark all cases but the first: they take minutes together."""
-    return [
-        pytest.param(*case, marks=[pytest.mark.distributed] if number else [])
-        for number, case in enumerate(cases)
-    ]
+    """Mark all cases: they take minutes together."""
+    return [pytest.param(*case, marks=pytest.mark.distributed) for case in cases]
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,7 @@ from playwright.sync_api import Browser
 from hyperfitting.models.base import BaseModel
 from hyperfitting.preference.exchange import export_task, import_answers
 from hyperfitting.preference.items import CHOICES, Choice, Task, read_task, resolve, write_task
-from hyperfitting.preference.judge import ask_judge
-from hyperfitting.preference.judge_server import Budget, ServerJudge
-from hyperfitting.preference.judge_trust import report_on_judges
+from hyperfitting.preference.judge_report import read_judge_file
 from hyperfitting.preference.judgments import Judgment
 from tests.awkward_study import awkward_task, make_item, make_task
 from tests.own_environment import CHECKOUT, free_port, program, running
@@ -209,9 +207,16 @@ def test_transformers_serve_of_a_random_model_is_a_judge_that_says_nothing(
     ]  # fmt: skip
     url, offline = f"http://127.0.0.1:{port}", {"HF_HUB_OFFLINE": "1"}
     with running(command, tmp_path, f"{url}/health", PYTHONPATH=str(packages), **offline):
-        judge = ServerJudge(model, f"{url}/v1", task.question, Budget(), max_tokens=8)
-        assert ask_judge(tmp_path, "random", judge)
-    report = report_on_judges(tmp_path).judges["random"]
+        ask = ["judge", str(tmp_path), "--model", model, "--name", "random", "--max-tokens", "8"]
+        asked = subprocess.run(
+            [sys.executable, "-m", "hyperfitting.preference.cli", *ask, "--base-url", f"{url}/v1"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert asked.returncode == 0, asked.stderr
+    assert "no ranking" in asked.stdout
+    written = read_judge_file(tmp_path)
+    assert written is not None
+    report = written.judges["random"]
     assert report.usage is not None
     assert (report.usage.questions, report.usage.invalid) == (2, 2)
     assert not report.believed

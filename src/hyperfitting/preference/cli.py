@@ -5,6 +5,7 @@ import sys
 
 from hyperfitting.failures import exit_status
 from hyperfitting.preference import analyze, exchange, judge, make, plan, serve
+from hyperfitting.runtime.logs import log_warnings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -19,6 +20,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parsed = _parser().parse_args(arguments)
+    log_warnings()
     sys.exit(exit_status(lambda: parsed.run(parsed)))
 
 
