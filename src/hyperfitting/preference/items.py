@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from hyperfitting.errors import UserError
 from hyperfitting.runtime.files import read_versioned, write_json
+from hyperfitting.runtime.strict_model import StrictModel
 
 TASK_VERSION = 1
 FOLDER = "preference"
@@ -57,11 +58,7 @@ ASPECT_QUESTIONS: dict[Aspect, str] = {
 }
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Question(_Model):
+class Question(StrictModel):
     """What is asked about every item."""
 
     form: Form = Field(description="its choices: `p1` has three, `fine` also 'both bad'")
@@ -75,7 +72,7 @@ class Question(_Model):
         return {choice: LABELS[self.form][choice] for choice in CHOICES[self.form]}
 
 
-class Origin(_Model):
+class Origin(StrictModel):
     """Where a text comes from; hidden from annotators."""
 
     run: str = Field(description="the run whose record holds the text")
@@ -83,14 +80,14 @@ class Origin(_Model):
     sample: int = Field(ge=0, description="index of the sample in the record")
 
 
-class Text(_Model):
+class Text(StrictModel):
     """One of the two texts of an item."""
 
     text: str = Field(description="as it is shown")
     origin: Origin = Field(description="where it comes from; hidden")
 
 
-class Item(_Model):
+class Item(StrictModel):
     """Two texts to compare. Its id is a hash of everything else in it."""
 
     id: str = Field(default="", description="hash of the content; filled in if empty")
@@ -132,7 +129,7 @@ class Item(_Model):
         return {"context": self.context, "left": self.text(left), "right": self.text(other(left))}
 
 
-class Annotator(_Model):
+class Annotator(StrictModel):
     """Somebody who judges, and the items for them in order."""
 
     kind: Literal["person", "script"] = Field(description="scripts are for trying a study out")
@@ -144,7 +141,7 @@ AnnotatorName = Annotated[str, Field(pattern=rf"^{ANNOTATOR_NAME.pattern}$")]
 """Letters, digits and `_.@+-`: an e-mail address is one."""
 
 
-class ExclusionRule(_Model):
+class ExclusionRule(StrictModel):
     """Which annotators the sensitivity analysis leaves out; fixed before anybody is asked."""
 
     max_failed_checks: float = Field(
@@ -162,7 +159,7 @@ class ExclusionRule(_Model):
     )
 
 
-class Task(_Model):
+class Task(StrictModel):
     """A study: everything that is fixed before anybody is asked."""
 
     task_version: int = Field(default=TASK_VERSION, description="version of this format")

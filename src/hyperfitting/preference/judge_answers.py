@@ -13,12 +13,13 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from hyperfitting.errors import UserError
 from hyperfitting.preference.items import Item, Place, Task, content_hash
+from hyperfitting.preference.json_lines import parse_lines
 from hyperfitting.preference.judge_prompt import Message, correction, messages
-from hyperfitting.runtime.files import first_problem, make_folder
+from hyperfitting.runtime.files import make_folder
 
 FOLDER = "judges"
 _PLACES: tuple[Place, ...] = ("first", "second")
@@ -198,16 +199,4 @@ def _complete_size(content: bytes) -> int:
 
 
 def _parse(path: Path, content: bytes) -> list[KeptAnswer]:
-    answers = []
-    lines = content[: _complete_size(content)].splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            answers.append(KeptAnswer.model_validate_json(line))
-        except ValidationError as error:
-            raise UserError(
-                f"line {number} is no answer: {first_problem(error)}",
-                field="answers",
-                value=path,
-                hint="correct or remove this line",
-            ) from error
-    return answers
+    return parse_lines(content[: _complete_size(content)], KeptAnswer, "answer", path)

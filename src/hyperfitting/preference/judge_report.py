@@ -7,21 +7,18 @@ orders.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.preference.judge_answers import Usage
 from hyperfitting.runtime.files import read_versioned, write_json
+from hyperfitting.runtime.strict_model import StrictModel
 
 JUDGE_VERSION = 1
 JUDGE_FILE = "judge.json"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Agreement(_Model):
+class Agreement(StrictModel):
     """Agreement of two judges, or of a judge with people, about the same items."""
 
     share: Estimate = Field(description="share of the items on which both say the same")
@@ -30,7 +27,7 @@ class Agreement(_Model):
     )
 
 
-class Preference(_Model):
+class Preference(StrictModel):
     """A judge's preference between the texts of two systems."""
 
     first: str = Field(description="a system: `run/side`, or `reference`")
@@ -41,7 +38,7 @@ class Preference(_Model):
     position_effect: Estimate = Field(description="log-odds of a win on the left minus the right")
 
 
-class JudgeReport(_Model):
+class JudgeReport(StrictModel):
     """One judge."""
 
     believed: bool = Field(description="whether its preferences may be reported")
@@ -77,7 +74,7 @@ class JudgeReport(_Model):
     )
 
 
-class JudgeFile(_Model):
+class JudgeFile(StrictModel):
     """The content of `judge.json`."""
 
     judge_version: int = Field(default=JUDGE_VERSION, description="version of this format")

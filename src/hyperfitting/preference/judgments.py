@@ -13,7 +13,6 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hyperfitting.errors import UserError
 from hyperfitting.preference.items import (
     Aspect,
     Choice,
@@ -23,7 +22,8 @@ from hyperfitting.preference.items import (
     Task,
     resolve,
 )
-from hyperfitting.runtime.files import first_problem, fsync_path
+from hyperfitting.preference.json_lines import parse_lines
+from hyperfitting.runtime.files import fsync_path
 
 JUDGMENT_VERSION = 1
 JUDGE = "judge:"
@@ -183,19 +183,7 @@ def read_judgments(path: Path) -> list[Judgment]:
     if not path.is_file():
         return []
     content = path.read_bytes()
-    lines = content[: _complete_size(content)].splitlines()
-    judgments = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            judgments.append(Judgment.model_validate_json(line))
-        except ValidationError as error:
-            raise UserError(
-                f"line {number} is no judgment: {first_problem(error)}",
-                field="judgments",
-                value=path,
-                hint="correct or remove this line",
-            ) from error
-    return judgments
+    return parse_lines(content[: _complete_size(content)], Judgment, "judgment", path)
 
 
 def append(path: Path, judgments: Sequence[Judgment]) -> None:

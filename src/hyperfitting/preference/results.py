@@ -8,28 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.preference.items import ANALYSIS_FILE, Aspect, Choice, Form, Origin
 from hyperfitting.runtime.files import read_versioned, write_json
+from hyperfitting.runtime.strict_model import StrictModel
 
 ANALYSIS_VERSION = 1
 PEOPLE, SCRIPTS = "people", "scripts"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class System(_Model):
+class System(StrictModel):
     """Who wrote a text: a side of a run."""
 
     run: str = Field(description="name of the run")
     side: str = Field(description="`tuned`, `base` or `reference`")
 
 
-class Comparison(_Model):
+class Comparison(StrictModel):
     """One system against another, over one evaluation dataset (or all) at one length."""
 
     first: System = Field(description="the system that the shares are of")
@@ -59,7 +56,7 @@ class Comparison(_Model):
         return self.wins + self.ties + self.both_bad + self.losses
 
 
-class Agreement(_Model):
+class Agreement(StrictModel):
     """Agreement over all items with two judgments or more; null: undefined."""
 
     alpha: Estimate | None = Field(description="Krippendorff's alpha, nominal")
@@ -68,14 +65,14 @@ class Agreement(_Model):
     )
 
 
-class Strength(_Model):
+class Strength(StrictModel):
     """A system's strength by Bradley-Terry with ties."""
 
     system: System = Field(description="the system; all references are one")
     log_strength: Estimate = Field(description="natural logarithm; the mean over systems is 0")
 
 
-class AnnotatorSummary(_Model):
+class AnnotatorSummary(StrictModel):
     """One annotator."""
 
     name: str = Field(description="their name in the task")
@@ -93,7 +90,7 @@ class AnnotatorSummary(_Model):
     excluded: list[str] = Field(description="why the task's rule excludes them; empty: it does not")
 
 
-class Correlation(_Model):
+class Correlation(StrictModel):
     """How well a metric predicts preference."""
 
     metric: str = Field(description="key of the metric")
@@ -103,7 +100,7 @@ class Correlation(_Model):
     )
 
 
-class Group(_Model):
+class Group(StrictModel):
     """The judgments of people, of scripts, or of one judge; they are never mixed.
 
     Of a judge only the items count that it was asked about in both orders.
@@ -142,7 +139,7 @@ class Group(_Model):
         return None
 
 
-class ItemVotes(_Model):
+class ItemVotes(StrictModel):
     """How one item was judged."""
 
     first: Origin = Field(description="where the first text comes from")
@@ -151,7 +148,7 @@ class ItemVotes(_Model):
     votes: dict[str, dict[Choice, int]] = Field(description="by `who`, judgments by choice")
 
 
-class Analysis(_Model):
+class Analysis(StrictModel):
     """The analysis of a study."""
 
     analysis_version: int = Field(description=f"version of this format: {ANALYSIS_VERSION}")

@@ -3,10 +3,10 @@
 from pydantic import Field
 
 from hyperfitting.metrics.estimate import Estimate
-from hyperfitting.record.base import RecordModel
+from hyperfitting.runtime.strict_model import StrictModel
 
 
-class LayerCurve(RecordModel):
+class LayerCurve(StrictModel):
     """Numbers by layer."""
 
     layers: list[str] = Field(
@@ -18,7 +18,7 @@ class LayerCurve(RecordModel):
     )
 
 
-class ClassShift(RecordModel):
+class ClassShift(StrictModel):
     """A class of tokens among the choices along the tuned model's continuations."""
 
     changed: Estimate | None = Field(
@@ -29,7 +29,7 @@ class ClassShift(RecordModel):
     base: float = Field(description="of the base model's, at the same positions")
 
 
-class TokenChange(RecordModel):
+class TokenChange(StrictModel):
     """A token that one of the models chooses more often."""
 
     text: str = Field(description="its text")
@@ -42,7 +42,7 @@ class TokenChange(RecordModel):
     rank_gain: float = Field(description="mean number of ranks it gains over all positions")
 
 
-class Ranks(RecordModel):
+class Ranks(StrictModel):
     """How the base model ranks what the tuned model chooses, along its continuations."""
 
     edges: list[int] = Field(description="lowest rank of each bin; the last bin is open")
@@ -52,7 +52,7 @@ class Ranks(RecordModel):
     lost: list[TokenChange] = Field(description="chosen more often by the base model")
 
 
-class Mechanism(RecordModel):
+class Mechanism(StrictModel):
     """Comparisons of base and tuned model (`mechanism.measures`)."""
 
     estimates: dict[str, Estimate] = Field(description="by metric (`mech/`)")

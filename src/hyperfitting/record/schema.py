@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
-from hyperfitting.record.base import RecordModel
 from hyperfitting.record.mechanism import Mechanism
+from hyperfitting.runtime.strict_model import StrictModel
 
 SCHEMA_VERSION = 6
 Side = Literal["tuned", "base", "reference"]
@@ -24,14 +24,14 @@ SIDES: tuple[Side, ...] = ("tuned", "base", "reference")
 """The tuned model; the base model; the reference texts, scored as if the base had written them."""
 
 
-class Git(RecordModel):
+class Git(StrictModel):
     """The checkout that the code ran from."""
 
     commit: str = Field(description="hash of the commit")
     dirty: bool = Field(description="whether there were uncommitted changes")
 
 
-class ModelInfo(RecordModel):
+class ModelInfo(StrictModel):
     """The base model."""
 
     name: str = Field(description="`model.name`")
@@ -41,7 +41,7 @@ class ModelInfo(RecordModel):
     )
 
 
-class DatasetInfo(RecordModel):
+class DatasetInfo(StrictModel):
     """The documents that were trained on, and how they were split."""
 
     name: str = Field(description="`dataset.name`")
@@ -60,7 +60,7 @@ class DatasetInfo(RecordModel):
     )
 
 
-class Timings(RecordModel):
+class Timings(StrictModel):
     """Wall-clock times, in seconds."""
 
     run_seconds: float = Field(description="this run, without what existed already")
@@ -69,7 +69,7 @@ class Timings(RecordModel):
     )
 
 
-class OverlapSpan(RecordModel):
+class OverlapSpan(StrictModel):
     """The longest token run that a continuation shares with a training sequence."""
 
     length: int = Field(description="tokens; 0: none")
@@ -78,7 +78,7 @@ class OverlapSpan(RecordModel):
     offset: int = Field(description="its position in that sequence; -1: none")
 
 
-class SampleText(RecordModel):
+class SampleText(StrictModel):
     """A text and its tokens."""
 
     text: str = Field(description="the text")
@@ -92,7 +92,7 @@ class Continuation(SampleText):
     overlap: OverlapSpan = Field(description="longest run shared with the training data")
 
 
-class Sample(RecordModel):
+class Sample(StrictModel):
     """One evaluation text."""
 
     dataset: str = Field(description="name of its evaluation dataset")
@@ -104,7 +104,7 @@ class Sample(RecordModel):
     )
 
 
-class Slice(RecordModel):
+class Slice(StrictModel):
     """Scores over one evaluation dataset (or all), at one length of the continuations."""
 
     dataset: str | None = Field(description="evaluation dataset; null: all texts")
@@ -126,7 +126,7 @@ class Slice(RecordModel):
         return estimates
 
 
-class NextToken(RecordModel):
+class NextToken(StrictModel):
     """A candidate for the next token."""
 
     text: str = Field(description="its text")
@@ -135,21 +135,21 @@ class NextToken(RecordModel):
     in_training_data: bool = Field(description="whether a training sequence contains it")
 
 
-class Position(RecordModel):
+class Position(StrictModel):
     """The most likely next tokens at one position of a text."""
 
     tuned: list[NextToken] = Field(description="by the tuned model, most likely first")
     base: list[NextToken] = Field(description="by the base model, most likely first")
 
 
-class NextTokens(RecordModel):
+class NextTokens(StrictModel):
     """The most likely next tokens along a dataset's first text (`evaluation.top_tokens`)."""
 
     token_texts: list[str] = Field(description="text of each token of the text (T)")
     positions: list[Position] = Field(description="after each token but the last (T - 1)")
 
 
-class PerSide(RecordModel):
+class PerSide(StrictModel):
     """Per-step means over texts and per-text values: tuned, base and reference."""
 
     tuned: dict[str, list[float | None]] = Field(description="of the tuned model")
@@ -162,7 +162,7 @@ class PerSide(RecordModel):
         return values
 
 
-class Histograms(RecordModel):
+class Histograms(StrictModel):
     """Counts of texts by the length of their longest overlap: 0, 1, 2, … tokens."""
 
     tuned: list[int] = Field(description="of the tuned model")
@@ -170,7 +170,7 @@ class Histograms(RecordModel):
     reference: list[int] = Field(description="of the references")
 
 
-class Record(RecordModel):
+class Record(StrictModel):
     """The record of a finished run. Only `timings` and `git` may differ between repetitions, and
     `generation_batches` where the free memory decides."""
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from hyperfitting.errors import UserError
 from hyperfitting.runtime.files import first_problem, make_folder, read_versioned, write_json
+from hyperfitting.runtime.strict_model import StrictModel
 
 SPEC_FILE = "sweep.json"
 SPEC_VERSION = 2
@@ -25,11 +26,7 @@ Options = dict[Any, Any] | list[Any]
 """Of an axis: overrides by label, or values."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RunEntrySpec(_Model):
+class RunEntrySpec(StrictModel):
     """A run of the sweep."""
 
     name: str = Field(description="its name, and its folder's")
@@ -49,14 +46,14 @@ class RunEntrySpec(_Model):
         return labels
 
 
-class ScaleSpec(_Model):
+class ScaleSpec(StrictModel):
     """What a sweep has in addition at a scale."""
 
     base_overrides: list[str] = Field(default=[], description="overrides of every run")
     axes: dict[str, Options] | None = Field(default=None, description="axes of the runs")
 
 
-class SweepSpec(_Model):
+class SweepSpec(StrictModel):
     """A sweep: how it was started, its runs, and its report."""
 
     version: int = Field(
