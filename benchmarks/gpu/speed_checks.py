@@ -229,7 +229,7 @@ def trainer_seconds(lab: Lab, precision: str, tuning: list[str]) -> float:
     ends: list[float] = []
 
     # (mypy skips transformers, so its classes are Any)
-    class StepTimer(TrainerCallback):  # type: ignore[misc]
+    class StepTimer(TrainerCallback):  # type: ignore[misc] # mypy skips transformers
         def on_step_end(self, *_: object, **__: object) -> None:
             lab.synchronize()
             ends.append(time.perf_counter())

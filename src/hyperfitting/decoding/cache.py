@@ -11,7 +11,7 @@ from hyperfitting.models.layers import cache_argument
 
 
 # (mypy skips transformers, so its classes are Any)
-class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc] # mypy skips transformers
     """Keys and values of one block, (B, n_kv_heads, max_length, D), filled up to a length."""
 
     def __init__(self, max_length: int) -> None:
