@@ -56,7 +56,18 @@ def read_record(path: Path) -> Record:
         field="record",
         value=path,
         hint="the command that wrote it writes it again, without training again",
+        upgrade=upgraded,
     )
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of version 5 as version 6 has it; one of another version as it is.
+
+    Version 6 added `mechanism`, which no run of version 5 measured.
+    """
+    if values.get("schema_version") != 5:
+        return values
+    return values | {"schema_version": 6, "mechanism": None}
 
 
 def read_predictions(folder: Path) -> dict[str, NDArray[Any]] | None:

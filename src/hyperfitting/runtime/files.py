@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -92,7 +92,15 @@ def write_json(path: Path, value: Any, fsync: bool = True) -> None:
 
 
 def read_versioned(
-    path: Path, kind: type[T], key: str, version: int, *, field: str, value: Any, hint: str
+    path: Path,
+    kind: type[T],
+    key: str,
+    version: int,
+    *,
+    field: str,
+    value: Any,
+    hint: str,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> T:
     """Return the content of a JSON file, validated.
 
@@ -104,6 +112,8 @@ def read_versioned(
         field: for the message: what the user names the file by.
         value: for the message: the field's value.
         hint: for the message: how to get a readable one.
+        upgrade: returns the content of an earlier version as this one has it, and of any other
+            version as it is.
 
     Raises:
         OtherVersionError: it is of another version.
@@ -121,6 +131,8 @@ def read_versioned(
         raise UserError(
             f"{path.name} cannot be read: {error}", field=field, value=value, hint=hint
         ) from error
+    if upgrade is not None and isinstance(values, dict):
+        values = upgrade(values)
     written = values.get(key) if isinstance(values, dict) else None
     if written != version:
         raise OtherVersionError(
