@@ -1,5 +1,6 @@
 """What the tests share: composed configs, tiny models of all kinds, and finished runs."""
 
+import gc
 import logging
 import signal
 import subprocess
@@ -119,6 +120,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     commands = {item.path for item in items if "hyperfit" in vars(getattr(item, "module", item))}
     items.sort(key=lambda item: (item.path not in slow, item.path not in commands))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of all garbage collections, of which every training makes one."""
+    gc.freeze()
 
 
 def run_numbers(folder: Path) -> dict[str, Any]:

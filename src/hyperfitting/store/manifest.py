@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -63,6 +64,7 @@ def read_manifest(folder: Path) -> Manifest:
     )
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Return the installed versions of the packages that can change a number."""
     versions = {}
