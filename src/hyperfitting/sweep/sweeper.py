@@ -89,7 +89,7 @@ class SweepResult:
         """
         if not self.failed:
             return
-        lines = [f"{self.n_finished} runs finished, {len(self.failed)} failed:"]
+        lines = [f"finished runs: {self.n_finished}, failed: {len(self.failed)}"]
         for name, reason in self.failed.items():
             log_file = self.folder / name / "hyperfit.log"
             lines.append(f"- {name}: {reason.partition(chr(10))[0]}  (log: {log_file})")
