@@ -50,6 +50,8 @@ def check_run(folder: Path, store: Path | None = None) -> Iterator[Check]:
     """
     try:
         record = read_record(folder / RECORD_FILE)
+        if "${" in str(record.config):  # composing resolves them, so no run records one
+            raise UserError("config holds an interpolation")
         config = from_plain(record.config)
     except OtherVersionError as error:
         yield Check("record", "not checked", error.problem)

@@ -55,12 +55,12 @@ class Differences:
                 if key in old and key in new:
                     self.compare(old[key], new[key], place)
                 else:
-                    self._add_different(place, "is there" if key in old else "is missing", old)
+                    self._add_different(place, "is there" if key in old else "is missing")
         elif _is_list(old) and _is_list(new):
-            if len(old) != len(new):
-                self._add_different(at, f"{len(old)} values instead of {len(new)}", old)
             for i, (old_item, new_item) in enumerate(zip(old, new, strict=False)):
                 self.compare(old_item, new_item, f"{at}[{i}]")
+            if len(old) != len(new):
+                self._add_different(at, f"{len(old)} values instead of {len(new)}")
         else:
             self._compare_scalars(old, new, at)
         return self
@@ -76,12 +76,12 @@ class Differences:
                 self._add_floats(at, float(old), float(new), 1)
                 return
         self.n_values -= 1
-        self._add_different(at, f"{_short(old)} instead of {_short(new)}", old)
+        self._add_different(at, f"{_short(old)} instead of {_short(new)}")
 
     def _compare_arrays(self, old: Any, new: Any, at: str) -> None:
         if old.shape != new.shape or old.dtype != new.dtype:
             shapes = f"{old.dtype} {old.shape} instead of {new.dtype} {new.shape}"
-            self._add_different(at, shapes, old)
+            self._add_different(at, shapes)
             return
         self.n_values += old.size
         same = old == new
@@ -94,7 +94,7 @@ class Differences:
         place = f"{at}{list(first)}"
         if old.dtype.kind != "f":
             self.n_values -= 1
-            self._add_different(place, f"{old[first]} instead of {new[first]}", old)
+            self._add_different(place, f"{old[first]} instead of {new[first]}")
             self.n_differing += len(places) - 1
             return
         old, new = old.astype(np.float64), new.astype(np.float64)
@@ -123,7 +123,7 @@ class Differences:
         if not gap <= self.atol + self.rtol * larger:
             self.first_different = self.first_different or text
 
-    def _add_different(self, at: str, what: str, old: Any) -> None:
+    def _add_different(self, at: str, what: str) -> None:
         self.n_values += 1
         self.n_differing += 1
         text = f"{at}: {what}" if at else what
