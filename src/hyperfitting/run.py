@@ -143,6 +143,7 @@ def run_in_sweep(cfg: DictConfig) -> None:
 
     Nothing is printed: its progress, and how it ended, are in its folder.
     """
+    from hyperfitting.sweep.code_pin import check_pin
     from hyperfitting.sweep.state import RunFolder, StatusReporter
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
@@ -152,6 +153,7 @@ def run_in_sweep(cfg: DictConfig) -> None:
             return
         reporter = StatusReporter(folder)
         with failures.log_failures(reporter.failed):
+            check_pin(folder.path.parent)
             if folder.record_path.exists():
                 folder.set_aside()
             _run_tracked(config, folder.path, reporter.progress)

@@ -30,7 +30,11 @@ def verify(arguments: argparse.Namespace) -> int:
     from hyperfitting.verify.again import check_again
     from hyperfitting.verify.check import exit_code
     from hyperfitting.verify.run_checks import check_run
-    from hyperfitting.verify.sweep_checks import check_sweep, run_folders
+    from hyperfitting.verify.sweep_checks import (
+        check_contributors,
+        check_sweep,
+        run_folders,
+    )
 
     target: Path = arguments.result
     folders = run_folders(target)
@@ -57,9 +61,9 @@ def verify(arguments: argparse.Namespace) -> int:
             f"{folders[0]}, made anew",
             check_again(folders[0], arguments.python, arguments.work, arguments.store, out),
         )
-    sweep = list(check_sweep(target))
-    if sweep:
-        add(f"sweep {target}", iter(sweep))
+    whole = [*check_sweep(target), *check_contributors(target)]
+    if whole:
+        add(f"all of {target}", iter(whole))
     checks = [check for of_one in results.values() for check in of_one]
     status = exit_code(checks)
     if arguments.json:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hyperfitting.errors import UserError
 from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.reporting.community import WHO_FILE, read_contributor
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
 from hyperfitting.verify.check import Check, listed
 
@@ -60,3 +61,12 @@ def check_sweep(folder: Path) -> Iterator[Check]:
         yield Check("code of the sweep", "failed", f"made by other code: {listed(other)}")
     else:
         yield Check("code of the sweep", "passed", f"all runs are of {spec.code}")
+
+
+def check_contributors(folder: Path) -> Iterator[Check]:
+    """Yield whether each `who.yaml` in or below a folder is valid."""
+    for path in sorted(folder.rglob(WHO_FILE)):
+        try:
+            yield Check(f"{path.parent.name}/{WHO_FILE}", "passed", read_contributor(path).mark)
+        except UserError as error:
+            yield Check(f"{path.parent.name}/{WHO_FILE}", "failed", error.problem)
