@@ -1,4 +1,4 @@
-"""`hyperfit-verify` on the runs of a debug sweep: what is intact passes, what was edited is found."""
+"""`hyperfit-verify` on a debug sweep: what is intact passes, and every edit is found."""
 
 import argparse
 import json
