@@ -20,8 +20,6 @@ from hyperfitting.runtime.code_version import (
 )
 from hyperfitting.sweep.code_pin import check_pin, pinned_folder
 from hyperfitting.sweep.spec import SPEC_FILE
-from tests.cli import hyperfit
-from tests.conftest import only_sweep
 from tests.records import ttr_record, write_sweep
 
 OTHER = CodeVersion(package="0", digest="f" * 16, git=None)
@@ -135,22 +133,6 @@ def test_runs_of_other_code_are_kept_apart(
     check_pin(same)
     with pytest.raises(UserError, match="the same command again"):
         check_pin(other)
-
-
-def test_a_sweep_of_other_code_begins_anew_beside_it(tmp_path: Path) -> None:
-    command = ("-m", "preset=debug", "seed=0", "tracking.mode=disabled")
-    assert hyperfit(tmp_path, *command).returncode == 0
-    sweep = only_sweep(tmp_path)
-    spec = json.loads((sweep / SPEC_FILE).read_text())
-    assert spec["code"]["digest"] == code_version().digest
-    (sweep / SPEC_FILE).write_text(json.dumps(spec | {"code": OTHER.model_dump()}))
-    before = (sweep / SPEC_FILE).read_bytes()
-    result = hyperfit(tmp_path, *command)
-    assert result.returncode == 0, result.stderr
-    apart = sweep.with_name(f"{sweep.name}_{code_version().digest[:8]}")
-    assert "made by other code" in result.stdout
-    assert (apart / "seed=0/results.json").is_file()
-    assert (sweep / SPEC_FILE).read_bytes() == before
 
 
 def test_runs_with_changes_are_not_published(tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def compare_runs(
 
 
 def _check(name: str, differences: Differences, is_other_id: bool = False) -> Check:
-    detail = f"{differences.kind}: {differences}"
+    is_equal = differences.kind == "bit-equal"
+    detail = str(differences) if is_equal else f"{differences.kind}: {differences}"
     if is_other_id:
         detail += "; under another id: the code is of another version"
     return Check(name, "failed" if differences.kind == "different" else "passed", detail)

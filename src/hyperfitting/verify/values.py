@@ -21,7 +21,7 @@ class Differences:
     rtol: float
     atol: float
     n_values: int = 0
-    """Values compared."""
+    """Values compared; a file that is equal as a whole counts as one."""
     n_differing: int = 0
     max_abs: float = 0.0
     max_rel: float = 0.0
