@@ -18,7 +18,7 @@ from hyperfitting.record.schema import Record
 from hyperfitting.runtime.code_version import code_version
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.store.hashing import digest, file_sha256
-from hyperfitting.store.manifest import MANIFEST, read_manifest
+from hyperfitting.store.manifest import CODE, MANIFEST, read_manifest
 from hyperfitting.verify.check import Check, listed
 from hyperfitting.verify.scores import ATOL, RTOL
 from hyperfitting.verify.values import Differences
@@ -86,7 +86,7 @@ def check_ids(record: Record, pipeline: Pipeline) -> Check:
 def check_artifacts(record: Record, store: Path) -> Check:
     """Compare every file of a record's artifacts with its checksum, and each recipe with its id."""
     name, n_files = "artifacts", 0
-    missing, damaged = [], []
+    missing, damaged, other_code = [], [], []
     for label, recorded in record.artifacts.items():
         kind, artifact_id = Path(recorded).parts[-2:]
         folder = store / kind / artifact_id
@@ -100,6 +100,8 @@ def check_artifacts(record: Record, store: Path) -> Check:
             continue
         if manifest.id != artifact_id or digest(manifest.recipe) != artifact_id:
             damaged.append(f"{label}: its recipe is that of another id")
+        if manifest.packages.get(CODE) not in (None, record.code.digest):
+            other_code.append(label)
         for file, entry in manifest.files.items():
             n_files += 1
             path = folder / file
@@ -114,7 +116,10 @@ def check_artifacts(record: Record, store: Path) -> Check:
             "not checked",
             f"{there} of {len(record.artifacts)} are in {store}; not there: {listed(missing)}",
         )
-    return Check(name, "passed", f"{len(record.artifacts)} artifacts, {n_files} files")
+    detail = f"{len(record.artifacts)} artifacts, {n_files} files"
+    if other_code:
+        detail += f"; built by other code: {listed(other_code)}"
+    return Check(name, "passed", detail)
 
 
 def check_rebuilt(record: Record, recorded: Predictions | None, pipeline: Pipeline) -> Check:
