@@ -23,10 +23,16 @@ def describe_machine() -> Machine:
     """Return the machine, with the number of threads as it is now."""
     return Machine(
         cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        cores=_usable_cores(),
         threads=torch.get_num_threads(),
         system=f"{platform.system()} {platform.machine()}",
     )
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

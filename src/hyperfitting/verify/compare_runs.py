@@ -124,8 +124,8 @@ def _compare_tensors(differences: Differences, old: Path, new: Path) -> None:
             tensors = [before.get_tensor(name), after.get_tensor(name)]
             if tensors[0].dtype == tensors[1].dtype == torch.bfloat16:  # numpy has none
                 tensors = [tensor.float() for tensor in tensors]
-            arrays = [tensor.numpy() for tensor in tensors]
-            differences.compare(*arrays, f"{old.name}: {name}")
+            first, second = (tensor.numpy() for tensor in tensors)
+            differences.compare(first, second, f"{old.name}: {name}")
 
 
 def _environment(old: Record, new: Record) -> str:
