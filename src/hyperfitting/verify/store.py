@@ -19,7 +19,7 @@ from hyperfitting.runtime.code_version import code_version
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.store.hashing import digest, file_sha256
 from hyperfitting.store.manifest import CODE, MANIFEST, read_manifest
-from hyperfitting.verify.check import Check, listed
+from hyperfitting.verify.check import Check, Outcome, listed
 from hyperfitting.verify.scores import ATOL, RTOL
 from hyperfitting.verify.values import Differences
 
@@ -132,5 +132,5 @@ def check_rebuilt(record: Record, recorded: Predictions | None, pipeline: Pipeli
     if recorded is not None:
         arrays = {name: np.asarray(values) for name, values in predictions(comparison).items()}
         differences.compare(dict(recorded), arrays, "predictions")
-    outcome = "failed" if differences.kind == "different" else "passed"
+    outcome: Outcome = "failed" if differences.kind == "different" else "passed"
     return Check("record from artifacts", outcome, str(differences))
