@@ -130,7 +130,8 @@ def pytest_collection_finish() -> None:
 def run_numbers(folder: Path) -> dict[str, Any]:
     """Everything in the record of a run that a repetition must reproduce: not times and places."""
     record = read_record(folder / RECORD_FILE)
-    places = {"timings": True, "git": True, "artifacts": True, "model": {"location"}}
+    places = {"timings": True, "code": True, "machine": True, "artifacts": True}
+    places |= {"model": {"location"}}
     return record.model_dump(exclude=places)
 
 

@@ -12,6 +12,8 @@ from hyperfitting.runtime.files import read_versioned
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
 PACKAGES = ("hyperfitting", "torch", "transformers", "tokenizers", "datasets", "numpy")
+CODE = "code"
+"""Among an artifact's packages: `CodeVersion.digest` of the code that built it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Manifest:
     id: str
     recipe: dict[str, Any]
     packages: dict[str, str]
-    """Versions."""
+    """Versions, `CODE` among them."""
     seconds: float
     """How long building it took."""
     flops: float | None
