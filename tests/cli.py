@@ -7,6 +7,7 @@ What a fork cannot show, such as output while importing, is tested with `install
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import pkgutil
@@ -174,6 +175,7 @@ def _run(
     """Be the process of a command."""
     from hyperfitting.run import main
 
+    gc.freeze()  # collections would visit, and so copy, every page of the server's imports
     os.setsid()
     for fd, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(output, name), os.O_WRONLY | os.O_APPEND), fd)

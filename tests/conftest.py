@@ -1,5 +1,6 @@
 """What the tests share: composed configs, tiny models of all kinds, and finished runs."""
 
+import gc
 import logging
 import signal
 import subprocess
@@ -121,10 +122,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path not in slow, item.path not in commands))
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of all garbage collections, of which every training makes one."""
+    gc.freeze()
+
+
 def run_numbers(folder: Path) -> dict[str, Any]:
     """Everything in the record of a run that a repetition must reproduce: not times and places."""
     record = read_record(folder / RECORD_FILE)
-    places = {"timings": True, "git": True, "artifacts": True, "model": {"location"}}
+    places = {"timings": True, "code": True, "machine": True, "artifacts": True}
+    places |= {"model": {"location"}}
     return record.model_dump(exclude=places)
 
 

@@ -27,6 +27,8 @@ from hyperfitting.record.schema import (
     Slice,
     Timings,
 )
+from hyperfitting.runtime.code_version import CodeVersion
+from hyperfitting.runtime.machine import Machine
 from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 
 NO_OVERLAP = OverlapSpan(length=0, start=-1, sequence=-1, offset=-1)
@@ -168,8 +170,9 @@ def make_record(
         "schema_version": SCHEMA_VERSION,
         "config": make_config(),
         "versions": {"torch": "2"},
-        "git": None,
+        "code": CodeVersion(package="0", digest="0" * 16, git=None),
         "device": "cpu",
+        "machine": Machine(cpu="a CPU", cores=2, threads=1, system="Linux"),
         "generation_batches": {},
         "model": ModelInfo(name="m", id="0", location="m@1"),
         "dataset": make_dataset_info(),

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hyperfitting.models.base import BaseModel
-from hyperfitting.models.layers import override_forward
 from hyperfitting.models.loading import load
 from hyperfitting.runtime import linear_kernels
-from hyperfitting.training.compile import CompiledBlocks
 from hyperfitting.training.config import TrainingConfig
 from tests.training import cfg, run_training, step_losses
 
@@ -80,17 +78,3 @@ def test_only_float32_models_use_it(base: BaseModel) -> None:
     model = load(base)
     assert not linear_kernels.linear_forwards(model, "bfloat16")
     assert not linear_kernels.linear_forwards(model.to(torch.bfloat16), "float32")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("onednn")
-def test_one_compiled_block_serves_all_with_it(base: BaseModel) -> None:
-    model, tokens = load(base), torch.arange(20).view(2, 10)
-    with override_forward(linear_kernels.linear_forwards(model, "float32")):
-        expected = model(input_ids=tokens, use_cache=False).logits
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        with CompiledBlocks(model, enabled=True).active():
-            logits = model(input_ids=tokens, use_cache=False).logits
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -163,21 +163,21 @@ def test_the_base_model_and_the_early_stopped_checkpoint_are_runs_too(debug_run:
 def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
     result = hyperfit(
         tmp_path, "-m", "preset=debug", "tracking=offline", "hydra.sweep.dir=sweep",
-        "seed=0,1", "optimizer.lr=1e-3,1e30",
+        "optimizer.lr=1e30,1e-3",
     )  # fmt: skip
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
-    runs = sorted((tmp_path / "sweep").glob("seed=*"))
-    assert len(runs) == 4
+    runs = sorted((tmp_path / "sweep").glob("lr=*"))
+    assert len(runs) == 2
     finished = [p for p in runs if (p / "results.json").exists()]
     assert [p for p in runs if "lr=1e+30" in p.name] == [p for p in runs if p not in finished]
     tracked = [path.name for run in runs for path in (run / "wandb").glob("offline-run-*")]
-    assert len(tracked) == len(set(tracked)) == 4  # each run has one of its own
-    as_it_fails, at_the_end = result.stderr.split("2 runs finished, 2 failed:")
+    assert len(tracked) == len(set(tracked)) == 2  # each run has one of its own
+    as_it_fails, at_the_end = result.stderr.split("finished runs: 1, failed: 1")
     for text in (as_it_fails, at_the_end):
-        assert text.count("training diverged in epoch 1") == 2
-        assert text.count("lr=1e+30") >= 2
-    assert as_it_fails.count("failed: ") == 2
+        assert text.count("training diverged in epoch 1") == 1
+        assert text.count("lr=1e+30") >= 1
+    assert as_it_fails.count("failed: ") == 1
 
 
 def write_connections() -> None:

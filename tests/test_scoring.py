@@ -8,7 +8,7 @@ import pytest
 
 from hyperfitting.data.sequences import SplitSizes
 from hyperfitting.evaluation.config import EvaluationConfig
-from hyperfitting.evaluation.record_builder import RunResult, build_record, git_state, predictions
+from hyperfitting.evaluation.record_builder import RunResult, build_record, predictions
 from hyperfitting.evaluation.scoring import (
     Comparison,
     ModelOutput,
@@ -252,8 +252,3 @@ def test_a_record_holds_the_comparison_and_is_read_back_as_written(
     for side, scores in (("tuned", comparison.tuned), ("base", comparison.base)):
         for name, values in scores.output.token_stats.items():
             np.testing.assert_array_equal(arrays[f"{side}/{name}"], values)
-
-
-def test_the_checkout_is_identified_by_its_commit() -> None:
-    git = git_state()
-    assert git is None or len(git.commit) == 40

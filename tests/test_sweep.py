@@ -191,7 +191,7 @@ def test_a_failed_run_is_repeated_unless_it_should_not_be(tmp_path: Path) -> Non
     for extra, repetitions in (([], 1), (["hydra.sweeper.retry_failed=false"], 0)):
         again = hyperfit(tmp_path, *sweep, *extra)
         assert again.returncode == 1
-        events, _, summary = again.stderr.partition("1 runs finished, 1 failed:")
+        events, _, summary = again.stderr.partition("finished runs: 1, failed: 1")
         assert events.count("failed: training diverged") == repetitions
         assert summary.count("training diverged in epoch 1") == 1
 

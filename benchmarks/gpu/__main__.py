@@ -7,6 +7,7 @@ Both parts need no network: the models are randomly initialized. Without a GPU, 
 """
 
 import argparse
+import gc
 import os
 import platform
 import sys
@@ -69,6 +70,7 @@ def main() -> None:
     device = torch.empty(0, device=arguments.device).device  # with its index
     if device.type == "cpu":
         torch.set_num_threads(1)  # tiny models only lose by more
+    gc.freeze()  # `release` collects garbage often: leave the imports out of it
     machine = _machine(device)
     console = Console()
     findings: list[Finding] = []

@@ -68,6 +68,16 @@ def changes_results(schema: Any, name: str) -> bool:
     return bool(declared[name].metadata.get("enters") != RUNTIME)
 
 
+def result_settings(cfg: Any) -> dict[str, Any]:
+    """Return the settings that can change a number or label of a record, groups as nested dicts."""
+    settings = {}
+    for name in (f.name for f in dataclasses.fields(cfg) if changes_results(type(cfg), f.name)):
+        value = getattr(cfg, name)
+        is_group = dataclasses.is_dataclass(value)
+        settings[name] = result_settings(value) if is_group else as_plain(value)
+    return settings
+
+
 def refuse_unused(cfg: Any, at: str, choice: str, allowed: tuple[str, ...] = ()) -> None:
     """Refuse a field that is set although the choice made does not read it.
 

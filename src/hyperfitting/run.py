@@ -45,7 +45,8 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
 
     Args:
         cfg: the run's config.
-        out_dir: receives `results.json`, `predictions.npz` and `continuations.html`.
+        out_dir: receives `results.json`, `predictions.npz`, `continuations.html`, `SHA256SUMS`, and
+            `code.diff` if there are uncommitted changes.
         tracker: logs the training history and the record.
         progress: displays what is being built.
 
@@ -56,14 +57,17 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
         UserError: a mistake that only the user can fix; everything built so far is kept.
         Preempted: a signal asked the process to end; a checkpoint was written.
     """
-    from hyperfitting.evaluation.record_builder import RunResult, build_record, predictions
+    from hyperfitting.evaluation.record_builder import build_record, predictions
     from hyperfitting.pipeline.build import build_pipeline
-    from hyperfitting.record.files import TEXTS_PAGE, write_record
+    from hyperfitting.pipeline.result import run_result
+    from hyperfitting.record.files import TEXTS_PAGE, write_code_diff, write_record
     from hyperfitting.reporting.repetition_highlight import texts_page
-    from hyperfitting.runtime.device import describe_device, setup_torch
+    from hyperfitting.runtime.code_version import code_diff
+    from hyperfitting.runtime.device import setup_torch
     from hyperfitting.runtime.files import write_text
 
     start = time.perf_counter()
+    write_code_diff(out_dir, code_diff())  # of the code that was just loaded
     device = setup_torch(cfg.hardware)
     pipeline = build_pipeline(cfg, device, progress)
 
@@ -74,20 +78,7 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
     pipeline.generate()
     comparison = pipeline.score()
 
-    result = RunResult(
-        config=asdict(cfg),
-        comparison=comparison,
-        history=pipeline.history(),
-        next_tokens=pipeline.next_tokens(),
-        mechanism=pipeline.mechanism_results(comparison),
-        model=pipeline.model_info(),
-        split_sizes=pipeline.split_sizes(),
-        artifacts=pipeline.artifacts,
-        notes=pipeline.notes(),
-        seconds=time.perf_counter() - start,
-        device=describe_device(device),
-        generation_batches=pipeline.generation_batches(),
-    )
+    result = run_result(pipeline, comparison, device, time.perf_counter() - start)
     record = build_record(result, cfg.evaluation)
     write_text(out_dir / TEXTS_PAGE, texts_page(record))
     write_record(out_dir, record, predictions(comparison))
@@ -152,6 +143,7 @@ def run_in_sweep(cfg: DictConfig) -> None:
 
     Nothing is printed: its progress, and how it ended, are in its folder.
     """
+    from hyperfitting.sweep.code_pin import check_pin
     from hyperfitting.sweep.state import RunFolder, StatusReporter
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
@@ -161,6 +153,7 @@ def run_in_sweep(cfg: DictConfig) -> None:
             return
         reporter = StatusReporter(folder)
         with failures.log_failures(reporter.failed):
+            check_pin(folder.path.parent)
             if folder.record_path.exists():
                 folder.set_aside()
             _run_tracked(config, folder.path, reporter.progress)

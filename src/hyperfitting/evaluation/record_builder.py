@@ -1,9 +1,7 @@
 """From the scores of a run to its record."""
 
 import platform
-import subprocess
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,6 @@ from hyperfitting.record.schema import (
     SIDES,
     Continuation,
     DatasetInfo,
-    Git,
     Histograms,
     ModelInfo,
     NextTokens,
@@ -40,6 +37,8 @@ from hyperfitting.record.schema import (
     SampleText,
     Timings,
 )
+from hyperfitting.runtime.code_version import code_version
+from hyperfitting.runtime.machine import describe_machine
 from hyperfitting.store.artifact import Artifact
 from hyperfitting.store.manifest import package_versions
 
@@ -84,8 +83,9 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
         schema_version=SCHEMA_VERSION,
         config=result.config,
         versions={"python": platform.python_version(), **package_versions()},
-        git=git_state(),
+        code=code_version(),
         device=result.device,
+        machine=describe_machine(),
         generation_batches=result.generation_batches,
         model=result.model,
         dataset=DatasetInfo(
@@ -173,26 +173,3 @@ def _continuation(scores: Scores, row: int) -> Continuation:
             offset=int(overlap.offset[row]),
         ),
     )
-
-
-def git_state() -> Git | None:
-    """Return the commit of the checkout that this code runs from; none: an installed package."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        process = subprocess.run(  # noqa: S603  (fixed arguments, no shell)
-            ["git", *arguments],  # noqa: S607  (git is wherever the user has it)
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        return process.stdout.strip()
-
-    try:
-        if git("ls-files", "--error-unmatch", __file__):
-            return Git(commit=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain")))
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return None

@@ -30,8 +30,9 @@ _MAX_UNDEFINED = 0.05
 def cluster_weights(codes: Codes, resamples: int, rng: np.random.Generator) -> Floats:
     """Return how often each observation (N,) is drawn when whole clusters are: (B, N)."""
     n = int(codes.max()) + 1
-    draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-    return draws[:, codes].astype(np.float64)
+    drawn = rng.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
+    return counts[:, codes].astype(np.float64)
 
 
 def two_way_intervals(

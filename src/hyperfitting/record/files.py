@@ -1,6 +1,7 @@
 """Reading and writing the files of a record: `results.json`, and the predictions beside it."""
 
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,25 +13,32 @@ from numpy.typing import NDArray
 
 from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.record.schema import SCHEMA_VERSION, Record
+from hyperfitting.runtime.code_version import DIFF_FILE, MAX_DIFF_BYTES
 from hyperfitting.runtime.files import read_versioned, replacing, write_text
+from hyperfitting.store.hashing import file_sha256
 
 RECORD_FILE, PREDICTIONS_FILE, TEXTS_PAGE = (
     "results.json",
     "predictions.npz",
     "continuations.html",
 )
+CHECKSUMS_FILE = "SHA256SUMS"
+"""SHA-256 of the other files of a record, in the format of `sha256sum`."""
 
 Predictions = Mapping[str, NDArray[Any]]
 """`tuned/NAME` and `base/NAME` for each token statistic (`metrics.distribution.TokenStats`) on the
 reference texts: (N, text_len - 1) arrays in the order of the samples."""
 
 
+_CHECKSUM_LINE = re.compile(r"([0-9a-f]{64})  ([^/\\]+)")
 _REPORTED_PREDICTIONS = ("tuned/top1", "tuned/rank", "base/rank")
 """Those that figures are drawn of."""
 
 
 def write_record(folder: Path, record: Record, predictions: Predictions) -> None:
-    """Write a record and its predictions into a folder; results.json appears last, atomically.
+    """Write a record and its predictions into a folder, with the checksums of all its files.
+
+    results.json appears last, atomically. Its texts page and `code.diff` are in the folder before.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON cannot represent.
@@ -39,7 +47,45 @@ def write_record(folder: Path, record: Record, predictions: Predictions) -> None
         arrays: Any = {name.replace("/", "."): values for name, values in predictions.items()}
         np.savez_compressed(file, **arrays)
     text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder / RECORD_FILE, text + "\n")
+    with replacing(folder / RECORD_FILE) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        others = (folder / name for name in (PREDICTIONS_FILE, TEXTS_PAGE, DIFF_FILE))
+        checksums = {path.name: file_sha256(path) for path in others if path.is_file()}
+        checksums[RECORD_FILE] = file_sha256(temporary)
+        lines = (f"{checksum}  {name}\n" for name, checksum in sorted(checksums.items()))
+        write_text(folder / CHECKSUMS_FILE, "".join(lines))
+
+
+def write_code_diff(folder: Path, diff: str) -> None:
+    """Write `code.diff` for a record; without changes, or with too many, one of before goes."""
+    content = diff.encode("utf-8", "surrogateescape")
+    path = folder / DIFF_FILE
+    if not content or len(content) > MAX_DIFF_BYTES:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_checksums(folder: Path) -> dict[str, str] | None:
+    """Return the checksums of a record's files by name; None: there are none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / CHECKSUMS_FILE
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read: {error}", field="checksums", value=path) from error
+    entries = [_CHECKSUM_LINE.fullmatch(line) for line in lines]
+    if not entries or None in entries:
+        raise UserError(
+            "has a line that is no checksum of a file beside it", field="checksums", value=path
+        )
+    return {entry[2]: entry[1] for entry in entries if entry is not None}
 
 
 def read_record(path: Path) -> Record:

@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
 from hyperfitting.record.mechanism import Mechanism
+from hyperfitting.runtime.code_version import CodeVersion
+from hyperfitting.runtime.machine import Machine
 from hyperfitting.runtime.strict_model import StrictModel
 
 SCHEMA_VERSION = 6
@@ -22,13 +24,6 @@ NAMED_GROUPS = ("model", "dataset", "decode")
 """Config groups whose choice has a name that reports show."""
 SIDES: tuple[Side, ...] = ("tuned", "base", "reference")
 """The tuned model; the base model; the reference texts, scored as if the base had written them."""
-
-
-class Git(StrictModel):
-    """The checkout that the code ran from."""
-
-    commit: str = Field(description="hash of the commit")
-    dirty: bool = Field(description="whether there were uncommitted changes")
 
 
 class ModelInfo(StrictModel):
@@ -171,14 +166,15 @@ class Histograms(StrictModel):
 
 
 class Record(StrictModel):
-    """The record of a finished run. Only `timings` and `git` may differ between repetitions, and
-    `generation_batches` where the free memory decides."""
+    """The record of a finished run. Only `timings`, `code.git` and `machine` may differ between
+    repetitions, and `generation_batches` where the free memory decides."""
 
     schema_version: int = Field(description=f"version of this format: {SCHEMA_VERSION}")
     config: dict[str, Any] = Field(description="the resolved config")
     versions: dict[str, str] = Field(description="Python and package versions")
-    git: Git | None = Field(description="the checkout; null: an installed package")
+    code: CodeVersion = Field(description="the code that made it")
     device: str = Field(description="torch device, with the name of a GPU")
+    machine: Machine = Field(description="the machine that it was made on")
     generation_batches: dict[str, list[int]] = Field(
         description="by artifact of continuations, the number of texts in each batch that was "
         "generated: fixed by `hardware.generation_batch_size`, else by the free memory"

@@ -13,7 +13,7 @@ Its content is described in the experiment's file, under `hydra.sweeper.report`;
 from pathlib import Path
 from urllib.parse import quote
 
-from hyperfitting.reporting import figures, index, page, tables
+from hyperfitting.reporting import community, figures, index, page, tables
 from hyperfitting.reporting.spec import ColumnSpec, ReportSpec, TableSpec, parse_report
 from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
 from hyperfitting.reporting.tables import markdown_text
@@ -49,6 +49,8 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
         reports = folder.parent.parent / "reports" if beside else folder / "reports"
     out = reports / folder.name
     built = [tables.build_table(sweep, name, table) for name, table in spec.tables.items()]
+    others = community.contributions(reports / community.FOLDER, sweep.spec)
+    built = [community.with_contributions(table, others) for table in built]
     out.mkdir(parents=True, exist_ok=True)
     for table in built:
         write_text(out / f"{table.name}.md", tables.to_markdown(table))

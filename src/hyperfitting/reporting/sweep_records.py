@@ -108,15 +108,30 @@ class SweepRecords:
         }
         if records:
             record = records[-1]
-            git = record.git
-            commit = git.commit + (", with changes" if git.dirty else "") if git else ""
             versions = (f"{package} {version}" for package, version in record.versions.items())
             provenance["Versions"] = ", ".join(versions)
-            provenance["Code"] = commit or "an installed package"
+            provenance["Code"] = self._code()
             provenance["Device"] = record.device
         if self.preference is not None:
             provenance["Preference"] = self.preference.summary
         return provenance
+
+    def made_with_changes(self) -> list[str]:
+        """Return the names of the finished runs that were made with uncommitted changes."""
+        return [
+            run.name for run, r in self.finished() if r.code.git is not None and r.code.git.dirty
+        ]
+
+    def _code(self) -> str:
+        """Return the code of the finished runs; if there are several, with the runs of each."""
+        runs: dict[str, list[str]] = {}
+        codes = {record.code.digest: str(record.code) for _, record in self.finished()}
+        for run, record in self.finished():
+            runs.setdefault(codes[record.code.digest], []).append(run.name)
+        if len(runs) == 1:
+            return next(iter(runs))
+        parts = (f"{code}: {', '.join(names)}" for code, names in runs.items())
+        return "runs of different code: " + "; ".join(parts)
 
 
 def load_sweep(folder: Path) -> SweepRecords:

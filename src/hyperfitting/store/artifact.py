@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hyperfitting.errors import UserError, exhausted_resource
+from hyperfitting.runtime.code_version import code_version
 from hyperfitting.runtime.files import (
     OtherVersionError,
     folder_error,
@@ -38,6 +39,7 @@ from hyperfitting.runtime.files import (
 )
 from hyperfitting.store.hashing import digest, file_sha256
 from hyperfitting.store.manifest import (
+    CODE,
     MANIFEST,
     MANIFEST_VERSION,
     FileEntry,
@@ -231,7 +233,7 @@ class Artifact:
             manifest_version=MANIFEST_VERSION,
             id=self.id,
             recipe=dict(self.recipe),
-            packages=package_versions(),
+            packages=package_versions() | {CODE: code_version().digest},
             seconds=round(seconds, 3),
             flops=flops,
             files={

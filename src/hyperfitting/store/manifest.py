@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +12,8 @@ from hyperfitting.runtime.files import read_versioned
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
 PACKAGES = ("hyperfitting", "torch", "transformers", "tokenizers", "datasets", "numpy")
+CODE = "code"
+"""Among an artifact's packages: `CodeVersion.digest` of the code that built it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Manifest:
     id: str
     recipe: dict[str, Any]
     packages: dict[str, str]
-    """Versions."""
+    """Versions, `CODE` among them."""
     seconds: float
     """How long building it took."""
     flops: float | None
@@ -63,6 +66,7 @@ def read_manifest(folder: Path) -> Manifest:
     )
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Return the installed versions of the packages that can change a number."""
     versions = {}

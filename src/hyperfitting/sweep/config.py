@@ -36,6 +36,9 @@ class SweeperConfig:
     """What varies between runs; see `hyperfitting.sweep.runs`."""
     scales: dict[str, Any] = field(default_factory=dict)
     """For each `scale`, additional `base_overrides` and `axes`."""
+    code_change: str = "keep_apart"
+    """For a sweep whose finished runs were made by other code: `keep_apart` begins it anew beside
+    it, in NAME_CODE; `continue` finishes it with this code. Artifacts are shared either way."""
     retry_failed: bool = True
     """Repeat runs that failed in an earlier command."""
     max_attempts: int = 3

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from hyperfitting.errors import UserError
+from hyperfitting.runtime.code_version import CodeVersion
 from hyperfitting.runtime.files import first_problem, make_folder, read_versioned, write_json
 from hyperfitting.runtime.strict_model import StrictModel
 
@@ -31,6 +32,9 @@ class RunEntrySpec(StrictModel):
 
     name: str = Field(description="its name, and its folder's")
     labels: dict[str, str] = Field(description="by axis, the label of its option")
+    settings: str | None = Field(
+        default=None, description="digest of its settings that can change a result"
+    )
 
     @field_validator("name")
     @classmethod
@@ -66,6 +70,9 @@ class SweepSpec(StrictModel):
     axes: dict[str, Options] = Field(description="`hydra.sweeper.axes`")
     report: dict[str, Any] = Field(description="`hydra.sweeper.report`")
     runs: list[RunEntrySpec] = Field(description="all runs, in order")
+    code: CodeVersion | None = Field(
+        default=None, description="the code that it is pinned to; null: unknown"
+    )
 
     @field_validator("report")
     @classmethod

@@ -20,8 +20,12 @@ from rich.console import Console
 from hyperfitting.config import RunConfig, from_hydra
 from hyperfitting.errors import UserError
 from hyperfitting.failures import ReportedError, print_error, quote
+from hyperfitting.fields import result_settings
 from hyperfitting.formatting import make_console
+from hyperfitting.runtime.code_version import code_version
 from hyperfitting.runtime.files import refresh_directory
+from hyperfitting.store.hashing import digest
+from hyperfitting.sweep.code_pin import pinned_folder
 from hyperfitting.sweep.config import HydraSetup, SweeperConfig
 from hyperfitting.sweep.jobs import compose_job
 from hyperfitting.sweep.live_view import live_view, summary_table
@@ -89,7 +93,7 @@ class SweepResult:
         """
         if not self.failed:
             return
-        lines = [f"{self.n_finished} runs finished, {len(self.failed)} failed:"]
+        lines = [f"finished runs: {self.n_finished}, failed: {len(self.failed)}"]
         for name, reason in self.failed.items():
             log_file = self.folder / name / "hyperfit.log"
             lines.append(f"- {name}: {reason.partition(chr(10))[0]}  (log: {log_file})")
@@ -120,7 +124,7 @@ def run_sweep(
             hint="without torchrun: hardware=fsdp uses all GPUs of a machine for each run, and "
             "hydra/launcher=slurm gives each run a machine",
         )
-    sweep = _compose_sweep(sweeper, hydra, arguments)
+    sweep = _compose_sweep(sweeper, hydra, arguments, console)
     workers = hydra.config.hydra.launcher.get("workers", 1)
     if hydra.config.plan:
         from hyperfitting.sweep import plan  # imports torch
@@ -150,7 +154,9 @@ def run_sweep(
     )
 
 
-def _compose_sweep(sweeper: SweeperConfig, hydra: HydraSetup, arguments: Sequence[str]) -> Sweep:
+def _compose_sweep(
+    sweeper: SweeperConfig, hydra: HydraSetup, arguments: Sequence[str], console: Console
+) -> Sweep:
     """Return the sweep of a command, every run composed and checked before any starts."""
     config = hydra.config
     scale = choose_scale(sweeper.scales, config.scale)
@@ -167,7 +173,7 @@ def _compose_sweep(sweeper: SweeperConfig, hydra: HydraSetup, arguments: Sequenc
     )
     with open_dict(config):
         config.hydra.sweeper.name = sweeper.name or sweep_name([*params, *arguments])
-    folder = Path(config.hydra.sweep.dir).absolute()
+    folder = pinned_folder(Path(config.hydra.sweep.dir).absolute(), sweeper.code_change, console)
     overrides = {
         run.name: [
             *run.overrides,
@@ -222,7 +228,15 @@ def _write_spec(sweep: Sweep, sweeper: SweeperConfig, scale: str, arguments: Seq
         scales=sweeper.scales,
         axes=sweeper.axes,
         report=sweeper.report,
-        runs=[{"name": run.name, "labels": dict(run.labels)} for run in sweep.runs],
+        runs=[
+            {
+                "name": run.name,
+                "labels": dict(run.labels),
+                "settings": digest(result_settings(sweep.configs[run.name])),
+            }
+            for run in sweep.runs
+        ],
+        code=code_version(),
     )
 
 

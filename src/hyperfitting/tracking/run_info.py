@@ -1,6 +1,5 @@
 """What identifies and describes a W&B run."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperfitting.config import RunConfig
-from hyperfitting.fields import as_plain, changes_results
+from hyperfitting.fields import result_settings
 from hyperfitting.store.hashing import digest
 
 MAX_POINTS = 1000
@@ -37,7 +36,7 @@ class RunInfo:
         """Id on W&B, the same for all attempts at a run of a sweep; none: a new one each time."""
         if self.sweep is None:
             return None
-        return digest([str(self.folder.absolute()), _result_settings(self.config)])
+        return digest([str(self.folder.absolute()), result_settings(self.config)])
 
     @property
     def wandb_config(self) -> dict[str, Any]:
@@ -54,13 +53,3 @@ class RunInfo:
         dataset, trainer = self.config.dataset, self.config.trainer
         steps = trainer.epochs * math.ceil(dataset.n_train / trainer.batch_size)
         return math.ceil(steps / MAX_POINTS)
-
-
-def _result_settings(cfg: Any) -> dict[str, Any]:
-    """Return the settings that can change a result, groups as nested dicts."""
-    settings = {}
-    for name in (f.name for f in dataclasses.fields(cfg) if changes_results(type(cfg), f.name)):
-        value = getattr(cfg, name)
-        is_group = dataclasses.is_dataclass(value)
-        settings[name] = _result_settings(value) if is_group else as_plain(value)
-    return settings

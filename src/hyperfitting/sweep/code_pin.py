@@ -1,0 +1,70 @@
+"""A sweep is pinned to the code that its finished runs were made by (`sweep.json`).
+
+Other code is what changes `CodeVersion.digest`: an edit of a report or of a config file does not.
+What is pinned is records. Artifacts of the store are shared: their ids hold what determines them.
+"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from hyperfitting.errors import UserError
+from hyperfitting.fields import one_of
+from hyperfitting.record.files import RECORD_FILE
+from hyperfitting.runtime.code_version import CodeVersion, code_version
+from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
+
+_FIELD = "hydra.sweeper.code_change"
+
+
+def pinned_folder(folder: Path, code_change: str, console: Console) -> Path:
+    """Return the folder in which this code runs a sweep, and print why if it is another one.
+
+    Args:
+        folder: that of the command.
+        code_change: `keep_apart`, or `continue`: in the same folder all the same.
+        console: to print on.
+
+    Raises:
+        UserError: there is no such choice.
+    """
+    one_of(_FIELD, code_change, ("keep_apart", "continue"))
+    code, pin = code_version(), pinned_code(folder)
+    n_finished = len(list(folder.glob(f"*/{RECORD_FILE}")))
+    if pin is None or pin.digest == code.digest or not n_finished:
+        return folder
+    begun = f"{folder.name}: its {n_finished} finished runs were made by other code: {pin}"
+    if code_change == "continue":
+        console.print(f"{begun}; it continues with {code}, and its report will say so")
+        return folder
+    apart = folder.with_name(f"{folder.name}_{code.digest[:8]}")
+    console.print(
+        f"{begun}. They are kept. This is {code}, and its runs go to {apart} (trainings and texts "
+        f"that are the same are reused).\n  try:   {_FIELD}=continue to finish {folder.name} with "
+        "this code instead, or the code that began it"
+    )
+    return apart
+
+
+def pinned_code(folder: Path) -> CodeVersion | None:
+    """Return the code that the sweep in a folder is pinned to; none: no sweep, or unknown."""
+    try:
+        return read_sweep_spec(folder).code if (folder / SPEC_FILE).is_file() else None
+    except UserError:  # damaged or of another version: it is written anew
+        return None
+
+
+def check_pin(folder: Path) -> None:
+    """Refuse to run one run of a sweep with other code than the sweep began with.
+
+    (The files were edited while it runs, or a node has another installation.)
+
+    Raises:
+        UserError: the code is another.
+    """
+    code, pin = code_version(), pinned_code(folder)
+    if pin is not None and pin.digest != code.digest:
+        raise UserError(
+            f"the sweep was begun by {pin}, and this process is {code}",
+            hint="the same command again: it keeps the runs of different code apart",
+        )

@@ -1,0 +1,147 @@
+"""`hyperfit-verify`: checks results without trusting them, and with `--again` makes one anew."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyperfitting.errors import UserError
+from hyperfitting.failures import exit_status
+from hyperfitting.runtime.logs import log_warnings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hyperfitting.verify.check import Check
+
+_COLORS = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Check results, print a table for each run (or JSON), and return the exit status.
+
+    Raises:
+        UserError: there is no result, or it cannot be made anew.
+    """
+    from hyperfitting.formatting import make_console
+    from hyperfitting.verify.again import check_again
+    from hyperfitting.verify.check import exit_code
+    from hyperfitting.verify.run_checks import check_run
+    from hyperfitting.verify.sweep_checks import (
+        check_contributors,
+        check_sweep,
+        run_folders,
+    )
+
+    target: Path = arguments.result
+    folders = run_folders(target)
+    if arguments.again and len(folders) != 1:
+        raise UserError(
+            f"--again makes one run anew, and this has {len(folders)}",
+            field="RESULT",
+            value=target,
+            hint=f"one of them, such as {folders[0]}",
+        )
+    console = make_console()
+    results: dict[str, list[Check]] = {}
+
+    def add(name: str, checks: Iterator["Check"]) -> None:
+        results[name] = list(checks)
+        if not arguments.json:
+            _print(console, name, results[name])
+
+    for folder in folders:
+        add(str(folder), check_run(folder, arguments.store))
+    if arguments.again:
+        out = None if arguments.json else console
+        add(
+            f"{folders[0]}, made anew",
+            check_again(folders[0], arguments.python, arguments.work, arguments.store, out),
+        )
+    whole = [*check_sweep(target), *check_contributors(target)]
+    if whole:
+        add(f"all of {target}", iter(whole))
+    checks = [check for of_one in results.values() for check in of_one]
+    status = exit_code(checks)
+    if arguments.json:
+        rows = {name: [asdict(check) for check in of_one] for name, of_one in results.items()}
+        print(json.dumps({"status": status, "results": rows}, indent=1, ensure_ascii=False))
+    else:
+        counts = {o: sum(check.outcome == o for check in checks) for o in _COLORS}
+        console.print(", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
+    return status
+
+
+def _print(console: "Console", name: str, checks: list["Check"]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from hyperfitting.formatting import printable_line
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        table.add_row(
+            Text(check.name),
+            Text(check.outcome, style=_COLORS[check.outcome]),
+            Text(printable_line(check.detail)),
+        )
+    console.print(Text(name, style="bold"), soft_wrap=True)
+    console.print(table)
+    console.print()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hyperfit-verify",
+        description="Check results without trusting them: files, config, ids, scores, artifacts.",
+        epilog="Exit status: 0: every check passed; 1: one failed; 2: none failed, but some could "
+        "not be made. Example: hyperfit-verify outputs/sweeps/table1_embedded",
+    )
+    parser.add_argument(
+        "result",
+        metavar="RESULT",
+        type=Path,
+        help="a results.json, a run's folder, a sweep's folder, or a folder of them",
+    )
+    parser.add_argument("--store", type=Path, help="the run's artifacts (default: as recorded)")
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+    parser.add_argument(
+        "--again", action="store_true", help="make the run anew and compare every artifact"
+    )
+    parser.add_argument(
+        "--python",
+        type=Path,
+        help="with --again: Python of another environment with hyperfitting (default: this one)",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="with --again: folder to work in, to resume in and to keep (default: temporary)",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if not parsed.again and (parsed.python or parsed.work):
+        parser.error("--python and --work change nothing without --again")
+    log_warnings()
+    status = 0
+
+    def task() -> None:
+        nonlocal status
+        status = verify(parsed)
+
+    sys.exit(exit_status(task) or status)
+
+
+if __name__ == "__main__":
+    main()

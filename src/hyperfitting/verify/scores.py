@@ -1,0 +1,183 @@
+"""A record's scores computed again from what lies beside them: its texts and `predictions.npz`.
+
+Needs neither models nor store. What the record does not hold, the training sequences and the
+models' probabilities while they generated, limits it: the text values of the metrics computed from
+these are taken as recorded (their means and intervals are computed again), and at shorter lengths
+they are left out. `verify.store` checks them with the artifacts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfitting.config import from_plain
+from hyperfitting.evaluation.config import EvaluationConfig
+from hyperfitting.evaluation.forward import TOKEN_STATS
+from hyperfitting.evaluation.scoring import (
+    Comparison,
+    ModelOutput,
+    NgramCorpus,
+    Scores,
+    TokenizedText,
+    Values,
+    per_text,
+    slices,
+)
+from hyperfitting.metrics.inputs import ScoringInputs
+from hyperfitting.metrics.overlap import Overlap, histogram
+from hyperfitting.metrics.registry import METRICS
+from hyperfitting.record.files import Predictions
+from hyperfitting.record.schema import SIDES, Record, Side
+from hyperfitting.verify.values import Differences
+
+RTOL, ATOL = 1e-9, 1e-12
+"""Rounding: the same functions on the same numbers, with other versions of numpy or scipy."""
+Stats = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ScoresCheck:
+    """How the recorded scores differ from those computed again."""
+
+    differences: Differences
+    not_computed: list[str]
+    """Metrics whose recorded text values could not be computed again."""
+
+
+def check_scores(record: Record, predictions: Predictions) -> ScoresCheck:
+    """Compare a record's scores with those of its texts and predictions.
+
+    Args:
+        record: of a run.
+        predictions: of both models on the reference texts.
+
+    Raises:
+        ValueError: the predictions are not of these texts.
+    """
+    evaluation = from_plain(record.config).evaluation
+    stats = {side: _token_stats(record, predictions, side) for side in ("tuned", "base")}
+    recorder = _Recomputation(record, evaluation, stats)
+    scores = {side: recorder.scores(side) for side in SIDES}
+    contexts = [TokenizedText(s.context.tokens, s.context.token_texts) for s in record.samples]
+    expected = slices(Comparison(**scores, contexts=contexts), evaluation)
+    if len(record.slices) != len(expected):
+        raise ValueError(f"{len(record.slices)} slices instead of {len(expected)}")
+    differences = Differences(RTOL, ATOL)
+    for i, (part, other) in enumerate(zip(record.slices, expected, strict=True)):
+        old, new = part.model_dump(), other.model_dump()
+        for group in (*SIDES, "difference"):
+            extra = set(old[group]) - set(new[group])
+            for key in extra & recorder.not_computed(part.max_new_tokens):
+                del old[group][key]
+        differences.compare(old, new, f"slices[{i}]")
+    for side, of_side in scores.items():
+        differences.compare(record.per_text.values(side), per_text(of_side), f"per_text.{side}")
+    lengths = {side: histogram(of_side.overlap.length) for side, of_side in scores.items()}
+    differences.compare(record.overlap_histogram.model_dump(), lengths, "overlap_histogram")
+    recorded = {key for part in record.slices for side in SIDES for key in part.estimates(side)}
+    as_recorded = recorder.not_computed(evaluation.continuation_len)
+    return ScoresCheck(differences, [key for key in METRICS if key in recorded & as_recorded])
+
+
+@dataclass
+class _Recomputation:
+    """The values of all metrics that the record's texts and predictions give."""
+
+    record: Record
+    evaluation: EvaluationConfig
+    stats: Mapping[str, Stats]
+    """Token statistics on the reference texts, of `tuned` and `base`."""
+
+    def __post_init__(self) -> None:
+        self._missing: dict[int, set[str]] = {n: set() for n in self.evaluation.max_new_tokens}
+        in_words = self.evaluation.unit == "word"
+        no_sequences = np.zeros((0, 1), np.int32)
+        self._corpus = NgramCorpus(no_sequences, str if in_words else None)
+
+    def not_computed(self, length: int) -> set[str]:
+        """Return the metrics whose text values are not computed at a length."""
+        missing = self._missing[length]
+        return {k for k, m in METRICS.items() if m.per_set or (m.exp_of or k) in missing}
+
+    def scores(self, side: Side) -> Scores:
+        """Return the scores of a side; text values that are missing at full length as recorded."""
+        own = self.stats["tuned" if side == "tuned" else "base"]
+        inputs = {n: self._inputs(side, own, n) for n in self.evaluation.max_new_tokens}
+        values = {n: self._values(inputs[n], n) for n in inputs}
+        full = self.evaluation.continuation_len
+        for key in self._missing[full] & self.record.per_text.values(side).keys():
+            recorded = np.array(self.record.per_text.values(side)[key], dtype=np.float64)
+            values[full].setdefault(key, recorded)
+        texts = [getattr(sample, side) for sample in self.record.samples]
+        output = ModelOutput(
+            datasets=[sample.dataset for sample in self.record.samples],
+            token_stats=own,
+            step_stats={},
+            base_loglikelihoods={},
+            continuations=[TokenizedText(text.tokens, text.token_texts) for text in texts],
+        )
+        return Scores(output, inputs, values)
+
+    def _values(self, inputs: ScoringInputs, length: int) -> Values:
+        full = self.evaluation.continuation_len
+        values: Values = {}
+        for key, metric in METRICS.items():
+            if metric.per_text is None or metric.among_texts:
+                continue
+            if not metric.of_continuations and (
+                length < full or not (metric.is_measured(inputs) or self._is_recorded(key))
+            ):
+                continue
+            if key == "gen/dataset_bleu" or (key.startswith("gen/dataset_") and length < full):
+                self._missing[length].add(key)
+                continue
+            try:
+                values[key] = metric.per_text(inputs)
+            except KeyError:  # a statistic that is not beside the record
+                self._missing[length].add(key)
+        return values
+
+    def _is_recorded(self, key: str) -> bool:
+        return key in self.record.per_text.tuned
+
+    def _inputs(self, side: Side, own: Stats, length: int) -> ScoringInputs:
+        texts = [getattr(sample, side) for sample in self.record.samples]
+        step_stats: Stats = {}
+        if side == "reference":  # as `evaluation.outputs.reference_output`
+            start = self.evaluation.context_len - 1
+            step_stats = {name: values[:, start:][:, :length] for name, values in own.items()}
+        return ScoringInputs(
+            continuations=[text.tokens[:length] for text in texts],
+            units=[
+                self._corpus.units(text.token_texts[:length], text.tokens[:length])
+                for text in texts
+            ],
+            corpus=[],
+            overlap=Overlap(
+                *(np.array([getattr(t.overlap, f.name) for t in texts]) for f in fields(Overlap))
+            ),
+            step_stats=step_stats,
+            base_loglikelihoods=step_stats,
+            token_stats=own,
+            base_token_stats=self.stats["base"],
+            context_len=self.evaluation.context_len,
+            bleu_n=self.evaluation.bleu_n,
+        )
+
+
+def _token_stats(record: Record, predictions: Predictions, side: str) -> Stats:
+    """Return a model's statistics on the reference texts.
+
+    Raises:
+        ValueError: one is missing, or they are not of as many texts as the record has.
+    """
+    stats = {name: predictions.get(f"{side}/{name}") for name in TOKEN_STATS}
+    for name, values in stats.items():
+        if values is None or values.shape != stats["top1"].shape:  # type: ignore[union-attr]
+            raise ValueError(f"predictions.npz has no {side}.{name}, or one of another shape")
+        if len(values) != len(record.samples):
+            raise ValueError(f"predictions of {len(values)} texts, not {len(record.samples)}")
+    return {name: values for name, values in stats.items() if values is not None}

@@ -1,0 +1,310 @@
+"""`hyperfit-verify` on a debug sweep: what is intact passes, and every edit is found."""
+
+import argparse
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from safetensors.numpy import load_file, save_file
+
+from hyperfitting.errors import UserError
+from hyperfitting.record.files import CHECKSUMS_FILE, PREDICTIONS_FILE, RECORD_FILE, read_record
+from hyperfitting.runtime.code_version import code_version
+from hyperfitting.store.hashing import file_sha256
+from hyperfitting.sweep.spec import SPEC_FILE
+from hyperfitting.verify import cli
+from hyperfitting.verify.again import check_again
+from hyperfitting.verify.check import Check, exit_code
+from hyperfitting.verify.compare_runs import compare_artifacts, compare_runs
+from hyperfitting.verify.run_checks import check_run
+from hyperfitting.verify.sweep_checks import check_sweep
+from hyperfitting.verify.values import Differences
+from tests.cli import hyperfit
+from tests.conftest import only_sweep
+
+Edit = Callable[[Path], None]
+SWEEP = ("-m", "preset=debug", "seed=0,1", "tracking.mode=disabled")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a finished sweep of two seeds."""
+    folder = tmp_path_factory.mktemp("verify")
+    result = hyperfit(folder, *SWEEP)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def sweep(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the sweep, to edit; the records name the store of the original."""
+    return Path(shutil.copytree(only_sweep(finished), tmp_path / "sweep"))
+
+
+@pytest.fixture
+def run(sweep: Path) -> Path:
+    return sweep / "seed=0"
+
+
+def by_name(checks: Any) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def failed(checks: Any) -> set[str]:
+    return {check.name for check in checks if check.outcome == "failed"}
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def edit_record(run: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    path = run / RECORD_FILE
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+
+
+def sign_again(run: Path) -> None:
+    """Write checksums of the files as they are, as somebody who forges a result would."""
+    names = [line.split()[1] for line in (run / CHECKSUMS_FILE).read_text().splitlines()]
+    lines = (f"{file_sha256(run / name)}  {name}\n" for name in names)
+    (run / CHECKSUMS_FILE).write_text("".join(lines))
+
+
+def edited_score(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        record["slices"][0]["tuned"]["gen/ttr"]["mean"] += 1e-6
+
+    edit_record(run, edit)
+
+
+def edited_text(run: Path) -> None:
+    edit_record(run, lambda record: record["samples"][0]["tuned"].update(text="Much better."))
+
+
+def edited_tokens(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        text = record["samples"][1]["tuned"]
+        text["tokens"] = list(range(len(text["tokens"])))
+
+    edit_record(run, edit)
+
+
+def edited_predictions(run: Path) -> None:
+    with np.load(run / PREDICTIONS_FILE) as file:
+        values = {name: file[name].copy() for name in file.files}
+    values["tuned.loss"][0, 0] -= 0.5
+    np.savez_compressed(run / PREDICTIONS_FILE, **values)
+
+
+def edited_config(run: Path) -> None:
+    edit_record(run, lambda record: record["config"]["trainer"].update(epochs=20))
+
+
+def swapped_ids(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        ids = record["artifacts"]
+        tuned, base = (next(n for n in ids if n.startswith(f"{m}/cont")) for m in ("tuned", "base"))
+        ids[tuned], ids[base] = ids[base], ids[tuned]
+
+    edit_record(run, edit)
+
+
+def other_seed(run: Path) -> None:
+    other = run.with_name("seed=1")
+    shutil.rmtree(run)
+    shutil.copytree(other, run)
+
+
+TAMPERINGS: dict[Edit, set[str]] = {
+    edited_score: {"scores", "record from artifacts"},
+    edited_text: {"texts", "record from artifacts"},
+    edited_tokens: {"scores", "record from artifacts"},
+    edited_predictions: {"scores", "record from artifacts"},
+    edited_config: {"config", "artifact ids", "place in the sweep"},
+    swapped_ids: {"artifact ids"},
+    other_seed: {"place in the sweep"},
+}
+"""By edit, the checks that find it after the checksums were forged too."""
+
+
+def test_an_intact_sweep_passes_every_check_and_nothing_is_written(
+    finished: Path, sweep: Path
+) -> None:
+    before = stamps(finished) | stamps(sweep)
+    checks = [*check_run(sweep / "seed=0"), *check_run(sweep / "seed=1"), *check_sweep(sweep)]
+    assert [check for check in checks if check.outcome != "passed"] == []
+    assert exit_code(checks) == 0
+    assert {"files", "scores", "artifact ids", "artifacts", "record from artifacts"} <= {
+        check.name for check in checks
+    }
+    assert stamps(finished) | stamps(sweep) == before
+
+
+@pytest.mark.parametrize("edit", TAMPERINGS, ids=lambda edit: edit.__name__)
+def test_tampering_is_found_with_checksums_and_without(edit: Edit, run: Path) -> None:
+    edit(run)
+    if edit is not other_seed:  # its files are those of a whole run
+        assert "files" in failed(check_run(run))
+    sign_again(run)
+    checks = list(check_run(run))
+    assert TAMPERINGS[edit] <= failed(checks)
+    assert "files" not in failed(checks)
+    assert exit_code(checks) == 1
+
+
+def test_the_checksums_are_those_of_sha256sum(run: Path) -> None:
+    command = ["sha256sum", "--check", "--strict", CHECKSUMS_FILE]
+    result = subprocess.run(command, cwd=run, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_without_its_store_a_record_is_checked_as_far_as_that_goes(
+    run: Path, tmp_path: Path
+) -> None:
+    checks = by_name(check_run(run, tmp_path / "nowhere"))
+    assert checks["artifact ids"].outcome == checks["scores"].outcome == "passed"
+    assert checks["artifacts"].outcome == "not checked"
+    assert exit_code(list(checks.values())) == 2
+
+
+def test_a_damaged_artifact_is_found_and_left_in_place(
+    finished: Path, run: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(finished / "outputs/store", tmp_path / "store"))
+    tuned = Path(read_record(run / RECORD_FILE).artifacts["tuned"])
+    weights = store / "tuned" / tuned.name / "last.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    before = stamps(store)
+    checks = by_name(check_run(run, store))
+    assert checks["artifacts"].outcome == "failed"
+    assert "last.safetensors" in checks["artifacts"].detail
+    assert checks["record from artifacts"].outcome == "not checked"
+    assert stamps(store) == before
+
+
+def test_a_record_that_reads_the_environment_is_refused(run: Path) -> None:
+    edit_record(run, lambda r: r["config"]["model"].update(name="${oc.env:HOME}"))
+    (check,) = check_run(run)
+    assert (check.name, check.outcome) == ("record", "failed")
+
+
+def test_the_command_prints_json_and_returns_the_status(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited_score(run)
+    assert cli.verify(cli._parser().parse_args([str(run), "--json"])) == 1
+    printed = json.loads(capsys.readouterr().out)
+    outcomes = {check["name"]: check["outcome"] for check in printed["results"][str(run)]}
+    assert printed["status"] == 1 and outcomes["scores"] == "failed"
+
+
+def test_runs_are_compared_in_the_order_of_the_pipeline(
+    finished: Path, sweep: Path, tmp_path: Path
+) -> None:
+    """A loss that differs is named with its step, and so is the first artifact of another seed."""
+    store = finished / "outputs/store"
+    copied = Path(shutil.copytree(store, tmp_path / "copy"))
+    record = read_record(sweep / "seed=0" / RECORD_FILE)
+    history = copied / "tuned" / Path(record.artifacts["tuned"]).name / "history.jsonl"
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+    changed = next(row for row in rows[2:] if "epoch" not in row)
+    changed["train/loss"] += 1.0
+    history.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checks = by_name(compare_runs(record, record, store, copied))
+    assert failed(checks.values()) == {"tuned"}
+    assert f"history.jsonl.step {changed['step']}.train/loss" in checks["tuned"].detail
+    assert "tuned: history.jsonl" in checks["first difference"].detail
+    other = read_record(sweep / "seed=1" / RECORD_FILE)
+    seeds = by_name(compare_runs(record, other, store, store))
+    assert seeds["documents"].detail.endswith("bit-equal")
+    assert seeds["first difference"].detail.startswith("sequences: ")
+
+
+def test_weights_that_differ_a_little_are_rounding(finished: Path, tmp_path: Path) -> None:
+    (folder, *_) = (finished / "outputs/store/tuned").glob("*/last.safetensors")
+    for factor, kind in ((1 + 1e-6, "rounding"), (1.1, "different")):
+        copied = Path(shutil.copytree(folder.parent, tmp_path / kind))
+        tensors = load_file(folder)
+        name = max(tensors, key=lambda name: tensors[name].size)
+        save_file(tensors | {name: (tensors[name] * factor).astype(np.float32)},
+                  copied / "last.safetensors")  # fmt: skip
+        differences = compare_artifacts(folder.parent, copied)
+        assert (differences.kind, name in differences.first) == (kind, True)
+
+
+def test_a_sweep_of_other_code_begins_anew_beside_it(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "copy"))
+    sweep = only_sweep(folder)
+    spec = json.loads((sweep / SPEC_FILE).read_text())
+    digest = code_version().digest
+    assert spec["code"]["digest"] == digest
+    (sweep / SPEC_FILE).write_text(json.dumps(spec | {"code": spec["code"] | {"digest": "f" * 16}}))
+    before = stamps(sweep)
+    result = hyperfit(folder, *SWEEP)
+    assert result.returncode == 0, result.stderr
+    assert "made by other code" in result.stdout
+    assert stamps(sweep) == before
+    records = sweep.with_name(f"{sweep.name}_{digest[:8]}").glob(f"*/{RECORD_FILE}")
+    assert sorted(path.parent.name for path in records) == ["seed=0", "seed=1"]
+
+
+@pytest.mark.slow
+def test_a_run_made_anew_is_bit_equal(run: Path, tmp_path: Path) -> None:
+    for _ in range(2):  # the second time everything is there already
+        checks = by_name(check_again(run, work=tmp_path / "work"))
+        assert failed(checks.values()) == set()
+        assert checks["first difference"].detail == "none: bit-equal throughout"
+        assert checks["tuned"].detail.endswith("bit-equal")
+
+
+FLOATS = arrays.arrays(np.float64, st.integers(1, 8), elements=st.floats(-1e3, 1e3))
+
+
+@given(FLOATS, st.data())
+def test_arrays_are_classified_as_numpy_does(old: Any, data: st.DataObject) -> None:
+    step = st.sampled_from([0.0, 0.0, 1e-9, 1e-5, 1.0])
+    new = old + np.array([data.draw(step) for _ in old])
+    found = Differences(rtol=1e-6, atol=1e-8).compare(old, new)
+    larger = np.maximum(np.abs(old), np.abs(new))
+    close = np.abs(old - new) <= 1e-8 + 1e-6 * larger
+    expected = "bit-equal" if (old == new).all() else "rounding" if close.all() else "different"
+    assert found.kind == expected
+    assert found.max_abs == np.abs(old - new).max()
+    as_lists = Differences(rtol=1e-6, atol=1e-8).compare(old.tolist(), new.tolist())
+    assert (as_lists.kind, as_lists.n_differing) == (found.kind, found.n_differing)
+    if found.first:
+        assert found.first.startswith(f"[{np.flatnonzero(old != new)[0]}]")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "first"),
+    [
+        ({"a": [1, 2, 3]}, {"a": [1, 5]}, "a[1]: 2 instead of 5"),
+        ({"a": 1}, {"b": 1}, "a: is there"),
+        ([1, 2], [1], "2 values instead of 1"),
+        ([True], [1], "[0]: True instead of 1"),
+        ([None], [0.0], "[0]: None instead of 0.0"),
+        (["x"], ["y"], "[0]: 'x' instead of 'y'"),
+    ],
+)
+def test_what_is_no_fraction_must_be_equal(old: Any, new: Any, first: str) -> None:
+    found = Differences(rtol=1e-6, atol=1e-6).compare(old, new)
+    assert (found.kind, found.first) == ("different", first)
+
+
+def test_again_is_of_one_run(sweep: Path) -> None:
+    arguments = argparse.Namespace(result=sweep, again=True, json=False, store=None)
+    with pytest.raises(UserError, match="makes one run anew, and this has 2"):
+        cli.verify(arguments)
