@@ -12,20 +12,25 @@ from tests.records import make_predictions, ttr_record
 
 
 def _rewrite(path: Path, version: int) -> None:
-    """Write a record as an earlier version did: without `mechanism`."""
+    """Write a record as an earlier version did: with `git` instead of `code` and `machine`."""
     values = json.loads(path.read_text("utf-8")) | {"schema_version": version}
-    del values["mechanism"]
+    values["git"] = {"commit": "a" * 40, "dirty": True}
+    for name in ("code", "machine", *(["mechanism"] if version == 5 else [])):
+        del values[name]
     path.write_text(json.dumps(values), "utf-8")
 
 
-def test_a_record_of_version_5_is_read_with_all_its_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [5, 6])
+def test_an_earlier_record_is_read_with_all_its_numbers(tmp_path: Path, version: int) -> None:
     record = ttr_record([0.1, 0.2, 0.4], 0.5)
     write_record(tmp_path, record, make_predictions())
-    _rewrite(tmp_path / RECORD_FILE, 5)
+    _rewrite(tmp_path / RECORD_FILE, version)
     read = read_record(tmp_path / RECORD_FILE)
-    assert read == record
+    assert read == record.model_copy(update={"code": read.code, "machine": read.machine})
     assert read.schema_version == SCHEMA_VERSION
-    assert read.mechanism is None
+    assert read.code.git is not None
+    assert (read.code.git.commit, read.code.git.dirty) == ("a" * 40, True)
+    assert read.machine.cpu == "unknown"
 
 
 def test_a_record_of_any_other_version_is_refused(tmp_path: Path) -> None:

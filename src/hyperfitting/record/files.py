@@ -107,13 +107,21 @@ def read_record(path: Path) -> Record:
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a record of version 5 as version 6 has it; one of another version as it is.
+    """Return a record of an earlier format as this version has it; any other as it is.
 
-    Version 6 added `mechanism`, which no run of version 5 measured.
+    Version 5 lacks `mechanism`, which none of its runs measured. It and the first records of
+    version 6 have `git` instead of `code`, and no `machine`.
     """
-    if values.get("schema_version") != 5:
+    if values.get("schema_version") == 5:
+        values = values | {"schema_version": 6, "mechanism": None}
+    if "git" not in values:
         return values
-    return values | {"schema_version": 6, "mechanism": None}
+    git = values["git"] and {**values["git"], "diff_sha256": None}
+    digest = f"unknown-{git['commit'][:12]}" if git else "unknown"
+    code = {"package": "unknown", "digest": digest, "git": git}
+    machine = {"cpu": "unknown", "cores": 0, "threads": 0, "system": "unknown"}
+    kept = {name: value for name, value in values.items() if name != "git"}
+    return kept | {"code": code, "machine": machine}
 
 
 def read_predictions(folder: Path) -> dict[str, NDArray[Any]] | None:

@@ -78,7 +78,7 @@ def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpe
     estimates = [cell.estimate for cell in cells if cell.estimate is not None]
     if not estimates:
         return cells[0]
-    estimate = estimates[0] if len(cells) == 1 else _over_runs(estimates)
+    estimate = estimates[0] if len(cells) == 1 else over_runs(estimates)
     notes = "; ".join(dict.fromkeys(cell.note for cell in cells if cell.note))
     return Cell(estimate.scaled(column.scale), "", len(estimates), len(cells), notes)
 
@@ -88,7 +88,7 @@ def _preference_cell(sweep: SweepRecords, run: RunEntry, column: ColumnSpec) -> 
     return Cell(estimate, missing, int(estimate is not None), 1, note)
 
 
-def _over_runs(estimates: Sequence[Estimate]) -> Estimate:
+def over_runs(estimates: Sequence[Estimate]) -> Estimate:
     """Return the mean over runs; the interval is open with a single one."""
     means = np.array([estimate.mean for estimate in estimates])
     mean, ci95 = float(means.mean()), None
@@ -139,7 +139,7 @@ def _correlation_cell(runs: Sequence[RunEntry], column: ColumnSpec, field: str) 
     points: list[tuple[float, float]] = []
     for run in runs:
         cell = _run_cell(run, column)
-        value = _config_value(run.record, field)
+        value = config_value(run.record, field)
         if value is not None and cell.estimate is not None:
             points.append((value, cell.estimate.mean))
     x, y = (np.array(values) for values in zip(*points, strict=True)) if points else ((), ())
@@ -148,7 +148,7 @@ def _correlation_cell(runs: Sequence[RunEntry], column: ColumnSpec, field: str) 
     return _measured(Estimate(float(spearmanr(x, y).statistic), None, len(points)))
 
 
-def _config_value(record: Record | None, field: str) -> float | None:
+def config_value(record: Record | None, field: str) -> float | None:
     """Return a number of a run's config by its dotted name; none: it is not set there."""
     value: Any = record.config if record is not None else None
     for name in field.split("."):

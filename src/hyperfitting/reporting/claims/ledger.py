@@ -1,0 +1,236 @@
+"""claims.json: every claim with its verdict at each scale, computed from the records.
+
+- reproduced: all numbers lie where the claim has them, with an adjusted p-value below 0.05;
+- partly: they do but it is not significant, or only some of several do;
+- not reproduced: none does;
+- not tested: no number here, or one of another model than the claim is about.
+
+p-values are adjusted by Holm's method over all claims that are decided at any scale; that of a
+claim with several criteria is the largest of theirs, since all must hold.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from hyperfitting.metrics.multiple_tests import holm
+from hyperfitting.reporting.claims.evidence import Evidence, judge
+from hyperfitting.reporting.claims.quantities import NotMeasuredError
+from hyperfitting.reporting.claims.schema import SCALES, Claim, Criterion, Quantity, Scale
+from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords, load_sweep
+from hyperfitting.runtime.strict_model import StrictModel
+from hyperfitting.sweep.spec import SPEC_FILE
+
+LEDGER_VERSION = 1
+LEVEL = 0.05
+Verdict = Literal["reproduced", "partly", "not reproduced", "not tested"]
+VERDICTS: tuple[Verdict, ...] = ("reproduced", "partly", "not reproduced", "not tested")
+_MODEL_AXIS = "model"
+
+
+class Outcome(StrictModel):
+    """What was found of a claim at a scale."""
+
+    verdict: Verdict = Field(description="see the verdicts in docs/claims.md")
+    reason: str = Field(description="why it is not tested, or what a reader must know")
+    command: str = Field(description="what would test it; empty: it is")
+    p: float | None = Field(description="largest p-value of its criteria; null: none")
+    adjusted_p: float | None = Field(description="by Holm's method over all decided claims")
+    evidence: list[Evidence] = Field(description="by criterion, and by model if there are several")
+
+
+class Entry(StrictModel):
+    """A claim and its outcomes."""
+
+    id: str = Field(description="its id in conf/claims.yaml")
+    paper: str = Field(description="`P1` or `P2`")
+    source: str = Field(description="table, figure or section")
+    claim: str = Field(description="in our words")
+    theirs: str = Field(description="the published numbers")
+    outcomes: dict[Scale, Outcome] = Field(description="by scale")
+    reading: str = Field(description="what is said of it while our results contradict it")
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether it is not reproduced at some scale."""
+        return any(outcome.verdict == "not reproduced" for outcome in self.outcomes.values())
+
+
+class Ledger(StrictModel):
+    """All claims."""
+
+    version: int = Field(default=LEDGER_VERSION, description="of this format")
+    tests: int = Field(description="claims with a p-value, at any scale: the family of Holm")
+    entries: list[Entry] = Field(description="in the order of conf/claims.yaml")
+
+    def counts(self, scale: Scale) -> dict[Verdict, int]:
+        """Return how many claims have each verdict at a scale."""
+        verdicts = [entry.outcomes[scale].verdict for entry in self.entries]
+        return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """The runs that exist, by experiment and scale."""
+
+    runs_of: Mapping[tuple[str, str], Sequence[RunEntry]]
+
+    def runs(self, quantity: Quantity, scale: Scale) -> list[RunEntry]:
+        """Return the runs of a quantity."""
+        wanted = {
+            axis: [labels] if isinstance(labels, str) else labels
+            for axis, labels in quantity.labels.items()
+        }
+        return [
+            run
+            for run in self.runs_of.get((quantity.experiment, scale), ())
+            if all(run.labels.get(axis) in labels for axis, labels in wanted.items())
+        ]
+
+
+def load_sweeps(folders: Iterable[Path]) -> Sweeps:
+    """Return all runs of the sweeps in some folders, each a sweep's or one of sweeps.
+
+    Raises:
+        UserError: a sweep is damaged.
+    """
+    runs_of: dict[tuple[str, str], list[RunEntry]] = {}
+    for folder in folders:
+        own = [folder] if (folder / SPEC_FILE).is_file() else []
+        for path in own or sorted(p.parent for p in folder.glob(f"*/{SPEC_FILE}")):
+            sweep: SweepRecords = load_sweep(path)
+            scale = sweep.spec.scale
+            experiment = sweep.spec.name.removesuffix(f"_{scale}")
+            runs_of.setdefault((experiment, scale), []).extend(sweep.runs)
+    return Sweeps(runs_of)
+
+
+def build_ledger(claims: Sequence[Claim], sweeps: Sweeps) -> Ledger:
+    """Return all claims with their verdicts.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    outcomes = {(claim.id, scale): _outcome(claim, sweeps, scale)
+                for claim in claims for scale in SCALES}  # fmt: skip
+    tested = {at: outcome.p for at, outcome in outcomes.items() if outcome.p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    for at, p in adjusted.items():
+        outcomes[at] = outcomes[at].model_copy(update={"adjusted_p": p})
+    entries = [
+        Entry(
+            id=claim.id,
+            paper=claim.paper,
+            source=claim.source,
+            claim=claim.claim,
+            theirs=claim.theirs,
+            outcomes={scale: _decided(outcomes[claim.id, scale]) for scale in SCALES},
+            reading=claim.reading,
+        )
+        for claim in claims
+    ]
+    return Ledger(tests=len(tested), entries=entries)
+
+
+def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale) -> Outcome:
+    """Return a claim's evidence; its verdict waits for the adjusted p-values of all claims."""
+    criteria = claim.criteria_at(scale)
+    if not criteria:
+        reason = claim.not_tested or "not at this scale"
+        return _not_tested(reason, claim.command if claim.not_tested else "")
+    command = claim.command or _command(criteria, scale)
+    evidence: list[Evidence] = []
+    try:
+        for criterion in criteria:
+            evidence += _evidence(criterion, sweeps, scale, claim.model)
+    except NotMeasuredError as error:
+        return _not_tested(str(error), command)
+    if scale not in claim.judged_at:
+        at = "other models and protocol than the claim's: shown for comparison"
+        return _not_tested(at, _command(criteria, "paper"), evidence)
+    p_values = [found.p for found in evidence if found.p is not None]
+    return Outcome(
+        verdict="not tested",
+        reason="",
+        command="",
+        p=max(p_values) if p_values else None,
+        adjusted_p=None,
+        evidence=evidence,
+    )
+
+
+def _not_tested(reason: str, command: str, evidence: Sequence[Evidence] = ()) -> Outcome:
+    return Outcome(
+        verdict="not tested",
+        reason=reason,
+        command=command,
+        p=None,
+        adjusted_p=None,
+        evidence=list(evidence),
+    )
+
+
+def _evidence(
+    criterion: Criterion, sweeps: Sweeps, scale: Scale, model: str | None
+) -> list[Evidence]:
+    runs = _by_model(sweeps, criterion.value, scale, model)
+    others = None
+    if criterion.minus is not None:
+        others = _by_model(sweeps, criterion.value.changed(criterion.minus), scale, model)
+    return [
+        judge(criterion, by_seed, None if others is None else others.get(name, {}), name)
+        for name, by_seed in runs.items()
+    ]
+
+
+def _by_model(
+    sweeps: Sweeps, quantity: Quantity, scale: Scale, model: str | None
+) -> dict[str | None, dict[int, list[RunEntry]]]:
+    """Return the finished runs of a quantity by model and seed.
+
+    Raises:
+        NotMeasuredError: there is none.
+    """
+    runs = sweeps.runs(quantity, scale)
+    if scale == "paper" and model is not None:
+        runs = [run for run in runs if run.labels.get(_MODEL_AXIS) in (None, model)]
+    found: dict[str | None, dict[int, list[RunEntry]]] = {}
+    for run in runs:
+        if run.record is not None:
+            by_seed = found.setdefault(run.labels.get(_MODEL_AXIS), {})
+            by_seed.setdefault(int(run.record.config["seed"]), []).append(run)
+    if not found:
+        raise NotMeasuredError(
+            f"`{quantity.experiment}`: {runs[0].missing if runs else 'not run at this scale'}"
+        )
+    return found
+
+
+def _command(criteria: Sequence[Criterion], scale: Scale) -> str:
+    experiments = dict.fromkeys(criterion.value.experiment for criterion in criteria)
+    suffix = " scale=paper" if scale == "paper" else ""
+    return "; ".join(f"hyperfit experiment={experiment}{suffix}" for experiment in experiments)
+
+
+def _decided(outcome: Outcome) -> Outcome:
+    """Return an outcome with its verdict."""
+    if outcome.reason:
+        return outcome
+    holding = [found.holds for found in outcome.evidence]
+    verdict: Verdict = "partly"
+    if not any(holding):
+        verdict = "not reproduced"
+    elif all(holding) and _is_certain(outcome):
+        verdict = "reproduced"
+    return outcome.model_copy(update={"verdict": verdict})
+
+
+def _is_certain(outcome: Outcome) -> bool:
+    """Return whether every criterion is observed, or tested and significant."""
+    tested = [found for found in outcome.evidence if not found.observed]
+    if any(found.p is None for found in tested):
+        return False
+    return outcome.adjusted_p is None or outcome.adjusted_p < LEVEL

@@ -1,0 +1,169 @@
+"""A quantity of the runs of one seed: its number, with one value per text where there are such."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from hyperfitting.metrics.diversity import ttr
+from hyperfitting.metrics.estimate import Estimate
+from hyperfitting.metrics.registry import metric
+from hyperfitting.metrics.uncertainty import Floats
+from hyperfitting.record.schema import Record, Side
+from hyperfitting.reporting.cells import config_value
+from hyperfitting.reporting.claims.schema import Quantity
+from hyperfitting.reporting.sweep_records import RunEntry
+
+_WINDOW = 96
+_EARLY_BLOCKS = 10
+_MIN_CORRELATED = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A quantity of the runs of one seed."""
+
+    number: float
+    texts: Floats | None = None
+    """(N,) values whose mean the number is; none: it is no such mean, or they are not kept."""
+    ci95: tuple[float, float] | None = None
+    """Its interval over texts, where the values are not kept."""
+    contexts: tuple[str, ...] = ()
+    """Of the texts: numbers of the same texts are paired."""
+
+
+class NotMeasuredError(Exception):
+    """The runs do not have a quantity; the message has the reason."""
+
+
+def measure(runs: Sequence[RunEntry], quantity: Quantity) -> Measurement:
+    """Return a quantity of finished runs, which share a seed.
+
+    Raises:
+        NotMeasuredError: they do not have it, or are more than one where one is meant.
+        UserError: a file beside a record is damaged.
+    """
+    if quantity.spearman is not None:
+        return _correlation(runs, quantity, quantity.spearman)
+    if quantity.key == "top1_agreement":
+        return _agreement(runs)
+    if len(runs) != 1:
+        raise NotMeasuredError(f"{len(runs)} runs have these labels: one is meant")
+    record = runs[0].record
+    if record is None:
+        raise NotMeasuredError(runs[0].missing)
+    if quantity.epoch is not None:
+        return _of_history(record, quantity)
+    if quantity.key in _DERIVED:
+        return _of_texts(record, np.array(_DERIVED[quantity.key](record, quantity.side)))
+    if quantity.key in _DERIVED_NUMBERS:
+        return Measurement(_DERIVED_NUMBERS[quantity.key](record))
+    return _of_metric(record, quantity)
+
+
+def _of_metric(record: Record, quantity: Quantity) -> Measurement:
+    length = quantity.length or record.overall.max_new_tokens
+    part = record.slice_at(length)
+    if part is None:
+        raise NotMeasuredError(f"no continuations of {length} tokens")
+    kept = record.per_text.values(quantity.side).get(quantity.key)
+    if part is not record.overall or metric(quantity.key).exp_of:
+        kept = None  # values are kept at full length, and perplexities are no means of them
+    if quantity.statistic == "max":
+        values = [value for value in kept or [] if value is not None]
+        if not values:
+            raise NotMeasuredError("values per text are kept at full length only")
+        return Measurement(max(values))
+    estimate: Estimate | None = record.estimate(part, quantity.side, quantity.key)
+    if estimate is None:
+        raise NotMeasuredError(f"{quantity.key} is not measured")
+    if kept is None:
+        return Measurement(estimate.mean, None, estimate.ci95, _contexts(record))
+    return _of_texts(record, np.array(kept, dtype=float))
+
+
+def _of_texts(record: Record, texts: Floats) -> Measurement:
+    if np.isnan(texts).all():
+        raise NotMeasuredError("no text has a value")
+    return Measurement(float(np.nanmean(texts)), texts, None, _contexts(record))
+
+
+def _of_history(record: Record, quantity: Quantity) -> Measurement:
+    rows = [row for row in record.history if quantity.key in row]
+    if not rows:
+        raise NotMeasuredError(f"{quantity.key} was not measured during training")
+    if quantity.epoch == "highest":
+        return Measurement(max(rows, key=lambda row: row[quantity.key])["epoch"])
+    return Measurement(rows[0 if quantity.epoch == "first" else -1][quantity.key])
+
+
+def _agreement(runs: Sequence[RunEntry]) -> Measurement:
+    """Return how often two runs have the same most likely token (P1, Figure 5, left)."""
+    tokens = [run.predictions["tuned/top1"] for run in runs if run.predictions is not None]
+    if len(tokens) < 2 or len({top1.shape for top1 in tokens}) > 1:
+        raise NotMeasuredError("fewer than two runs have predictions of the same texts")
+    equal = [(a == b).mean(axis=1) for a, b in itertools.combinations(tokens, 2)]  # (pairs, N)
+    record = runs[0].record
+    texts = np.mean(equal, axis=0)
+    return Measurement(float(texts.mean()), texts, None, _contexts(record) if record else ())
+
+
+def _correlation(runs: Sequence[RunEntry], quantity: Quantity, field: str) -> Measurement:
+    points: list[tuple[float, float]] = []
+    for run in runs:
+        value = config_value(run.record, field)
+        if value is not None:
+            plain = quantity.model_copy(update={"spearman": None})
+            points.append((value, measure([run], plain).number))
+    if len({x for x, _ in points}) < _MIN_CORRELATED or len({y for _, y in points}) < 2:
+        raise NotMeasuredError("too few different values")
+    return Measurement(float(spearmanr(*zip(*points, strict=True)).statistic))
+
+
+def _first_ttr(record: Record, side: Side) -> list[float]:
+    return [ttr(getattr(sample, side).tokens[:_WINDOW]) for sample in record.samples]
+
+
+def _ttr_fall(record: Record, side: Side) -> list[float]:
+    ends = [ttr(getattr(sample, side).tokens[-_WINDOW:]) for sample in record.samples]
+    return [first - last for first, last in zip(_first_ttr(record, side), ends, strict=True)]
+
+
+def _unseen_probability(record: Record) -> float:
+    probabilities = [
+        token.probability
+        for along in record.next_tokens.values()
+        for position in along.positions
+        for token in position.tuned
+        if not token.in_training_data
+    ]
+    if not probabilities:
+        raise NotMeasuredError("no next tokens are kept (evaluation.top_tokens)")
+    return max(probabilities)
+
+
+def _early_cosine(record: Record) -> float:
+    curves = record.mechanism.per_layer if record.mechanism is not None else {}
+    curve = curves.get("reference/cosine")
+    if curve is None:
+        raise NotMeasuredError("hidden states are not compared (mechanism.measures)")
+    blocks = [f"block {i}" for i in range(1, _EARLY_BLOCKS + 1)]
+    values = [m for layer, m in zip(curve.layers, curve.mean, strict=True) if layer in blocks]
+    return min(value for value in values if value is not None)
+
+
+_DERIVED: dict[str, Callable[[Record, Side], list[float]]] = {
+    "ttr_first_96": _first_ttr,
+    "ttr_fall_96": _ttr_fall,
+}
+"""One value per text."""
+_DERIVED_NUMBERS: dict[str, Callable[[Record], float]] = {
+    "unseen_probability": _unseen_probability,
+    "early_cosine": _early_cosine,
+}
+
+
+def _contexts(record: Record) -> tuple[str, ...]:
+    return tuple(f"{sample.dataset}\n{sample.context.text}" for sample in record.samples)

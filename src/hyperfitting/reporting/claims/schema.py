@@ -1,0 +1,185 @@
+"""conf/claims.yaml: what both papers claim, and which numbers of ours decide it.
+
+A claim has criteria. Each is a number of some runs, or a difference of two, and the region in which
+it lies if the claim holds: `above`, `below`, or both. Claims without a measurement here have the
+reason instead.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, ValidationError, field_validator, model_validator
+from yaml import YAMLError
+
+from hyperfitting.config import conf_dir
+from hyperfitting.errors import UserError, near_matches
+from hyperfitting.metrics.registry import METRICS
+from hyperfitting.record.schema import Side
+from hyperfitting.runtime.files import first_problem
+from hyperfitting.runtime.strict_model import StrictModel
+
+CLAIMS_FILE = "claims.yaml"
+Scale = Literal["embedded", "paper"]
+SCALES: tuple[Scale, ...] = ("embedded", "paper")
+DERIVED = {
+    "top1_agreement": "share of positions of the reference texts at which two runs have the same "
+    "most likely token, mean over all pairs of the runs",
+    "ttr_first_96": "type-token ratio of a continuation's first 96 tokens",
+    "ttr_fall_96": "type-token ratio of a continuation's first 96 tokens minus that of its last 96",
+    "unseen_probability": "highest probability of a next token that no training sequence contains",
+    "early_cosine": "lowest cosine similarity of base and tuned hidden states after blocks 1 to 10",
+}
+"""Quantities that are no metrics, by key."""
+
+
+class Change(StrictModel):
+    """In what the number that is subtracted differs from the other."""
+
+    labels: dict[str, str] = Field(default={}, description="labels of its runs, by axis")
+    key: str | None = Field(default=None, description="metric")
+    side: Side | None = Field(default=None, description="`tuned`, `base` or `reference`")
+    epoch: Literal["first", "last"] | None = Field(default=None, description="of the history")
+
+
+class Quantity(StrictModel):
+    """A number of the runs of an experiment."""
+
+    experiment: str = Field(description="file of `experiments/`, such as `table1`")
+    labels: dict[str, str | list[str]] = Field(
+        default={}, description="labels of the runs, by axis; several only for `top1_agreement`"
+    )
+    key: str = Field(description="metric, or a key of `DERIVED`")
+    length: int | None = Field(default=None, description="new tokens; null: all")
+    side: Side = Field(default="tuned", description="`tuned`, `base` or `reference`")
+    statistic: Literal["mean", "max"] = Field(default="mean", description="over texts")
+    epoch: Literal["first", "last", "highest"] | None = Field(
+        default=None,
+        description="the number is the metric after this epoch of the training, on the validation "
+        "sequences; `highest`: the epoch at which it is highest",
+    )
+    spearman: str | None = Field(
+        default=None,
+        description="config field with which the metric is correlated over the runs that set it",
+    )
+
+    @field_validator("key")
+    @classmethod
+    def _check_key(cls, key: str) -> str:
+        return _known(key, "metric", [*METRICS, *DERIVED])
+
+    @field_validator("experiment")
+    @classmethod
+    def _check_experiment(cls, experiment: str) -> str:
+        names = [path.stem for path in (conf_dir() / "experiment").glob("*.yaml")]
+        return _known(experiment, "experiment", sorted(names))
+
+    def changed(self, change: Change) -> "Quantity":
+        """Return the quantity that is subtracted."""
+        changes = {name: getattr(change, name) for name in change.model_fields_set}
+        labels = {**self.labels, **change.labels}
+        return Quantity.model_validate(self.model_dump() | changes | {"labels": labels})
+
+
+class Criterion(StrictModel):
+    """A number, or a difference of two, and where it lies if the claim holds."""
+
+    value: Quantity = Field(description="the number")
+    minus: Change | None = Field(default=None, description="what is subtracted; null: nothing")
+    above: float | None = Field(default=None, description="lower end of the region; null: open")
+    below: float | None = Field(default=None, description="upper end of the region; null: open")
+    scale: Scale | None = Field(default=None, description="the only scale it applies to; null: all")
+    observed: bool = Field(
+        default=False,
+        description="the claim is that something occurs: one observation shows it, without a test",
+    )
+
+    @model_validator(mode="after")
+    def _check_region(self) -> "Criterion":
+        if self.above is None and self.below is None:
+            raise ValueError("above, below, or both must be given")
+        if self.above is not None and self.below is not None and self.above >= self.below:
+            raise ValueError("above must be less than below")
+        return self
+
+    def holds(self, number: float) -> bool:
+        """Return whether a number lies in the region."""
+        return (self.above is None or number > self.above) and (
+            self.below is None or number < self.below
+        )
+
+
+class Claim(StrictModel):
+    """A claim of a paper."""
+
+    id: str = Field(pattern=r"^p[12](-[a-z0-9]+)+$", description="P1 or P2, and a name")
+    source: str = Field(min_length=1, description="table, figure or section")
+    claim: str = Field(min_length=1, description="in our words")
+    theirs: str = Field(default="", description="the published numbers, with their model")
+    model: str | None = Field(
+        default=None, description="label of the model at scale=paper; null: any that was run"
+    )
+    judged_at: list[Scale] = Field(
+        default=list(SCALES),
+        description="scales at which it is decided; elsewhere our number is only shown",
+    )
+    criteria: list[Criterion] = Field(default=[], description="all must hold")
+    not_tested: str = Field(default="", description="why nothing here measures it")
+    command: str = Field(default="", description="what would test it")
+    reading: str = Field(
+        default="", description="what is to be said of it while our results contradict it"
+    )
+
+    @model_validator(mode="after")
+    def _check_tested(self) -> "Claim":
+        if bool(self.criteria) == bool(self.not_tested):
+            raise ValueError("either criteria or not_tested must be given")
+        return self
+
+    @property
+    def paper(self) -> str:
+        """The paper: P1 or P2."""
+        return self.id[:2].upper()
+
+    def criteria_at(self, scale: Scale) -> list[Criterion]:
+        """Return the criteria that apply at a scale."""
+        return [c for c in self.criteria if c.scale in (None, scale)]
+
+
+class _Claims(StrictModel):
+    claims: list[dict[str, Any]]
+
+
+def read_claims(path: Path | None = None) -> list[Claim]:
+    """Return all claims; by default those that come with this software.
+
+    Raises:
+        UserError: the file cannot be read, or a claim is invalid: the message has its id and field.
+    """
+    path = path or conf_dir() / CLAIMS_FILE
+    try:
+        content = _Claims.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+        claims = [_parsed(values, path) for values in content.claims]
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"is not valid: {problem}", field="claims", value=path) from error
+    ids = [claim.id for claim in claims]
+    repeated = sorted({name for name in ids if ids.count(name) > 1})
+    if repeated:
+        raise UserError(f"has an id twice: {', '.join(repeated)}", field="claims", value=path)
+    return claims
+
+
+def _parsed(values: dict[str, Any], path: Path) -> Claim:
+    try:
+        return Claim.model_validate(values)
+    except ValidationError as error:
+        problem = f"{values.get('id', 'a claim without id')}: {first_problem(error)}"
+        raise UserError(f"is not valid: {problem}", field="claims", value=path) from error
+
+
+def _known(name: str, kind: str, names: list[str]) -> str:
+    if name not in names:
+        raise ValueError(f"no {kind} {name!r}; {near_matches(name, names) or ', '.join(names)}")
+    return name
