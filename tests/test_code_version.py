@@ -9,7 +9,7 @@ import pytest
 
 from hyperfitting.errors import UserError
 from hyperfitting.formatting import make_console
-from hyperfitting.reporting.__main__ import refuse_changes
+from hyperfitting.reporting.cli import refuse_changes
 from hyperfitting.reporting.sweep_records import load_sweep
 from hyperfitting.runtime.code_version import (
     CodeVersion,

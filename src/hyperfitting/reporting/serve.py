@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hyperfitting.errors import UserError
 from hyperfitting.record.files import RECORD_FILE
-from hyperfitting.reporting import index, report
+from hyperfitting.reporting import claims, index, report
 from hyperfitting.sweep.spec import SPEC_FILE
 
 HOST = "127.0.0.1"

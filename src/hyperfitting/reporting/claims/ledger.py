@@ -204,7 +204,7 @@ def _by_model(
             by_seed.setdefault(int(run.record.config["seed"]), []).append(run)
     if not found:
         raise NotMeasuredError(
-            f"`{quantity.experiment}`: {runs[0].missing if runs else 'not run at this scale'}"
+            f"{quantity.experiment}: {runs[0].missing if runs else 'not run at this scale'}"
         )
     return found
 

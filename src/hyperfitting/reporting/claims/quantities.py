@@ -11,7 +11,7 @@ from hyperfitting.metrics.diversity import ttr
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.registry import metric
 from hyperfitting.metrics.uncertainty import Floats
-from hyperfitting.record.schema import Record, Side
+from hyperfitting.record.schema import NextToken, Position, Record, Side
 from hyperfitting.reporting.cells import config_value
 from hyperfitting.reporting.claims.schema import Quantity
 from hyperfitting.reporting.sweep_records import RunEntry
@@ -19,6 +19,7 @@ from hyperfitting.reporting.sweep_records import RunEntry
 _WINDOW = 96
 _EARLY_BLOCKS = 10
 _MIN_CORRELATED = 3
+_HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,16 @@ def _unseen_probability(record: Record) -> float:
         for along in record.next_tokens.values()
         for position in along.positions
         for token in position.tuned
-        if not token.in_training_data
+        if not token.in_training_data and _base_probability(position, token) < _HALF
     ]
     if not probabilities:
-        raise NotMeasuredError("no next tokens are kept (evaluation.top_tokens)")
+        raise NotMeasuredError("no such next tokens are kept (evaluation.top_tokens)")
     return max(probabilities)
+
+
+def _base_probability(position: Position, token: NextToken) -> float:
+    """Return the base model's probability of a token; 0: it is not among those that are kept."""
+    return next((other.probability for other in position.base if other.id == token.id), 0.0)
 
 
 def _early_cosine(record: Record) -> float:

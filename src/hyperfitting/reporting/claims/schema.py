@@ -28,7 +28,8 @@ DERIVED = {
     "most likely token, mean over all pairs of the runs",
     "ttr_first_96": "type-token ratio of a continuation's first 96 tokens",
     "ttr_fall_96": "type-token ratio of a continuation's first 96 tokens minus that of its last 96",
-    "unseen_probability": "highest probability of a next token that no training sequence contains",
+    "unseen_probability": "highest probability of a next token that no training sequence contains "
+    "and that the base model gives less than 0.5",
     "early_cosine": "lowest cosine similarity of base and tuned hidden states after blocks 1 to 10",
 }
 """Quantities that are no metrics, by key."""
