@@ -10,7 +10,7 @@ from hyperfitting import templates
 from hyperfitting.reporting.sweep_records import SweepRecords
 from hyperfitting.runtime.files import write_json, write_text
 
-PAGE = "index.html"
+PAGE, CLAIMS_PAGE = "index.html", "claims.html"
 _SUMMARY = "report.json"
 
 
@@ -30,7 +30,12 @@ def write_index(reports: Path) -> Path:
     """Write the index of all reports in a folder, and return its path."""
     path = reports / PAGE
     template = templates.environment("hyperfitting.reporting").get_template(PAGE)
-    write_text(path, template.render(reports=list(_summaries(reports))))
+    write_text(
+        path,
+        template.render(
+            reports=list(_summaries(reports)), has_claims=(reports / CLAIMS_PAGE).is_file()
+        ),
+    )
     return path
 
 

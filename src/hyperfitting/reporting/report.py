@@ -7,7 +7,7 @@
       <figure>.svg .png
 
 Its content is described in the experiment's file, under `hydra.sweeper.report`; see
-`hyperfitting.reporting.spec`. `python -m hyperfitting.reporting SWEEP_DIR` draws it again.
+`hyperfitting.reporting.spec`. `hyperfit-report sweep SWEEP_DIR` draws it again.
 """
 
 from pathlib import Path

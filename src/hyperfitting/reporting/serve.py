@@ -45,6 +45,19 @@ def update_reports(outputs: Path) -> Iterator[tuple[str, str]]:
             yield folder.name, str(error)
 
 
+def update_claims(outputs: Path) -> Iterator[tuple[str, str]]:
+    """Draw the page of the papers' claims if it is older than a record of a sweep; as above."""
+    sweeps, page = outputs / "sweeps", outputs / "reports" / claims.PAGE
+    records = [path.stat().st_mtime for path in sweeps.glob(f"*/*/{RECORD_FILE}")]
+    if not records or (page.is_file() and page.stat().st_mtime >= max(records)):
+        return
+    try:
+        claims.write_page(claims.build([sweeps]), page.parent)
+        yield "claims", ""
+    except UserError as error:
+        yield "claims", str(error)
+
+
 @contextmanager
 def serving(reports: Path, port: int) -> Iterator[ThreadingHTTPServer]:
     """Serve the reports in this context, with their index.

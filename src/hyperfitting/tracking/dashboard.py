@@ -1,6 +1,7 @@
 """`hyperfit-dashboard`: serve the reports, upload offline runs, build the dashboard on W&B."""
 
 import argparse
+import itertools
 import sys
 import webbrowser
 from contextlib import suppress
@@ -11,9 +12,10 @@ from hyperfitting.failures import exit_status
 
 
 def _pages(arguments: argparse.Namespace) -> None:
-    from hyperfitting.reporting.serve import HOST, serving, update_reports
+    from hyperfitting.reporting.serve import HOST, serving, update_claims, update_reports
 
-    for name, error in update_reports(arguments.outputs):
+    updates = (update_reports(arguments.outputs), update_claims(arguments.outputs))
+    for name, error in itertools.chain(*updates):
         print(f"{escape(name)}: {error}" if error else f"drawn      {escape(name)}")
     with serving(arguments.outputs / "reports", arguments.port) as server:
         url = f"http://{HOST}:{server.server_port}/"

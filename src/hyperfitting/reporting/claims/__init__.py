@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hyperfitting.reporting.claims.ledger import Ledger, build_ledger, load_sweeps
-from hyperfitting.reporting.claims.render import summary, write_ledger, write_page
+from hyperfitting.reporting.claims.render import PAGE, summary, write_ledger, write_page
 from hyperfitting.reporting.claims.schema import read_claims
 
-__all__ = ["build", "summary", "write_ledger", "write_page"]
+__all__ = ["PAGE", "build", "summary", "write_ledger", "write_page"]
 
 
 def build(folders: Iterable[Path]) -> Ledger:

@@ -36,7 +36,8 @@ RunsBySeed = Mapping[int, Sequence[RunEntry]]
 class Evidence(StrictModel):
     """What the records say of a criterion."""
 
-    key: str = Field(description="metric")
+    label: str = Field(description="what the number is called")
+    format: str = Field(description="how the number is written")
     model: str | None = Field(description="label of the model; null: the sweep has one model only")
     value: float = Field(description="mean over seeds")
     minus: float | None = Field(description="the number that is compared with it")
@@ -90,7 +91,8 @@ def judge(
     p_values = [p for p in (tested.p_above, tested.p_below) if p is not None]
     entries = [run for seed in seeds for run in [*runs[seed], *(others or {}).get(seed, ())]]
     return Evidence(
-        key=criterion.value.key,
+        label=criterion.label,
+        format=criterion.value.format,
         model=model,
         value=_mean(values),
         minus=_mean(subtracted) if subtracted else None,

@@ -5,17 +5,18 @@ from pathlib import Path
 
 from hyperfitting import formatting, templates
 from hyperfitting.metrics.estimate import Estimate
-from hyperfitting.metrics.registry import metric
 from hyperfitting.reporting.claims.evidence import MIN_SEEDS, Evidence
 from hyperfitting.reporting.claims.ledger import LEVEL, VERDICTS, Entry, Ledger, Outcome
 from hyperfitting.reporting.claims.schema import SCALES, Scale
+from hyperfitting.reporting.index import CLAIMS_PAGE
 from hyperfitting.reporting.tables import markdown_text
 from hyperfitting.runtime.files import write_json, write_text
 
-MARKDOWN, JSON, PAGE = "claims.md", "claims.json", "claims.html"
+MARKDOWN, JSON, PAGE = "claims.md", "claims.json", CLAIMS_PAGE
 PAPERS = {
     "P1": "The Hyperfitting Phenomenon (Carlsson et al., ICLR 2025, arXiv 2412.04318)",
-    "P2": "Hyperfitting as a Late-Stage Geometric Expansion (Li et al., ICML 2026, arXiv 2605.22579)",
+    "P2": "Beyond Temperature: Hyperfitting as a Late-Stage Geometric Expansion (Li et al., "
+    "ICML 2026, arXiv 2605.22579)",
 }
 _RESULTS = "results"
 _INTRO = f"""\
@@ -24,9 +25,9 @@ _INTRO = f"""\
 # Claims
 
 What both papers claim, and what the records here say of it. Drawn by
-`hyperfit-report claims outputs/sweeps --to docs`; the same as data is [{JSON}]({JSON}). The claims and
-the numbers that decide them are in [`conf/claims.yaml`](../conf/claims.yaml): add runs, also with
-other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again.
+`hyperfit-report claims outputs/sweeps --to docs`; the same as data is [{JSON}]({JSON}). The claims
+and the numbers that decide them are in [`conf/claims.yaml`](../conf/claims.yaml): add runs, also
+with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again.
 
 - **reproduced**: every number of ours lies where the claim has it, and the adjusted p-value of the
   opposite is below {LEVEL}.
@@ -95,7 +96,7 @@ def markdown(ledger: Ledger, reports: Iterable[str] = ()) -> str:
         if contradicted:
             lines += ["", f"### {paper}: what our results contradict"]
         for entry in contradicted:
-            lines += ["", f"**{markdown_text(entry.claim)}** {markdown_text(entry.reading)}"]
+            lines += ["", f"**{entry.claim}** {entry.reading}"]
         lines += ["", f"### {paper}: not tested", "", *_untested(entries)]
     return "\n".join([*lines, ""])
 
@@ -119,7 +120,7 @@ def _table(entries: list[Entry], scales: list[Scale], links: set[str]) -> list[s
         outcomes = [entry.outcomes[scale] for scale in scales]
         if not any(outcome.evidence for outcome in outcomes):
             continue
-        cells = [f"{markdown_text(entry.claim)} ({entry.source})", markdown_text(entry.theirs)]
+        cells = [f"{_cell(entry.claim)} ({entry.source})", _cell(entry.theirs)]
         for outcome in outcomes:
             cells += [_ours(outcome, links), _verdict(outcome)]
         lines.append("| " + " | ".join(cells) + " |")
@@ -169,8 +170,7 @@ def ours_lines(outcome: Outcome) -> list[str]:
 
 
 def _ours_line(found: Evidence) -> str:
-    form = metric(found.key).format
-    name = metric(found.key).label.replace("_", " ")
+    form = found.format
     difference = found.minus is not None
     number = formatting.estimate(
         Estimate(found.estimate, found.ci95, found.n), form, signed=difference
@@ -180,7 +180,7 @@ def _ours_line(found: Evidence) -> str:
     model = f"{found.model}: " if found.model else ""
     unit = found.unit if found.n != 1 else found.unit.removesuffix("s")
     over = f" ({found.n} {unit})" if unit else ""
-    return f"{model}{name} {number}{over}"
+    return f"{model}{found.label} {number}{over}"
 
 
 def _untested(entries: list[Entry]) -> list[str]:
@@ -193,13 +193,18 @@ def _untested(entries: list[Entry]) -> list[str]:
         reasons = dict.fromkeys(markdown_text(outcome.reason) for outcome in outcomes)
         commands = dict.fromkeys(f"`{o.command}`" for o in outcomes if o.command)
         cells = [
-            f"{markdown_text(entry.claim)} ({entry.source})",
-            markdown_text(entry.theirs),
+            f"{_cell(entry.claim)} ({entry.source})",
+            _cell(entry.theirs),
             "; ".join(reasons),
             "<br>".join(commands),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _cell(text: str) -> str:
+    """Return a text of conf/claims.yaml, which is Markdown, for a cell of a table."""
+    return text.replace("|", r"\|")
 
 
 def _tested(ledger: Ledger, scale: Scale) -> bool:

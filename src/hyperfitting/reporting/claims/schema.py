@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from hyperfitting.config import conf_dir
 from hyperfitting.errors import UserError, near_matches
-from hyperfitting.metrics.registry import METRICS
+from hyperfitting.metrics.registry import METRICS, metric
 from hyperfitting.record.schema import Side
 from hyperfitting.runtime.files import first_problem
 from hyperfitting.runtime.strict_model import StrictModel
@@ -24,15 +24,13 @@ CLAIMS_FILE = "claims.yaml"
 Scale = Literal["embedded", "paper"]
 SCALES: tuple[Scale, ...] = ("embedded", "paper")
 DERIVED = {
-    "top1_agreement": "share of positions of the reference texts at which two runs have the same "
-    "most likely token, mean over all pairs of the runs",
-    "ttr_first_96": "type-token ratio of a continuation's first 96 tokens",
-    "ttr_fall_96": "type-token ratio of a continuation's first 96 tokens minus that of its last 96",
-    "unseen_probability": "highest probability of a next token that no training sequence contains "
-    "and that the base model gives less than 0.5",
-    "early_cosine": "lowest cosine similarity of base and tuned hidden states after blocks 1 to 10",
+    "top1_agreement": "same top-1 token in two runs",
+    "ttr_first_96": "type-token ratio of the first 96 tokens",
+    "ttr_fall_96": "type-token ratio of the first 96 tokens less that of the last 96",
+    "unseen_probability": "highest probability of an unseen token",
+    "early_cosine": "lowest cosine similarity after blocks 1 to 10",
 }
-"""Quantities that are no metrics, by key."""
+"""Labels of quantities that are no metrics, by key; `quantities.py` has their definitions."""
 
 
 class Change(StrictModel):
@@ -76,6 +74,33 @@ class Quantity(StrictModel):
         names = [path.stem for path in (conf_dir() / "experiment").glob("*.yaml")]
         return _known(experiment, "experiment", sorted(names))
 
+    @property
+    def label(self) -> str:
+        """What it is called, without its runs."""
+        label = DERIVED.get(self.key) or metric(self.key).label
+        if self.statistic == "max":
+            label = f"highest {label}"
+        if self.epoch == "highest":
+            label = f"epoch of the highest {label}"
+        if self.spearman is not None:
+            label = f"Spearman correlation of {label}"
+        return label
+
+    @property
+    def format(self) -> str:
+        """How its number is written."""
+        return "{:.0f}" if self.epoch == "highest" else metric(self.key).format
+
+    @property
+    def where(self) -> str:
+        """Which runs, side and epoch it is of, where there are several."""
+        parts = [name for name in self.labels.values() if isinstance(name, str)]
+        if self.side != "tuned":
+            parts = [self.side]
+        if self.epoch in ("first", "last"):
+            parts.append(f"{self.epoch} epoch")
+        return ", ".join(parts)
+
     def changed(self, change: Change) -> "Quantity":
         """Return the quantity that is subtracted."""
         changes = {name: getattr(change, name) for name in change.model_fields_set}
@@ -103,6 +128,17 @@ class Criterion(StrictModel):
         if self.above is not None and self.below is not None and self.above >= self.below:
             raise ValueError("above must be less than below")
         return self
+
+    @property
+    def label(self) -> str:
+        """What the number is called."""
+        label = self.value.label
+        if self.minus is None:
+            return f"{label} ({self.value.where})" if self.value.where else label
+        subtracted = self.value.changed(self.minus)
+        if subtracted.key != self.value.key:
+            return f"{label} − {subtracted.label}"
+        return f"{label} ({self.value.where or 'tuned'} − {subtracted.where})"
 
     def holds(self, number: float) -> bool:
         """Return whether a number lies in the region."""

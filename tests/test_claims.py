@@ -1,0 +1,303 @@
+"""The ledger of claims: the claims file, the tests behind its verdicts, and its pages."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from scipy import stats
+
+from hyperfitting.errors import UserError
+from hyperfitting.record.schema import Record
+from hyperfitting.reporting.claims.ledger import Entry, Ledger, Sweeps, build_ledger
+from hyperfitting.reporting.claims.quantities import NotMeasuredError, measure
+from hyperfitting.reporting.claims.render import markdown, write_page
+from hyperfitting.reporting.claims.schema import SCALES, Claim, Quantity, read_claims
+from hyperfitting.reporting.cli import main
+from hyperfitting.reporting.sweep_records import RunEntry, load_sweep
+from tests.records import (
+    make_config,
+    make_continuation,
+    make_next_tokens,
+    make_predictions,
+    make_sample,
+    ttr_record,
+    write_sweep,
+)
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+EXPERIMENTS = DOCS.parent / "experiments"
+TUNED = [0.52, 0.71, 0.44, 0.63, 0.58, 0.69]
+BASE = [0.31, 0.42, 0.47, 0.33, 0.29, 0.35]
+
+
+def record(tuned: Sequence[float], base: Sequence[float], seed: int = 0, **fields: Any) -> Record:
+    per_text: dict[str, Any] = {"tuned": {"gen/ttr": list(tuned)}, "base": {"gen/ttr": list(base)}}
+    parts = {"per_text": per_text, "config": make_config(seed=seed)}
+    return ttr_record(tuned, 0.5, **parts | fields)
+
+
+def sweeps(folder: Path, records: dict[str, Record]) -> Sweeps:
+    runs = load_sweep(write_sweep(folder, {}, records)).runs
+    return Sweeps({("table1", "embedded"): runs})
+
+
+def claim(**values: Any) -> Claim:
+    criterion = {"value": {"experiment": "table1", "labels": {"system": "tuned"}, "key": "gen/ttr"},
+                 "minus": {"side": "base"}, "above": 0}  # fmt: skip
+    defaults = {"id": "p1-x", "source": "Table 1", "claim": "it rises", "criteria": [criterion]}
+    return Claim.model_validate(defaults | values)
+
+
+def only(claims: Sequence[Claim], runs: Sweeps) -> Entry:
+    return build_ledger(claims, runs).entries[0]
+
+
+def criterion(**changes: Any) -> dict[str, Any]:
+    value = {"experiment": "table1", "labels": {"system": "tuned"}, "key": "gen/ttr"}
+    return {"value": value | changes.pop("value", {})} | changes
+
+
+def test_the_claims_of_both_papers_are_valid_and_complete() -> None:
+    claims = read_claims()
+    assert len(claims) >= 60
+    assert {entry.paper for entry in claims} == {"P1", "P2"}
+
+
+def _axes(experiment: str, scale: str) -> dict[str, list[str]]:
+    sweeper = OmegaConf.to_container(OmegaConf.load(EXPERIMENTS / f"{experiment}.yaml"))
+    assert isinstance(sweeper, dict)
+    sweeper = sweeper["hydra"]["sweeper"]
+    axes = sweeper["axes"] | (sweeper["scales"][scale].get("axes") or {})
+    return {axis: [str(label) for label in labels] for axis, labels in axes.items()}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_label_of_a_criterion_is_one_of_its_experiment(scale: Any) -> None:
+    for entry in read_claims():
+        for c in entry.criteria_at(scale):
+            quantities = [c.value, *([c.value.changed(c.minus)] if c.minus else [])]
+            for quantity in quantities if scale in entry.judged_at or c.scale else ():
+                axes = _axes(quantity.experiment, scale)
+                for axis, labels in quantity.labels.items():
+                    wanted = [labels] if isinstance(labels, str) else labels
+                    assert set(wanted) <= set(axes.get(axis, ())), (entry.id, axis)
+                if entry.model and scale == "paper" and "model" in axes:
+                    assert entry.model in axes["model"], entry.id
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "x"}, "x: id"),
+        ({"criteria": []}, "p1-x: either criteria or not_tested"),
+        ({"criteria": [criterion(value={"key": "gen/tttr"}, above=0)]}, "gen/ttr"),
+        ({"criteria": [criterion(value={"experiment": "tabel1"}, above=0)]}, "table1"),
+        ({"criteria": [criterion()]}, "above, below, or both"),
+        ({"criteria": [criterion(above=1, below=0)]}, "above must be less"),
+        ({"verdict": "reproduced"}, "p1-x: verdict"),
+    ],
+)
+def test_an_invalid_claim_is_an_error_with_its_id_and_field(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    values = claim().model_dump(mode="json", exclude_unset=True) | change
+    path = tmp_path / "claims.yaml"
+    path.write_text(json.dumps({"claims": [values]}))
+    with pytest.raises(UserError, match=message):
+        read_claims(path)
+
+
+def test_an_id_stands_for_one_claim(tmp_path: Path) -> None:
+    values = claim().model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "claims.yaml").write_text(json.dumps({"claims": [values, values]}))
+    with pytest.raises(UserError, match="twice: p1-x"):
+        read_claims(tmp_path / "claims.yaml")
+
+
+def test_three_seeds_are_tested_over_seeds_paired(tmp_path: Path) -> None:
+    tuned = {0: [0.5, 0.6, 0.7], 1: [0.6, 0.6, 0.9], 2: [0.4, 0.5, 0.5]}
+    base = {0: [0.3, 0.4, 0.4], 1: [0.4, 0.3, 0.5], 2: [0.2, 0.5, 0.3]}
+    records = {f"tuned_{seed}": record(tuned[seed], base[seed], seed) for seed in tuned}
+    outcome = only([claim()], sweeps(tmp_path / "x", records)).outcomes["embedded"]
+    expected = stats.ttest_rel(
+        [np.mean(tuned[s]) for s in tuned], [np.mean(base[s]) for s in tuned],
+        alternative="greater",
+    )  # fmt: skip
+    (found,) = outcome.evidence
+    assert (found.unit, found.n, found.seeds) == ("seeds", 3, [0, 1, 2])
+    assert outcome.p == pytest.approx(expected.pvalue)
+    assert found.ci95 is not None
+    two_sided = stats.ttest_rel(
+        [np.mean(tuned[s]) for s in tuned], [np.mean(base[s]) for s in tuned]
+    )
+    assert found.ci95 == pytest.approx(tuple(two_sided.confidence_interval(0.95)))
+
+
+def test_one_seed_is_tested_over_texts_by_sign_flips(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    outcome = only([claim()], runs).outcomes["embedded"]
+    expected = stats.permutation_test(
+        (TUNED, BASE),
+        lambda x, y, axis: (x - y).mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+        alternative="greater",
+    ).pvalue
+    assert outcome.evidence[0].unit == "texts"
+    assert outcome.p == pytest.approx(expected)
+
+
+def test_seeds_that_change_nothing_are_no_seeds(tmp_path: Path) -> None:
+    records = {f"tuned_{seed}": record(TUNED, BASE, seed) for seed in range(3)}
+    (found,) = only([claim()], sweeps(tmp_path / "x", records)).outcomes["embedded"].evidence
+    assert (found.unit, found.n) == ("texts", 6)
+
+
+def test_a_share_of_texts_is_tested_exactly(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record([1, 0, 0, 0, 0, 0], BASE)})
+    share = claim(criteria=[criterion(below=0.5)])
+    expected = sum(math.comb(6, k) for k in (0, 1)) / 2**6
+    assert only([share], runs).outcomes["embedded"].p == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "verdict"),
+    [
+        ([criterion(above=0.5)], "reproduced"),
+        ([criterion(above=0.5), criterion(below=0.7)], "reproduced"),
+        ([criterion(above=0.5, below=0.7)], "reproduced"),
+        ([criterion(above=0.599)], "partly"),  # inside, but not significantly
+        ([criterion(above=0.5), criterion(above=0.7)], "partly"),
+        ([criterion(above=0.7)], "not reproduced"),
+        ([criterion(value={"statistic": "max"}, above=0.5)], "partly"),  # no interval
+        ([criterion(value={"statistic": "max"}, above=0.5, observed=True)], "reproduced"),
+    ],
+)
+def test_a_verdict_follows_from_region_and_p_value(
+    criteria: list[Any], verdict: str, tmp_path: Path
+) -> None:
+    values = [0.58, 0.59, 0.6, 0.6, 0.61, 0.62]  # the smallest possible p-value is 1 / 2^6
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(values, BASE)})
+    assert only([claim(criteria=criteria)], runs).outcomes["embedded"].verdict == verdict
+
+
+def test_many_claims_raise_the_p_value_that_each_needs(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    claims = [claim(id=f"p1-{i}", criteria=[criterion(above=0.4)]) for i in range(4)]
+    alone = only(claims[:1], runs).outcomes["embedded"]
+    assert (alone.verdict, alone.p, alone.adjusted_p) == ("reproduced", 1 / 64, 1 / 64)
+    among = only(claims, runs).outcomes["embedded"]
+    assert (among.verdict, among.adjusted_p) == ("partly", 4 / 64)
+
+
+def test_numbers_of_other_texts_are_not_paired(tmp_path: Path) -> None:
+    other = record(BASE, BASE)
+    samples = [sample.model_copy(update={"dataset": "other"}) for sample in other.samples]
+    records = {
+        "tuned_0": record(TUNED, BASE),
+        "base_0": other.model_copy(update={"samples": samples}),
+    }
+    compared = claim(criteria=[criterion(minus={"labels": {"system": "base"}}, above=0)])
+    outcome = only([compared], sweeps(tmp_path / "x", records)).outcomes["embedded"]
+    assert (outcome.verdict, outcome.p, outcome.evidence[0].ci95) == ("partly", None, None)
+
+
+def test_what_has_not_run_is_not_tested_and_has_the_command(tmp_path: Path) -> None:
+    outcomes = only([claim()], sweeps(tmp_path / "x", {})).outcomes
+    assert outcomes["embedded"].verdict == outcomes["paper"].verdict == "not tested"
+    assert outcomes["embedded"].reason == "table1: not run yet"
+    assert outcomes["paper"].command == "hyperfit experiment=table1 scale=paper"
+
+
+def test_a_claim_about_another_model_is_shown_but_not_decided(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    ledger = build_ledger([claim(judged_at=["paper"])], runs)
+    outcome = ledger.entries[0].outcomes["embedded"]
+    assert outcome.verdict == "not tested"
+    assert outcome.evidence[0].estimate == pytest.approx(np.mean(TUNED) - np.mean(BASE))
+    assert (outcome.p, ledger.tests) == (None, 0)
+
+
+def test_a_reading_is_shown_only_while_our_results_contradict_the_claim(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    for above, shown in ((0.4, False), (0.9, True)):
+        reading = claim(criteria=[criterion(above=above)], reading="as few steps do")
+        assert ("as few steps do" in markdown(build_ledger([reading], runs))) is shown
+
+
+def _quantity(**values: Any) -> Quantity:
+    return Quantity.model_validate({"experiment": "table1", "key": "gen/ttr"} | values)
+
+
+def _runs(folder: Path, *records: Record) -> list[RunEntry]:
+    named = {f"tuned_{seed}": one for seed, one in enumerate(records)}
+    runs = load_sweep(write_sweep(folder, {}, named)).runs
+    return [run for run in runs if run.record is not None]
+
+
+def test_quantities_that_are_no_metrics_are_as_by_hand(tmp_path: Path) -> None:
+    tuned = make_continuation(" ".join([*map(str, range(96)), *["a b c d"] * 24]))
+    samples = [make_sample(tuned, make_continuation("a a b b"))] * 3
+    values = record(
+        [0.1, 0.2, 0.3], [0.1] * 3, samples=samples, next_tokens={"news": make_next_tokens()}
+    )
+    run = _runs(tmp_path / "x", values)
+    tokens = tuned.tokens
+    fall = (len(set(tokens[:96])) - len(set(tokens[-96:]))) / 96
+    assert measure(run, _quantity(key="ttr_fall_96")).number == pytest.approx(fall)
+    assert measure(run, _quantity(key="ttr_first_96", side="base")).number == 0.5
+    assert measure(run, _quantity(key="unseen_probability")).number == 0.9
+    assert measure(run, _quantity(key="train/loss", epoch="first")).number == 1.0
+    assert measure(run, _quantity(key="train/loss", epoch="last")).number == 0.5
+    assert measure(run, _quantity(key="train/loss", epoch="highest")).number == 1
+    with pytest.raises(NotMeasuredError, match="hidden states"):
+        measure(run, _quantity(key="early_cosine"))
+    with pytest.raises(NotMeasuredError, match="no continuations of 7"):
+        measure(run, _quantity(length=7))
+
+
+def test_agreement_is_the_mean_over_all_pairs_of_runs(tmp_path: Path) -> None:
+    runs = _runs(tmp_path / "x", *[record([0.1, 0.2, 0.3], [0.1] * 3)] * 3)
+    a, b, c = (make_predictions(seed)["tuned/top1"] for seed in range(3))
+    expected = np.mean([a == b, a == c, b == c])
+    assert measure(runs, _quantity(key="top1_agreement")).number == pytest.approx(expected)
+
+
+def test_a_page_of_a_hostile_label_has_no_script(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    hostile = "<script>alert(1)</script> | <b>"
+    ledger = build_ledger([claim()], runs)
+    values = json.loads(json.dumps(ledger.model_dump(mode="json")))
+    values["entries"][0]["outcomes"]["embedded"]["evidence"][0]["model"] = hostile
+    ledger = Ledger.model_validate(values)
+    page = write_page(ledger, tmp_path).read_text("utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "default-src 'none'" in page
+    assert "<script" not in markdown(ledger).replace(r"\<", "")
+
+
+def test_the_command_writes_the_same_numbers_for_people_and_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sweep(tmp_path / "x", {}, {"tuned_0": record(TUNED, BASE)})
+    with pytest.raises(SystemExit) as done:
+        main(["claims", str(tmp_path), "--to", str(tmp_path / "docs")])
+    assert done.value.code == 0
+    ledger = Ledger.model_validate_json((tmp_path / "docs/claims.json").read_text("utf-8"))
+    assert (tmp_path / "docs/claims.md").read_text("utf-8") == markdown(ledger)
+    assert "not tested" in capsys.readouterr().out
+
+
+def test_the_committed_page_is_of_the_committed_data_and_claims() -> None:
+    ledger = Ledger.model_validate_json((DOCS / "claims.json").read_text("utf-8"))
+    reports = {path.parent.name for path in DOCS.glob("results/*/README.md")}
+    assert (DOCS / "claims.md").read_text("utf-8") == markdown(ledger, reports)
+    entries = [(e.id, e.source, e.claim, e.theirs, e.reading) for e in ledger.entries]
+    assert entries == [(c.id, c.source, c.claim, c.theirs, c.reading) for c in read_claims()]
