@@ -1,14 +1,17 @@
 """The ledger of claims: the claims file, the tests behind its verdicts, and its pages."""
 
+import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
+import yaml
 from scipy import stats
 
 from hyperfitting.errors import UserError
@@ -18,6 +21,8 @@ from hyperfitting.reporting.claims.quantities import NotMeasuredError, measure
 from hyperfitting.reporting.claims.render import markdown, write_page
 from hyperfitting.reporting.claims.schema import SCALES, Claim, Quantity, read_claims
 from hyperfitting.reporting.cli import main
+from hyperfitting.reporting.index import write_index
+from hyperfitting.reporting.serve import update_claims
 from hyperfitting.reporting.sweep_records import RunEntry, load_sweep
 from tests.records import (
     make_config,
@@ -68,17 +73,16 @@ def test_the_claims_of_both_papers_are_valid_and_complete() -> None:
     assert {entry.paper for entry in claims} == {"P1", "P2"}
 
 
+@cache
 def _axes(experiment: str, scale: str) -> dict[str, list[str]]:
-    sweeper = OmegaConf.to_container(OmegaConf.load(EXPERIMENTS / f"{experiment}.yaml"))
-    assert isinstance(sweeper, dict)
-    sweeper = sweeper["hydra"]["sweeper"]
+    text = (EXPERIMENTS / f"{experiment}.yaml").read_text("utf-8")
+    sweeper = yaml.load(text, yaml.CSafeLoader)["hydra"]["sweeper"]  # noqa: S506
     axes = sweeper["axes"] | (sweeper["scales"][scale].get("axes") or {})
     return {axis: [str(label) for label in labels] for axis, labels in axes.items()}
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_label_of_a_criterion_is_one_of_its_experiment(scale: Any) -> None:
-    for entry in read_claims():
+def test_every_label_of_a_criterion_is_one_of_its_experiment() -> None:
+    for entry, scale in itertools.product(read_claims(), SCALES):
         for c in entry.criteria_at(scale):
             quantities = [c.value, *([c.value.changed(c.minus)] if c.minus else [])]
             for quantity in quantities if scale in entry.judged_at or c.scale else ():
@@ -293,6 +297,21 @@ def test_the_command_writes_the_same_numbers_for_people_and_programs(
     ledger = Ledger.model_validate_json((tmp_path / "docs/claims.json").read_text("utf-8"))
     assert (tmp_path / "docs/claims.md").read_text("utf-8") == markdown(ledger)
     assert "not tested" in capsys.readouterr().out
+
+
+def test_the_dashboard_has_a_page_of_the_claims_that_is_drawn_when_a_record_is_newer(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sweeps").mkdir()
+    assert list(update_claims(tmp_path)) == []
+    assert "claims.html" not in write_index(tmp_path).read_text("utf-8")
+    sweep = write_sweep(tmp_path / "sweeps/x", {}, {"tuned_0": record(TUNED, BASE)})
+    (tmp_path / "reports").mkdir()
+    assert list(update_claims(tmp_path)) == [("claims", "")]
+    assert list(update_claims(tmp_path)) == []
+    assert 'href="claims.html"' in write_index(tmp_path / "reports").read_text("utf-8")
+    os.utime(sweep / "tuned_0/results.json", (2e9, 2e9))
+    assert list(update_claims(tmp_path)) == [("claims", "")]
 
 
 def test_the_committed_page_is_of_the_committed_data_and_claims() -> None:

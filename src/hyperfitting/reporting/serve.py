@@ -52,6 +52,7 @@ def update_claims(outputs: Path) -> Iterator[tuple[str, str]]:
     if not records or (page.is_file() and page.stat().st_mtime >= max(records)):
         return
     try:
+        page.parent.mkdir(parents=True, exist_ok=True)
         claims.write_page(claims.build([sweeps]), page.parent)
         yield "claims", ""
     except UserError as error:

@@ -77,12 +77,12 @@ def _of_metric(record: Record, quantity: Quantity) -> Measurement:
         if not values:
             raise NotMeasuredError("values per text are kept at full length only")
         return Measurement(max(values))
+    if kept is not None:
+        return _of_texts(record, np.array(kept, dtype=float))
     estimate: Estimate | None = record.estimate(part, quantity.side, quantity.key)
     if estimate is None:
         raise NotMeasuredError(f"{quantity.key} is not measured")
-    if kept is None:
-        return Measurement(estimate.mean, None, estimate.ci95, _contexts(record))
-    return _of_texts(record, np.array(kept, dtype=float))
+    return Measurement(estimate.mean, None, estimate.ci95, _contexts(record))
 
 
 def _of_texts(record: Record, texts: Floats) -> Measurement:
