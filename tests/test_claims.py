@@ -76,7 +76,7 @@ def test_the_claims_of_both_papers_are_valid_and_complete() -> None:
 @cache
 def _axes(experiment: str, scale: str) -> dict[str, list[str]]:
     text = (EXPERIMENTS / f"{experiment}.yaml").read_text("utf-8")
-    sweeper = yaml.load(text, yaml.CSafeLoader)["hydra"]["sweeper"]  # noqa: S506
+    sweeper = yaml.load(text, yaml.CSafeLoader)["hydra"]["sweeper"]
     axes = sweeper["axes"] | (sweeper["scales"][scale].get("axes") or {})
     return {axis: [str(label) for label in labels] for axis, labels in axes.items()}
 

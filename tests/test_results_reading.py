@@ -1,0 +1,131 @@
+"""Every number in the sentences of docs/results/README.md is in a committed report, or published.
+
+A number is found if a number of the experiment's report (its tables as CSV and Markdown), or of
+another experiment that the sentence names, rounds to it, as it is or times 100.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
+PUBLISHED = re.compile(r"published|Li et al|the paper reports", re.IGNORECASE)
+NUMBER = re.compile(r"(?<![\w.,/])\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?![\w/])")
+ROW = re.compile(r"\| \[(\w+)\]\((\w+)/README\.md\) \| .*? \| (.*) \|")
+SECTION = "## Comparison of decoding strategies"
+PROTOCOL = {"24", "32", "72", "80", "96", "128", "224", "992"}
+"""Texts, sequences, steps and lengths: conf/preset/study.yaml and the experiments' files."""
+ALSO_IN = {
+    "table1": ["seeds"],  # its seed 0 is the run on a CPU
+    "figure5_left": ["seeds"],
+    "figure5_right": ["table1"],  # the base model
+    "sequences": ["table1"],
+    "late_stage_depth": ["table1"],
+}
+"""Experiments that a row quotes without a name."""
+ALLOWED = {
+    "figure2": {"0.03": "figure2.svg", "3.4": "figure2.svg", "4": "figure2.svg"},
+    "figure4": {"9": "figure4.svg", "78": "figure4.svg"},
+    "figure5_left": {
+        "22.0": "figure5_left.svg",
+        "23.5": "figure5_left.svg",
+        "19.9": "figure5_left.svg, claims.json",
+        "5,000": "the paper's steps",
+    },
+    "figure7": {"36": "figure7.svg", "33": "figure7.svg", "25": "figure7.svg", "42": "figure7.svg"},
+    "figure9": {"27": "figure9.svg", "20": "figure9.svg"},
+    "late_stage_depth": {
+        "0.03": "trainer.target_loss",
+        "0.05": "history of the run",
+        "70": "history of the run",
+        "43": "history of the run",
+        "25": "history of the run",
+        "20": "history of the run",
+    },
+    "sequences": {"3.5": "half a width of an interval", "20": "steps", "160": "steps"},
+    "decoding": {"62": "the paper's 2,000 sequences over 32"},
+}
+"""By experiment, numbers that are in no table, with where they are from."""
+
+
+def passages(text: str) -> list[tuple[str, str]]:
+    """Return the sentences about results, each with the name of its experiment."""
+    rows = [ROW.fullmatch(line) for line in text.splitlines()]
+    found = [(row[1], row[3]) for row in rows if row is not None]
+    below = text.partition(SECTION)[2]
+    found += [("decoding", " ".join(part.split())) for part in re.split(r"\n\n|\n- ", below)]
+    return found
+
+
+def unfounded(text: str) -> list[tuple[str, str]]:
+    """Return the numbers that are in no report, each with its experiment."""
+    return [
+        (experiment, number)
+        for experiment, passage in passages(text)
+        for number in own_numbers(passage)
+        if number not in PROTOCOL | ALLOWED.get(experiment, {}).keys()
+        and not any(rounds_to(value, number) for value in sources(experiment, passage))
+    ]
+
+
+def own_numbers(passage: str) -> list[str]:
+    """Return the numbers of a passage, without those that are marked as published."""
+    passage = re.sub(r"`[^`]*`", " ", passage)
+    passage = re.sub(r"\(([^()]*)\)", lambda m: "" if PUBLISHED.search(m[1]) else m[0], passage)
+    sentences = [s for s in re.split(r"(?<=[.;:]) ", passage) if not PUBLISHED.search(s)]
+    return NUMBER.findall(" ".join(sentences))
+
+
+def sources(experiment: str, passage: str) -> set[float]:
+    named = [name for name in re.findall(r"`(\w+)`", passage) if folder(name).is_dir()]
+    names = {experiment, *named, *ALSO_IN.get(experiment, [])}
+    return set().union(*(report_numbers(name) for name in names))
+
+
+def folder(experiment: str) -> Path:
+    return RESULTS / f"{experiment}_embedded"
+
+
+@cache
+def report_numbers(experiment: str) -> set[float]:
+    files = [path for path in folder(experiment).iterdir() if path.suffix in (".csv", ".md")]
+    texts = [path.read_text("utf-8").partition("## Made with")[0] for path in files]
+    pattern = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+    return {float(number) for text in texts for number in re.findall(pattern, text)}
+
+
+def rounds_to(value: float, number: str) -> bool:
+    """Whether a value, as it is or times 100, rounds to a number with its digits."""
+    decimals = len(number.partition(".")[2]) if "e" not in number else 6
+    target = float(number.replace(",", ""))
+    return any(abs(value * k - target) <= 0.5001 * 10**-decimals for k in (1, 100))
+
+
+README = (RESULTS / "README.md").read_text("utf-8")
+
+
+def test_every_number_of_the_reading_is_in_a_report() -> None:
+    assert unfounded(README) == []
+
+
+def test_every_exception_is_still_needed() -> None:
+    stated = {(name, n) for name, passage in passages(README) for n in own_numbers(passage)}
+    unused = [(e, n) for e, numbers in ALLOWED.items() for n in numbers if (e, n) not in stated]
+    assert unused == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "expected"),
+    [
+        ("from 30.8% to 50.7% at 96", "from 30.8% to 51.7% at 96", ("table1", "51.7")),
+        ("Perplexity 34 to 98", "Perplexity 34 to 89", ("table3", "89")),
+        ("53.6% [50.0, 57.1]", "53.6% [50.0, 57.3]", ("seeds", "57.3")),
+        ("up to 8,340", "up to 8,430", ("p2_ranks", "8,430")),
+        ("falls from 0.68 to 0.62", "falls from 0.68 to 0.66", ("decoding", "0.66")),
+    ],
+)
+def test_an_altered_number_is_noticed(right: str, wrong: str, expected: tuple[str, str]) -> None:
+    assert README.count(right) == 1
+    assert expected in unfounded(README.replace(right, wrong))
