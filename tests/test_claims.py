@@ -15,6 +15,7 @@ import yaml
 from scipy import stats
 
 from hyperfitting.errors import UserError
+from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.record.schema import Record
 from hyperfitting.reporting.claims.ledger import Entry, Ledger, Sweeps, build_ledger
 from hyperfitting.reporting.claims.quantities import NotMeasuredError, measure
@@ -27,6 +28,7 @@ from hyperfitting.reporting.sweep_records import RunEntry, load_sweep
 from tests.records import (
     make_config,
     make_continuation,
+    make_mechanism,
     make_next_tokens,
     make_predictions,
     make_sample,
@@ -168,6 +170,26 @@ def test_a_share_of_texts_is_tested_exactly(tmp_path: Path) -> None:
     share = claim(criteria=[criterion(below=0.5)])
     expected = sum(math.comb(6, k) for k in (0, 1)) / 2**6
     assert only([share], runs).outcomes["embedded"].p == pytest.approx(expected)
+
+
+def test_numbers_without_values_by_text_are_tested_by_their_intervals(tmp_path: Path) -> None:
+    half = stats.norm.ppf(0.975) * 0.1  # of an interval with a standard error of 0.1
+    mechanism = make_mechanism().model_copy(
+        update={
+            "estimates": {
+                "mech/final_norm_l2": Estimate(2.0, (2 - half, 2 + half), 6),
+                "mech/previous_block_l2": Estimate(1.8, (1.8 - half, 1.8 + half), 6),
+            }
+        }
+    )
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE, mechanism=mechanism)})
+    key = {"key": "mech/final_norm_l2"}
+    alone = claim(criteria=[criterion(value=key, above=1.9)])
+    change = {"key": "mech/previous_block_l2"}
+    difference = claim(criteria=[criterion(value=key, minus=change, above=0)])
+    for entry, z in ((alone, 0.1 / 0.1), (difference, 0.2 / 0.02**0.5)):
+        outcome = only([entry], runs).outcomes["embedded"]
+        assert outcome.p == pytest.approx(stats.norm.sf(z))
 
 
 @pytest.mark.parametrize(

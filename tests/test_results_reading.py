@@ -26,7 +26,8 @@ ALSO_IN = {
 }
 """Experiments that a row quotes without a name."""
 ALLOWED = {
-    "figure2": {"0.03": "figure2.svg", "3.4": "figure2.svg", "4": "figure2.svg"},
+    "table2": {"1": "the published rise of Dataset BLEU"},
+    "figure2": {name: "figure2.svg" for name in ("0.03", "3.4", "5.2", "4")},
     "figure4": {"9": "figure4.svg", "78": "figure4.svg"},
     "figure5_left": {
         "22.0": "figure5_left.svg",
@@ -34,9 +35,11 @@ ALLOWED = {
         "19.9": "figure5_left.svg, claims.json",
         "5,000": "the paper's steps",
     },
-    "figure7": {"36": "figure7.svg", "33": "figure7.svg", "25": "figure7.svg", "42": "figure7.svg"},
+    "figure7": {name: "figure7.svg" for name in ("36", "33", "25", "42")},
     "figure9": {"27": "figure9.svg", "20": "figure9.svg"},
     "late_stage_depth": {
+        "5e-4": "optimizer.lr",
+        "2e-4": "optimizer.lr",
         "0.03": "trainer.target_loss",
         "0.05": "history of the run",
         "70": "history of the run",
@@ -45,7 +48,6 @@ ALLOWED = {
         "20": "history of the run",
     },
     "sequences": {"3.5": "half a width of an interval", "20": "steps", "160": "steps"},
-    "decoding": {"62": "the paper's 2,000 sequences over 32"},
 }
 """By experiment, numbers that are in no table, with where they are from."""
 
@@ -72,9 +74,9 @@ def unfounded(text: str) -> list[tuple[str, str]]:
 
 def own_numbers(passage: str) -> list[str]:
     """Return the numbers of a passage, without those that are marked as published."""
-    passage = re.sub(r"`[^`]*`", " ", passage)
+    passage = re.sub(r"`[^`]*`|\b([Rr]anks?|[Tt]able|[Ff]igure|top-) ?\d+", " ", passage)
     passage = re.sub(r"\(([^()]*)\)", lambda m: "" if PUBLISHED.search(m[1]) else m[0], passage)
-    sentences = [s for s in re.split(r"(?<=[.;:]) ", passage) if not PUBLISHED.search(s)]
+    sentences = [s for s in re.split(r"(?<=[.;:])(?<!al\.) ", passage) if not PUBLISHED.search(s)]
     return NUMBER.findall(" ".join(sentences))
 
 
@@ -123,7 +125,7 @@ def test_every_exception_is_still_needed() -> None:
         ("Perplexity 34 to 98", "Perplexity 34 to 89", ("table3", "89")),
         ("53.6% [50.0, 57.1]", "53.6% [50.0, 57.3]", ("seeds", "57.3")),
         ("up to 8,340", "up to 8,430", ("p2_ranks", "8,430")),
-        ("falls from 0.68 to 0.62", "falls from 0.68 to 0.66", ("decoding", "0.66")),
+        ("(1.21 nats against", "(1.27 nats against", ("decoding", "1.27")),
     ],
 )
 def test_an_altered_number_is_noticed(right: str, wrong: str, expected: tuple[str, str]) -> None:

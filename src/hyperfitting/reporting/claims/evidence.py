@@ -126,10 +126,10 @@ def _test(
     same_texts = len({m.contexts for m in (*values, *subtracted)}) == 1
     if same_texts and x is not None and (y is not None or not subtracted):
         return _over_texts(x, y, criterion)
-    estimate = Estimate(float(numbers.mean()), None, len(numbers))
-    if len(values) == 1 and not subtracted and values[0].ci95 is not None:
-        return _from_interval(estimate.mean, values[0].ci95, len(values[0].contexts), criterion)
-    return _Tested(estimate, "", None, None)
+    intervals = [m.ci95 for m in (*values, *subtracted) if m.ci95 is not None]
+    if len(values) == 1 and len(intervals) == len(values) + len(subtracted):
+        return _from_intervals(float(numbers[0]), intervals, len(values[0].contexts), criterion)
+    return _Tested(Estimate(float(numbers.mean()), None, len(numbers)), "", None, None)
 
 
 def _texts(measurements: Sequence[Measurement]) -> Floats | None:
@@ -185,13 +185,24 @@ def _share_of_texts(x: Floats, criterion: Criterion) -> _Tested:
     )
 
 
-def _from_interval(mean: float, ci95: tuple[float, float], n: int, criterion: Criterion) -> _Tested:
-    """Test a mean of which only the interval is kept, by a normal distribution of its width."""
-    standard_error = (ci95[1] - ci95[0]) / (2 * _Z95)
+def _from_intervals(
+    number: float, intervals: Sequence[tuple[float, float]], n: int, criterion: Criterion
+) -> _Tested:
+    """Test a mean, or a difference of two, of which only the intervals over texts are kept.
+
+    Normal distributions of their widths, independent: a difference on the same texts is mostly more
+    certain than that.
+    """
+    widths = [(high - low) / (2 * _Z95) for low, high in intervals]
+    standard_error = float(np.linalg.norm(widths))
 
     def p(bound: float | None, sign: int) -> float | None:
         if bound is None or standard_error == 0:
             return None
-        return float(norm.sf(sign * (mean - bound) / standard_error))
+        return float(norm.sf(sign * (number - bound) / standard_error))
 
-    return _Tested(Estimate(mean, ci95, n), "texts", p(criterion.above, 1), p(criterion.below, -1))
+    half = _Z95 * standard_error
+    ci95 = intervals[0] if len(intervals) == 1 else (number - half, number + half)
+    return _Tested(
+        Estimate(number, ci95, n), "texts", p(criterion.above, 1), p(criterion.below, -1)
+    )

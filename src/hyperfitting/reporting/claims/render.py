@@ -39,8 +39,9 @@ with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again.
 With {MIN_SEEDS} seeds or more that differ, intervals are Student's t over seeds (other training
 sequences in another order), differences paired by seed; else bootstraps over texts, paired by
 text, and p-values are of sign flips: a verdict of one seed says nothing about the next. Shares of
-texts are tested with the exact binomial test. p-values are one-sided and adjusted together by
-Holm's method. At `scale=embedded` the model has 135 million parameters and is trained for 80 steps
+texts are tested with the exact binomial test; numbers whose values by text are not kept, with the
+normal distribution that has their interval. p-values are one-sided and adjusted together by Holm's
+method. At `scale=embedded` the model has 135 million parameters and is trained for 80 steps
 ([results](results/README.md)): what is not reproduced there may hold for the papers' models."""
 
 
