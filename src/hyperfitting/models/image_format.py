@@ -1,4 +1,4 @@
-"""Images as tokens: each pixel is its nearest color of a palette, in raster order (Chen et al. 2020).
+"""Images as tokens: each pixel is its nearest color of a palette, in raster order (ImageGPT).
 
 The same numbers as `ImageGPTImageProcessor` of transformers, whose `clusters` are the palette.
 """
