@@ -48,7 +48,7 @@ from hyperfitting.record.schema import ModelInfo, NextTokens
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step
 from hyperfitting.training.artifact import TrainingJob
 
-_DATA = ("documents", "sequences")
+_DATA = ("documents", "images", "sequences")
 """Kinds that are built before training."""
 _MAX_REBUILDS = 3
 """Times that one damaged artifact is built again; a disk that damages it more often is broken."""
