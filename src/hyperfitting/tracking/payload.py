@@ -1,15 +1,18 @@
 """What W&B receives of a run or a sweep: summary, texts, charts, files."""
 
+import base64
+import io
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hyperfitting.record.schema import Record, Side
+from hyperfitting.record.schema import Record, Sample, Side
+from hyperfitting.reporting.images import enlarged, picture
 from hyperfitting.reporting.next_tokens import TokenPosition, changed_positions
 from hyperfitting.reporting.repetition_highlight import texts_page
 from hyperfitting.reporting.sweep_records import SweepRecords
-from hyperfitting.reporting.texts import TEXT_METRICS, texts_by_context
+from hyperfitting.reporting.texts import text_metrics, texts_by_context
 
 MAX_TEXTS, MAX_HIGHLIGHTED, MAX_POSITIONS = 300, 24, 3
 """Per run: rows of the table of texts, highlighted texts, and positions in a dataset's first text
@@ -101,19 +104,26 @@ def _texts_table(record: Record) -> Any:
     per_text = {
         f"{prefix}{key}": record.per_text.values(side).get(key)
         for side, prefix in zip(_SIDES, ("", "base/"), strict=True)
-        for key in TEXT_METRICS
+        for key in text_metrics(record)
     }
     table = wandb.Table(columns=["dataset", "context", "base", "tuned", "reference", *per_text])
     for row, sample in enumerate(record.samples[:MAX_TEXTS]):
         table.add_data(
             sample.dataset,
-            sample.context.text,
-            sample.base.text,
-            sample.tuned.text,
-            sample.reference.text,
+            *_contents(record, row, sample),
             *(values[row] if values else None for values in per_text.values()),
         )
     return table
+
+
+def _contents(record: Record, row: int, sample: Sample) -> list[Any]:
+    """Return context, base, tuned and reference of a sample: texts, or W&B's images."""
+    if record.image_size is None:
+        return [text.text for text in (sample.context, sample.base, sample.tuned, sample.reference)]
+    import wandb
+
+    sides: tuple[Side | None, ...] = (None, "base", "tuned", "reference")
+    return [wandb.Image(enlarged(picture(record, row, side))) for side in sides]
 
 
 def report_media(sweep: SweepRecords, folder: Path) -> dict[str, Any]:
@@ -124,10 +134,23 @@ def report_media(sweep: SweepRecords, folder: Path) -> dict[str, Any]:
     names = list(dict.fromkeys(c.name for texts in contexts for c in texts.continuations))
     table = wandb.Table(columns=["context", *names, "reference"])
     for texts in contexts:
-        by_name = {c.name: c.text for c in texts.continuations}
-        table.add_data(texts.context, *(by_name.get(name) for name in names), texts.reference)
+        by_name = {c.name: _content(c.text, c.image) for c in texts.continuations}
+        context = _content(texts.context, texts.context_image)
+        reference = _content(texts.reference, texts.reference_image)
+        table.add_data(context, *(by_name.get(name) for name in names), reference)
     figures = {f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
     return {"contexts": table, **figures}
+
+
+def _content(text: str, address: str) -> Any:
+    """Return a text, or the image of a data address, as W&B shows it in a table."""
+    if not address:
+        return text
+    import wandb
+    from PIL import Image
+
+    png = base64.b64decode(address.partition(",")[2])
+    return wandb.Image(Image.open(io.BytesIO(png)))
 
 
 def create_artifact(run: Any, kind: str, paths: Iterable[Path]) -> Any:
