@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hyperfitting.errors import UserError, exhausted_resource
 
@@ -77,7 +77,7 @@ def read_image(path: Path) -> Pixels:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except UserError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise _error(path, "is not an image that can be read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(path) from error

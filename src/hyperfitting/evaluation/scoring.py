@@ -202,12 +202,11 @@ def _add_images(
     if recognized is None:
         return None
     recognition, arrays = recognized
-    for side, values in arrays.items():
-        pixels = complete[side]
-        if pixels is not None:
-            inputs[side][full] = replace(
-                inputs[side][full], images=replace(pixels, recognition=values)
-            )
+    for name, seen in arrays.items():
+        scored = inputs[name][full]
+        if scored.images is not None:
+            with_classes = replace(scored.images, recognition=seen)
+            inputs[name][full] = replace(scored, images=with_classes)
     return recognition
 
 

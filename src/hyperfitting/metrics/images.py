@@ -65,7 +65,7 @@ def _nearest(shifted: bool) -> PerText:
 
 
 def _bits_per_pixel(inputs: ScoringInputs) -> Floats:
-    return per_text.on_references("loss")(inputs) / np.log(2)
+    return np.divide(per_text.on_references("loss")(inputs), np.log(2))
 
 
 def _recognition(name: str) -> PerText:

@@ -74,8 +74,8 @@ def edge_density(colors: Colors, start: int) -> Floats:
 
     A pixel at the left or upper border has one of these neighbors, the very first none.
     """
-    differences = np.nan_to_num(_neighbor_differences(colors))[:, _generated(colors, start)]
-    return row_means((differences > EDGE).any(axis=2))
+    differences = _neighbor_differences(colors)[:, _generated(colors, start)]  # (N, P, 2)
+    return row_means(np.nanmax(np.nan_to_num(differences), axis=2, initial=0) > EDGE)
 
 
 def mse(colors: Colors, true: Colors, start: int) -> Floats:

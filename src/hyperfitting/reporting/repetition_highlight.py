@@ -78,7 +78,7 @@ def texts_page(record: Record, limit: int | None = None) -> str:
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>{_PAGE_STYLE}{STYLE}</style></head><body>
 <h1>{title}</h1>
@@ -124,6 +124,7 @@ def _image_row(record: Record, row: int) -> str:
     )
 
 
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _PAGE_STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { margin: 1.5rem; }

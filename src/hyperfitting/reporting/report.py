@@ -92,7 +92,9 @@ def _default_report(sweep: SweepRecords) -> ReportSpec:
     axes = sweep.axes
     return ReportSpec(
         tables={"runs": TableSpec(rows=axes, columns=columns)} if axes else {},
-        figures={"images": ImageGridSpec(kind="image_grid")} if is_image else {},
+        figures={"images": ImageGridSpec.model_validate({"kind": "image_grid"})}
+        if is_image
+        else {},
     )
 
 

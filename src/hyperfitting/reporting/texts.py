@@ -103,7 +103,10 @@ def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
             row = rows[context]
             reference = max(reference, record.samples[row].reference.text, key=len)
             if record.image_size is not None:
-                images = tuple(data_uri(picture(record, row, s)) for s in (None, "reference"))
+                images = (
+                    data_uri(picture(record, row, None)),
+                    data_uri(picture(record, row, "reference")),
+                )
             if (tokens := tuple(record.samples[row].base.tokens)) not in seen:
                 seen.add(tokens)
                 continuations.append(_shown(record, "base", row, base_names[name], None, judged))
