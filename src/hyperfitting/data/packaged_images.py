@@ -27,6 +27,15 @@ def read(name: str, image: ImageConfig) -> Iterator[tuple[Pixels, int]]:
     yield from _set(name).read(image)
 
 
+def classes(name: str) -> NDArray[np.int64] | None:
+    """Return the class of each image of a set, in the order of `read`; none: it has no classes."""
+    if name != "digits":
+        return None
+    from sklearn.datasets import load_digits
+
+    return np.asarray(load_digits().target, dtype=np.int64)
+
+
 def _digits(image: ImageConfig) -> Iterator[tuple[Pixels, int]]:
     """Yield 1,797 handwritten digits of 8 x 8 pixels in 17 grays, each on its own.
 

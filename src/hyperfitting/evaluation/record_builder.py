@@ -111,6 +111,7 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
         next_tokens=result.next_tokens,
         samples=_samples(comparison),
         mechanism=result.mechanism,
+        recognition=comparison.recognition,
     )
 
 

@@ -32,6 +32,7 @@ from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.arrays import load_batch_sizes
 from hyperfitting.evaluation.artifacts import ModelArtifacts
 from hyperfitting.evaluation.contamination import contaminated, contamination_notes
+from hyperfitting.evaluation.images import image_scoring
 from hyperfitting.evaluation.next_tokens import load_next_tokens
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
@@ -282,6 +283,7 @@ class Pipeline:
             list(compress(contexts(references.values(), self.cfg.evaluation), kept)),
             NgramCorpus(train, self.base.tokenizer().decode if in_words else None),
             self.cfg.evaluation,
+            image_scoring(self.base.image_format(), self.cfg.dataset),
         )
 
     def _patching(self) -> dict[str, NDArray[np.float32]]:

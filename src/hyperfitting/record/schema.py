@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
 from hyperfitting.record.mechanism import Mechanism
+from hyperfitting.record.recognition import Recognition
 from hyperfitting.runtime.strict_model import StrictModel
 
 SCHEMA_VERSION = 6
@@ -226,6 +227,9 @@ class Record(StrictModel):
     mechanism: Mechanism | None = Field(
         description="base and tuned model compared; null: `mechanism.measures` has none"
     )
+    recognition: Recognition | None = Field(
+        default=None, description="what a classifier sees in completed images; null: there is none"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Record":
@@ -243,6 +247,12 @@ class Record(StrictModel):
     def is_tuned(self) -> bool:
         """Whether a model was trained; else `tuned` is the base model."""
         return bool(self.config["tuning"]["method"] != "none")
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the images that its texts are; none: they are texts."""
+        image = self.config["dataset"].get("image")
+        return (image["height"], image["width"]) if image else None
 
     @property
     def tuned_label(self) -> str:
