@@ -236,7 +236,7 @@ def register() -> None:
 def _image_tokens(fraction: float, *, _root_: DictConfig) -> int:
     """Return the tokens of the first pixels of an image, SOS included: `${image_tokens:0.25}`."""
     image = _root_.dataset.image
-    return round(fraction * image.height * image.width) + int(image.prepend_sos)
+    return int(round(fraction * image.height * image.width) + image.prepend_sos)
 
 
 def _rest_of_image(context_len: int, *, _root_: DictConfig) -> int:

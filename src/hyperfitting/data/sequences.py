@@ -39,7 +39,7 @@ from hyperfitting.store.artifact import Artifact, Step, Store
 SEQUENCES_VERSION = 2
 EVALUATION_TEXTS_VERSION = 4
 Tokens = NDArray[np.int32]
-TokenLists = Sequence[Sequence[int] | NDArray[np.int32]]
+TokenLists = Sequence[Sequence[int] | NDArray[np.int32]] | Tokens
 
 EVALUATION_SEED = 0
 """Order of the held-out documents; the same for every run, so that all are compared on the same."""

@@ -78,7 +78,8 @@ class ImageFormat:
         Args:
             tokens: (N, H * W) in raster order, without SOS.
         """
-        return self.colors[tokens].reshape(len(tokens), self.height, self.width, 3)
+        images: Pixels = self.colors[tokens]  # (N, H * W, 3)
+        return images.reshape(len(tokens), self.height, self.width, 3)
 
 
 def read_image_format(folder: Path) -> ImageFormat | None:

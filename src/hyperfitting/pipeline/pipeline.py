@@ -45,7 +45,7 @@ from hyperfitting.mechanism.results import build_mechanism
 from hyperfitting.models.base import BaseModel
 from hyperfitting.progress import MetricsRow, ProgressReporter
 from hyperfitting.record.mechanism import Mechanism
-from hyperfitting.record.schema import ModelInfo, NextTokens
+from hyperfitting.record.schema import ImageInfo, ModelInfo, NextTokens
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step
 from hyperfitting.training.artifact import TrainingJob
 
@@ -250,6 +250,18 @@ class Pipeline:
     def model_info(self) -> ModelInfo:
         """Return which base model it is."""
         return ModelInfo(name=self.base.name, id=self.base.id, location=self.base.location)
+
+    def image_info(self) -> ImageInfo | None:
+        """Return what shows the tokens of an image model as images; None: its tokens are text."""
+        image_format, image = self.base.image_format(), self.cfg.dataset.image
+        if image_format is None or image is None:
+            return None
+        return ImageInfo(
+            height=image_format.height,
+            width=image_format.width,
+            palette=image_format.colors.tolist(),
+            sos=image_format.sos if image.prepend_sos else None,
+        )
 
     def split_sizes(self) -> SplitSizes:
         """Return how the documents that are trained on were split."""
