@@ -249,12 +249,6 @@ class Record(StrictModel):
         return bool(self.config["tuning"]["method"] != "none")
 
     @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Height and width of the images that its texts are; none: they are texts."""
-        image = self.config["dataset"].get("image")
-        return (image["height"], image["width"]) if image else None
-
-    @property
     def tuned_label(self) -> str:
         """What stands in the tuned model's place, for headings: mostly `tuned` itself."""
         intervention = self.config.get("intervention", {}).get("method", "none")

@@ -1,11 +1,7 @@
-"""The images of a record, as pixels and as PNG.
-
-A sample of an image model has a color, six hex digits, as the text of each token; SOS has none.
-"""
+"""The images of a record, as pixels and as PNG."""
 
 import base64
 import io
-import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +10,6 @@ from hyperfitting.record.schema import Record, SampleText, Side
 
 SHOWN_PIXELS = 128
 """Height to which small images are enlarged, if it is a multiple of theirs."""
-_COLOR = re.compile(r"[0-9a-f]{6}\s*")
 Picture = NDArray[np.uint8]
 """(H, W, 4): red, green, blue and opacity; pixels that are not there are transparent."""
 
@@ -30,18 +25,19 @@ def picture(record: Record, row: int, side: Side | None) -> Picture:
     Raises:
         ValueError: the record is of a text model.
     """
-    if record.image_size is None:
+    if record.image is None:
         raise ValueError("the record is of a text model")
     sample = record.samples[row]
     parts: list[SampleText] = [sample.context]
     if side is not None:
         parts.append(getattr(sample, side))
-    height, width = record.image_size
-    texts = [text for part in parts for text in part.token_texts if _COLOR.fullmatch(text)]
-    colors = [(*bytes.fromhex(text.strip()), 255) for text in texts[: height * width]]
-    pixels = np.zeros((height * width, 4), dtype=np.uint8)
-    pixels[: len(colors)] = np.array(colors, dtype=np.uint8).reshape(-1, 4)
-    return pixels.reshape(height, width, 4)
+    image = record.image
+    tokens = [token for part in parts for token in part.tokens if token != image.sos]
+    tokens = tokens[: image.height * image.width]
+    pixels = np.zeros((image.height * image.width, 4), dtype=np.uint8)
+    pixels[: len(tokens), :3] = np.array(image.palette, dtype=np.uint8)[tokens]
+    pixels[: len(tokens), 3] = 255
+    return pixels.reshape(image.height, image.width, 4)
 
 
 def enlarged(pixels: Picture) -> Picture:

@@ -69,7 +69,7 @@ def render_page(
     keys = _metric_keys(sweep)
     in_history = {key for _, record in sweep.finished() for row in record.history for key in row}
     curves = [key for key in _CURVES if key in in_history]
-    has_images = any(record.image_size is not None for _, record in sweep.finished())
+    has_images = any(record.image is not None for _, record in sweep.finished())
     script, plotly = templates.source(_PACKAGE, "page.js"), get_plotlyjs()
     labels = {
         key: metric(key).axis_label for key in (*keys, *_CURVES, *TEXT_METRICS, *IMAGE_METRICS)

@@ -73,7 +73,7 @@ def texts_page(record: Record, limit: int | None = None) -> str:
     explanation = (
         f"Repeated token runs are shaded, longer ones darker: from {', '.join(map(str, SHADES))} "
         "tokens on."
-        if record.image_size is None
+        if record.image is None
         else "Each model completes the context."
     )
     return f"""<!doctype html>
@@ -95,7 +95,7 @@ def texts_page(record: Record, limit: int | None = None) -> str:
 
 def _table_row(record: Record, row: int) -> str:
     sample, number = record.samples[row], row + 1
-    if record.image_size is not None:
+    if record.image is not None:
         return _image_row(record, row)
     continuations = "".join(
         f"<td>{to_html(continuation.token_texts, continuation.tokens)}</td>"

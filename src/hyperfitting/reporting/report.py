@@ -86,7 +86,7 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
 
 def _default_report(sweep: SweepRecords) -> ReportSpec:
     """Return the report of a sweep that describes none: a table of all runs."""
-    is_image = any(record.image_size is not None for _, record in sweep.finished())
+    is_image = any(record.image is not None for _, record in sweep.finished())
     headings = _DEFAULT_IMAGE_COLUMNS if is_image else _DEFAULT_COLUMNS
     columns = {heading: ColumnSpec(key=key) for heading, key in headings.items()}
     axes = sweep.axes

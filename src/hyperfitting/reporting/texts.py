@@ -102,7 +102,7 @@ def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
                 continue
             row = rows[context]
             reference = max(reference, record.samples[row].reference.text, key=len)
-            if record.image_size is not None:
+            if record.image is not None:
                 images = (
                     data_uri(picture(record, row, None)),
                     data_uri(picture(record, row, "reference")),
@@ -150,7 +150,7 @@ def _shown(
         if value is not None
     ]
     metrics += judged.get(text_key(record.samples[row], side), ())
-    if record.image_size is None:
+    if record.image is None:
         return ShownContinuation(name, run, metrics, list(highlighted_spans(continuation)))
     metrics += _recognized(record, side, row)
     return ShownContinuation(name, run, metrics, [], data_uri(picture(record, row, side)))
@@ -166,7 +166,7 @@ def _recognized(record: Record, side: Side, row: int) -> list[tuple[str, str]]:
 
 def text_metrics(record: Record) -> tuple[str, ...]:
     """Return the metrics of a single continuation that are shown of a record."""
-    return TEXT_METRICS if record.image_size is None else IMAGE_METRICS
+    return TEXT_METRICS if record.image is None else IMAGE_METRICS
 
 
 def highlighted_spans(continuation: Continuation) -> Iterator[Span]:

@@ -118,7 +118,7 @@ def _texts_table(record: Record) -> Any:
 
 def _contents(record: Record, row: int, sample: Sample) -> list[Any]:
     """Return context, base, tuned and reference of a sample: texts, or W&B's images."""
-    if record.image_size is None:
+    if record.image is None:
         return [text.text for text in (sample.context, sample.base, sample.tuned, sample.reference)]
     import wandb
 

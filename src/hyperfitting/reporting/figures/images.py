@@ -47,7 +47,7 @@ def _columns(sweep: SweepRecords, spec: ImageGridSpec) -> Iterator[Column]:
     groups = [
         (label, run.name, record)
         for label, [(run, record), *_] in grouped(sweep, spec.columns)
-        if record.image_size is not None
+        if record.image is not None
     ]
     if not groups:
         return
