@@ -5,15 +5,12 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hyperfitting.metrics.estimate import Estimate
-from hyperfitting.record.recognition import Recognition
-from hyperfitting.record.schema import Continuation, ImageInfo, Record, Sample, SampleText
 from hyperfitting.reporting.figures import NoDataError, draw
 from hyperfitting.reporting.images import data_uri, enlarged, picture
 from hyperfitting.reporting.repetition_highlight import texts_page
@@ -23,55 +20,10 @@ from hyperfitting.reporting.sweep_records import load_sweep
 from hyperfitting.reporting.terminal import outcome
 from hyperfitting.reporting.texts import texts_by_context
 from hyperfitting.tracking.payload import media, report_media
-from tests.records import (
-    NO_OVERLAP,
-    make_config,
-    make_record,
-    make_samples,
-    make_slice,
-    write_sweep,
-)
+from tests.records import image_record, make_record, make_samples, make_slice, write_sweep
 
-PALETTE = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)]
-IMAGE = ImageInfo(height=4, width=4, palette=PALETTE, sos=4)
 GRID = ImageGridSpec.model_validate({"kind": "image_grid", "count": 2})
 HALF = Estimate(0.5, (0.4, 0.6), 2)
-
-
-def colors(tokens: list[int]) -> dict[str, Any]:
-    texts = ["" if t == 4 else "{:02x}{:02x}{:02x} ".format(*PALETTE[t]) for t in tokens]
-    return {"text": "".join(texts), "tokens": tokens, "token_texts": texts}
-
-
-def completion(tokens: list[int]) -> Continuation:
-    return Continuation(**colors(tokens), overlap=NO_OVERLAP)
-
-
-def image_record(tuned: int = 1, tuning: str = "full", **fields: Any) -> Record:
-    """Return a record of two images; the tuned model paints in one color."""
-    samples = [
-        Sample(
-            dataset="digits <b>",
-            context=SampleText(**colors([4, row, 0, 0, 0])),
-            tuned=completion([tuned] * 12),
-            base=completion([3] * 12),
-            reference=completion([2, 3] * 6),
-        )
-        for row in range(2)
-    ]
-    values = {"gen/row_repeat": [1.0, 0.25], "gen/rep_2": [0.5, 0.25]}
-    recognition = Recognition(
-        n_train=9, accuracy=HALF, context_accuracy=HALF, true=[7, 8], tuned=[7, 3], base=[1, 1],
-        reference=[7, 8],
-    )  # fmt: skip
-    config = make_config(tuning={"method": tuning})
-    parts: dict[str, Any] = {"image": IMAGE, "recognition": recognition, "config": config}
-    return make_record(
-        [make_slice({"gen/row_repeat": HALF})],
-        samples,
-        {"tuned": values, "base": values},
-        **parts | fields,
-    )
 
 
 @pytest.fixture

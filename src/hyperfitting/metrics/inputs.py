@@ -33,8 +33,6 @@ class ImageInputs:
     """First generated pixel."""
     recognition: Arrays = field(default_factory=dict)
     """(N,) `confidence` and `class_kept` of a classifier; empty: there is none, or rows lack."""
-    inception: tuple[NDArray[Any], NDArray[Any]] | None = None
-    """(N, 2048) Inception features of the images, and of the true ones."""
 
     def select(self, rows: NDArray[np.bool_]) -> "ImageInputs":
         """Return some of the images. ``rows``: (N,)."""
@@ -43,7 +41,6 @@ class ImageInputs:
             images=self.images[rows],
             references=self.references[rows],
             recognition={name: values[rows] for name, values in self.recognition.items()},
-            inception=self.inception and (self.inception[0][rows], self.inception[1][rows]),
         )
 
 

@@ -143,8 +143,9 @@ def _generated(colors: Colors, start: int) -> NDArray[np.bool_]:
 
 def _distinct(values: NDArray[np.integer]) -> Floats:
     """Return the number of distinct values of each row (N, T)."""
-    ordered = np.sort(values, axis=1)
-    return ((np.diff(ordered, axis=1) != 0).sum(axis=1) + (values.shape[1] > 0)).astype(float)
+    changes = np.diff(np.sort(values, axis=1), axis=1) != 0
+    distinct: Floats = changes.sum(axis=1).astype(np.float64) + (values.shape[1] > 0)
+    return distinct
 
 
 def _count(n: int) -> float:
