@@ -238,8 +238,23 @@ def test_a_quarter_of_the_pixels_is_the_context(compose: Compose) -> None:
 
 
 def test_a_sequence_is_a_whole_image(compose: Compose) -> None:
-    with pytest.raises(UserError, match="whole image"):
-        compose("preset=images", "dataset.seq_len=32")
+    assert compose("preset=images", "dataset.seq_len=32").dataset.seq_len == 65
+
+
+def test_a_repetition_penalty_ignores_sos_which_has_no_score(imagegpt: BaseModel) -> None:
+    model = load(imagegpt).eval()
+    contexts = digit_sequences(3)[:, :17]
+    decode = DecodeConfig(name="penalty", seed=0, repetition_penalty=1.3)
+    continuations = continue_texts(model, contexts, 4, decode).tokens
+    for context, continuation in zip(contexts.tolist(), continuations, strict=True):
+        tokens = list(context)
+        for token in continuation:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([tokens])).logits[0, -1].numpy()
+            for seen in set(tokens) - {17}:
+                logits[seen] *= 1.3 if logits[seen] < 0 else 1 / 1.3
+            assert token == logits.argmax()
+            tokens.append(token)
 
 
 def test_images_of_a_folder_are_scaled_as_transformers_processor_scales(

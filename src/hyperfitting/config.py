@@ -234,9 +234,15 @@ def register() -> None:
 
 
 def _image_tokens(fraction: float, *, _root_: DictConfig) -> int:
-    """Return the tokens of the first pixels of an image, SOS included: `${image_tokens:0.25}`."""
-    image = _root_.dataset.image
-    return int(round(fraction * image.height * image.width) + image.prepend_sos)
+    """Return the tokens of the first pixels of an image, SOS included: `${image_tokens:0.25}`.
+
+    Of a text, those of the first part of `dataset.seq_len`.
+    """
+    dataset = _root_.dataset
+    if dataset.image is None:
+        return round(fraction * int(dataset.seq_len))
+    n_pixels = int(dataset.image.height) * int(dataset.image.width)
+    return round(fraction * n_pixels) + int(dataset.image.prepend_sos)
 
 
 def _rest_of_image(context_len: int, *, _root_: DictConfig) -> int:

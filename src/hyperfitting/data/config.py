@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from hyperfitting.errors import UserError
 from hyperfitting.fields import RECORD, at_least, fraction, one_of, required, setting
 
 
@@ -89,7 +88,7 @@ class DatasetConfig(TextsConfig):
     """Which documents are trained on, and how they become token sequences."""
 
     seq_len: int = setting(256, enters="sequences")
-    """Tokens of a training or validation sequence."""
+    """Tokens of a training or validation sequence; of images always the whole image."""
     n_train: int = setting(2000, enters="sequences")
     """Training sequences."""
     n_val: int = setting(128, enters="sequences")
@@ -103,14 +102,8 @@ class DatasetConfig(TextsConfig):
     def __post_init__(self) -> None:
         self.check("dataset")
         at_least("dataset.seq_len", self.seq_len, 2)
-        if self.image is not None and self.seq_len != self.image.n_tokens:
-            raise UserError(
-                "a sequence is a whole image",
-                field="dataset.seq_len",
-                value=self.seq_len,
-                valid=f"{self.image.n_tokens} ({self.image.height} x {self.image.width} pixels"
-                + (" and SOS)" if self.image.prepend_sos else ")"),
-            )
+        if self.image is not None:
+            self.seq_len = self.image.n_tokens
         at_least("dataset.n_train", self.n_train, 1)
         at_least("dataset.n_val", self.n_val, 1)
         fraction("dataset.validation_fraction", self.validation_fraction)
