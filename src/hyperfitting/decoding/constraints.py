@@ -81,14 +81,13 @@ class Constraints:
 
 def _penalize(penalty: float, n_unscored: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Return transformers' repetition penalty, also for contexts with ids that have no score."""
-    processor = RepetitionPenaltyLogitsProcessor(penalty)
+    processor: Callable[[Tensor, Tensor], Tensor] = RepetitionPenaltyLogitsProcessor(penalty)
     if not n_unscored:
         return processor
 
     def penalize(input_ids: Tensor, scores: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(scores, (0, n_unscored))
-        penalized: Tensor = processor(input_ids, padded)
-        return penalized[:, : scores.shape[1]]
+        return processor(input_ids, padded)[:, : scores.shape[1]]
 
     return penalize
 
