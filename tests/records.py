@@ -237,7 +237,10 @@ def image_record(tuned: int = 1, tuning: str = "full", **fields: Any) -> Record:
         )
         for row in range(2)
     ]
-    values = {"gen/row_repeat": [1.0, 0.25], "gen/rep_2": [0.5, 0.25]}
+    values: dict[str, list[float | None]] = {
+        "gen/row_repeat": [1.0, 0.25],
+        "gen/rep_2": [0.5, 0.25],
+    }
     half = Estimate(0.5, (0.4, 0.6), 2)
     recognition = Recognition(
         n_train=9,

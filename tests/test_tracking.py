@@ -301,8 +301,7 @@ def test_an_offline_run_of_an_image_model_holds_its_images(run_info: RunInfo) ->
         folder = tracker.folder
     assert folder is not None
     history, _ = logged(folder)
-    table = next(row["texts"] for row in history if "texts" in row)
-    assert table["_type"] == "table-file"
-    images = [Image.open(path) for path in (folder / "files" / "media" / "images").rglob("*.png")]
-    assert images
-    assert {image.size for image in images} == {(128, 128)}
+    (row,) = [row for row in history if "images/_type" in row]
+    assert row["images/captions"][0].endswith("1: context, base, tuned, real")
+    images = [Image.open(path) for path in (folder / "files" / "media" / "images").glob("*.png")]
+    assert [image.size for image in images] == [(4 * 128 + 3 * 8, 128)] * 2

@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hyperfitting.record.schema import Record, Sample, Side
 from hyperfitting.reporting.images import enlarged, picture
 from hyperfitting.reporting.next_tokens import TokenPosition, changed_positions
@@ -18,6 +20,8 @@ MAX_TEXTS, MAX_HIGHLIGHTED, MAX_POSITIONS = 300, 24, 3
 """Per run: rows of the table of texts, highlighted texts, and positions in a dataset's first text
 whose next tokens are charted."""
 _CONTEXT_CHARACTERS = 60
+_GAP = 8
+"""Pixels between two images."""
 _SIDES: tuple[Side, ...] = ("tuned", "base")
 
 
@@ -65,13 +69,17 @@ def _flat_estimate(key: str, mean: float, ci95: tuple[float, float] | None) -> d
 
 
 def media(record: Record) -> dict[str, Any]:
-    """Return texts, highlighted texts, histograms of overlap, and charts of next tokens."""
+    """Return texts or images, highlighted texts, overlap histograms, charts of next tokens."""
     import wandb
 
     logged = {
         "texts": _texts_table(record),
         "texts_highlighted": wandb.Html(texts_page(record, MAX_HIGHLIGHTED)),
     }
+    if record.image is not None:
+        logged["images"] = [
+            _images(record, row) for row in range(min(MAX_TEXTS, len(record.samples)))
+        ]
     for side in _SIDES:
         counts = getattr(record.overlap_histogram, side)
         if counts:
@@ -114,6 +122,17 @@ def _texts_table(record: Record) -> Any:
             *(values[row] if values else None for values in per_text.values()),
         )
     return table
+
+
+def _images(record: Record, row: int) -> Any:
+    """Return context, completions and real image of a sample side by side."""
+    import wandb
+
+    beside = [enlarged(picture(record, row, side)) for side in (None, "base", "tuned", "reference")]
+    gap = np.zeros((len(beside[0]), _GAP, 4), dtype=np.uint8)  # transparent
+    parts = [part for pixels in beside for part in (pixels, gap)][:-1]
+    caption = f"{record.samples[row].dataset} {row + 1}: context, base, {record.tuned_label}, real"
+    return wandb.Image(np.concatenate(parts, axis=1), caption=caption)
 
 
 def _contents(record: Record, row: int, sample: Sample) -> list[Any]:
