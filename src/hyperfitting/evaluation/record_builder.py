@@ -28,6 +28,7 @@ from hyperfitting.record.schema import (
     Continuation,
     DatasetInfo,
     Histograms,
+    ImageInfo,
     ModelInfo,
     NextTokens,
     OverlapSpan,
@@ -57,6 +58,8 @@ class RunResult:
     mechanism: Mechanism | None
     """None: nothing of it is measured."""
     model: ModelInfo
+    image: ImageInfo | None
+    """None: the tokens are text."""
     split_sizes: SplitSizes
     """Of the documents that were trained on."""
     artifacts: dict[str, Artifact]
@@ -94,6 +97,7 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
             source=result.artifacts["documents"].recipe["inputs"]["source"],
             **asdict(result.split_sizes),
         ),
+        image=result.image,
         artifacts={name: str(artifact.folder) for name, artifact in result.artifacts.items()},
         timings=_timings(result),
         notes=result.notes + notes(comparison),
@@ -107,6 +111,7 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
         next_tokens=result.next_tokens,
         samples=_samples(comparison),
         mechanism=result.mechanism,
+        recognition=comparison.recognition,
     )
 
 

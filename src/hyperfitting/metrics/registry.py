@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hyperfitting.metrics import mechanism, per_text
+from hyperfitting.metrics import images, mechanism, per_text
 from hyperfitting.metrics.diversity import (
     LOOP_TOKENS,
     ROLLING_WINDOW,
@@ -24,6 +24,7 @@ from hyperfitting.metrics.mauve import MIN_TEXTS, mauve
 from hyperfitting.metrics.per_text import LONG_OVERLAP, PerText
 
 Direction = Literal["higher", "lower", ""]
+Modality = Literal["text", "image"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Metric:
     """Key of the metric of whose mean this is the exponential."""
     per_set: Callable[[ScoringInputs], float] | None = None
     """Returns one value for all texts, NaN if there is none; it has no interval."""
+    modality: Modality | None = None
+    """Of what it is; none: of texts and images."""
     in_summary: bool = False
     """Whether the terminal shows it."""
     in_history: bool = False
@@ -65,8 +68,14 @@ class Metric:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     def is_measured(self, inputs: ScoringInputs) -> bool:
-        """Return whether a run measures it: `patch/` metrics only where it patches."""
-        return not self.key.startswith("patch/") or bool(inputs.patching)
+        """Return whether a run measures it: what fits its modality, and was computed."""
+        if self.modality not in (None, "text" if inputs.images is None else "image"):
+            return False
+        if self.key.startswith("patch/"):
+            return bool(inputs.patching)
+        if self.key in images.OF_CLASSIFIER:
+            return inputs.images is not None and bool(inputs.images.recognition)
+        return True
 
     @property
     def of_continuations(self) -> bool:
@@ -143,6 +152,7 @@ _ALL = (
         "(n-grams up to evaluation.bleu_n)",
         direction="lower",
         per_text=per_text.self_bleu,
+        modality="text",
         among_texts=True,
         in_summary=True,
     ),
@@ -153,6 +163,7 @@ _ALL = (
         "penalty (n-grams up to evaluation.bleu_n)",
         direction="lower",
         per_text=per_text.dataset_bleu,
+        modality="text",
     ),
     Metric(
         "gen/dataset_overlap",
@@ -225,6 +236,7 @@ _ALL = (
         f"(with evaluation.mauve; {MIN_TEXTS} texts or more)",
         direction="higher",
         per_set=_mauve,
+        modality="text",
         in_summary=True,
     ),
     Metric(
@@ -320,6 +332,7 @@ _ALL = (
         direction="higher",
         in_history=True,
     ),
+    *(Metric(key, modality="image", **entry) for key, entry in images.METRICS.items()),
     *(Metric(key, **texts) for key, texts in mechanism.METRICS.items()),
 )
 METRICS: dict[str, Metric] = {entry.key: entry for entry in _ALL}

@@ -14,7 +14,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hyperfitting.reporting import community, figures, index, page, tables
-from hyperfitting.reporting.spec import ColumnSpec, ReportSpec, TableSpec, parse_report
+from hyperfitting.reporting.spec import (
+    ColumnSpec,
+    ImageGridSpec,
+    ReportSpec,
+    TableSpec,
+    parse_report,
+)
 from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
 from hyperfitting.reporting.tables import markdown_text
 from hyperfitting.runtime.files import write_text
@@ -28,6 +34,15 @@ _DEFAULT_COLUMNS = {
     "entropy, nats": "val/entropy",
 }
 """Heading and metric of the columns of a sweep that describes no report."""
+_DEFAULT_IMAGE_COLUMNS = {
+    "repeated rows": "gen/row_repeat",
+    "repeated 2-grams": "gen/rep_2",
+    "total variation": "gen/total_variation",
+    "nearest training image": "gen/nearest_train",
+    "bits per pixel": "val/bits_per_pixel",
+    "entropy, nats": "val/entropy",
+}
+"""The same of a sweep of image models, which has a grid of images, too."""
 
 
 def write_report(folder: Path, reports: Path | None = None) -> Path:
@@ -73,9 +88,16 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
 
 def _default_report(sweep: SweepRecords) -> ReportSpec:
     """Return the report of a sweep that describes none: a table of all runs."""
-    columns = {heading: ColumnSpec(key=key) for heading, key in _DEFAULT_COLUMNS.items()}
+    is_image = any(record.image is not None for _, record in sweep.finished())
+    headings = _DEFAULT_IMAGE_COLUMNS if is_image else _DEFAULT_COLUMNS
+    columns = {heading: ColumnSpec(key=key) for heading, key in headings.items()}
     axes = sweep.axes
-    return ReportSpec(tables={"runs": TableSpec(rows=axes, columns=columns)} if axes else {})
+    return ReportSpec(
+        tables={"runs": TableSpec(rows=axes, columns=columns)} if axes else {},
+        figures={"images": ImageGridSpec.model_validate({"kind": "image_grid"})}
+        if is_image
+        else {},
+    )
 
 
 def _figure_markdown(figure: figures.RenderedFigure) -> str:

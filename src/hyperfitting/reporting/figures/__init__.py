@@ -1,7 +1,7 @@
 """Figures of a sweep's records, with matplotlib: legible in gray, labeled with units.
 
 What a kind of figure shows, and its fields, stand in `reporting.spec`; each kind has one function
-here, in `curves`, `distributions`, `layers` or `texts`.
+here, in `curves`, `distributions`, `layers`, `texts` or `images`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from hyperfitting.reporting.figures import curves, distributions, layers, texts
+from hyperfitting.reporting.figures import curves, distributions, images, layers, texts
 from hyperfitting.reporting.figures.style import STYLE, NoDataError
 from hyperfitting.reporting.spec import FigureSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
@@ -32,6 +32,7 @@ _KINDS: dict[str, Callable[[SweepRecords, Any], Figure]] = {
     "ranks": distributions.ranks,
     "next_tokens": distributions.next_tokens,
     "text": texts.text,
+    "image_grid": images.image_grid,
 }
 
 
