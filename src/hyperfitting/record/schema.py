@@ -198,6 +198,9 @@ class Record(StrictModel):
     image: ImageInfo | None = Field(
         default=None, description="of an image model; null: its tokens are text"
     )
+    recognition: Recognition | None = Field(
+        default=None, description="what a classifier sees in completed images; null: there is none"
+    )
     artifacts: dict[str, str] = Field(description="folder of each artifact of this run")
     timings: Timings = Field(description="wall-clock times")
     notes: list[str] = Field(
@@ -222,9 +225,6 @@ class Record(StrictModel):
     samples: list[Sample] = Field(description="one per evaluation text")
     mechanism: Mechanism | None = Field(
         description="base and tuned model compared; null: `mechanism.measures` has none"
-    )
-    recognition: Recognition | None = Field(
-        default=None, description="what a classifier sees in completed images; null: there is none"
     )
 
     @model_validator(mode="after")
