@@ -80,6 +80,7 @@ def run(cfg: RunConfig, out_dir: Path, tracker: Tracker, progress: "ProgressRepo
         history=pipeline.history(),
         next_tokens=pipeline.next_tokens(),
         mechanism=pipeline.mechanism_results(comparison),
+        downstream=pipeline.downstream_results(),
         model=pipeline.model_info(),
         split_sizes=pipeline.split_sizes(),
         artifacts=pipeline.artifacts,

@@ -13,6 +13,7 @@ from hyperfitting.data.sequences import (
 )
 from hyperfitting.data.sources import documents_step
 from hyperfitting.evaluation.artifacts import model_artifacts
+from hyperfitting.evaluation.downstream.artifacts import downstream_artifacts
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
 from hyperfitting.mechanism.controls import control_state, control_steps
@@ -106,6 +107,7 @@ def build_pipeline(
         base_artifacts,
         tuned_artifacts,
         mechanism,
+        downstream_artifacts(setting, models.base, models.tuned, cfg.dataset.holdout_fraction),
         progress,
     )
 
