@@ -86,12 +86,12 @@ def _questions_steps(
         texts = TextsConfig(name=task.domain, source="package", path=task.domain)
         steps[f"documents/{task.domain}"] = documents_step(texts, setting.store, setting.progress)
         config["holdout_fraction"] = holdout_fraction
-    documents = [step.artifact for step in steps.values()]
+    inputs = {"documents": step.artifact.id for step in steps.values()}  # noqa: B035 - one or none
 
     def build(work: Path) -> None:
         held_out: list[str] = []
-        for artifact in documents:
-            loaded = load_documents(artifact)
+        for step in steps.values():
+            loaded = load_documents(step.artifact)
             held_out = split_documents(loaded.texts, loaded.groups, holdout_fraction, 0).held_out
         rows = local_tasks.make_questions(task, held_out)
         if not rows:
@@ -106,7 +106,7 @@ def _questions_steps(
         "downstream_questions",
         version=local_tasks.VERSION,
         config=config,
-        inputs=dict.fromkeys(("documents",) if documents else (), "".join(a.id for a in documents)),
+        inputs=inputs,
     )
     return steps | {f"questions/{task.questions}": Step(artifact, build)}
 
@@ -152,7 +152,7 @@ def answers_step(
             lines = (harness.sample_line(sample) + "\n" for sample in samples)
             write_text(work / _SAMPLES / f"{name}.jsonl", "".join(lines))
         kept = {name: results.get(name, {}) for name in _KEPT}
-        kept["hashes"] = results.get("task_hashes", {})
+        kept["hashes"] = {n: harness.task_hash(s) for n, s in results["samples"].items()}
         kept["output_types"] = {n: c.get("output_type") for n, c in results["configs"].items()}
         kept["harness"] = version
         write_json(work / _RESULTS, json.loads(json.dumps(kept, default=harness.plain)))

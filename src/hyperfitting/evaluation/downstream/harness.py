@@ -92,7 +92,7 @@ def evaluate(
     with _quiet():
         manager = _task_manager(defaults=isinstance(task, str))
         _load_data(manager, task)
-        lm = HFLM(pretrained=model, tokenizer=_with_eos(tokenizer), batch_size=batch_size)
+        lm = HFLM(pretrained=model, tokenizer=with_eos(tokenizer), batch_size=batch_size)
         results = lm_eval.simple_evaluate(
             lm,
             tasks=[task if isinstance(task, str) else dict(task)],
@@ -102,6 +102,14 @@ def evaluate(
             task_manager=manager,
         )
     return dict(results)
+
+
+def task_hash(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Return the hash of a task's samples: `task_hashes` in the files of the command line."""
+    from lm_eval.utils import hash_string
+
+    parts = (s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)
+    return str(hash_string("".join(parts)))
 
 
 def sample_line(sample: Mapping[str, Any]) -> str:
@@ -145,7 +153,7 @@ def _load_data(manager: Any, task: str | Mapping[str, Any]) -> None:
         ) from error
 
 
-def _with_eos(tokenizer: Any) -> Any:
+def with_eos(tokenizer: Any) -> Any:
     """Return a tokenizer that has the end-of-text token which the harness needs.
 
     Its text begins with it where the context is empty, and generation may stop at it.
