@@ -49,6 +49,6 @@ class Downstream(StrictModel):
 
     harness: str = Field(description="version of lm_eval, EleutherAI's lm-evaluation-harness")
     tasks: dict[str, DownstreamTask] = Field(description="by task; of groups, their parts")
-    estimates: dict[Literal["tuned", "base"], dict[str, Estimate]] = Field(
-        description="metrics `down/…` over the questions of all tasks"
+    estimates: dict[str, dict[str, Estimate]] = Field(
+        description="by `tuned` and `base`, metrics `down/…` over the questions of all tasks"
     )

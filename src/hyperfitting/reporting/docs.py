@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -149,6 +149,8 @@ def _type(hint: Any) -> str:
     if get_origin(hint) is list:
         items = _type(arguments[0])
         return f"array of ({items})" if " or " in items else f"array of {items}"
+    if get_origin(hint) is Literal:
+        return "string"
     if get_origin(hint) is tuple:
         return f"[{', '.join(map(_type, arguments))}]"
     if get_origin(hint) is types.UnionType:
