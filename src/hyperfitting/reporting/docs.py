@@ -141,7 +141,7 @@ def _fields(schema: type) -> Iterator[tuple[str, Any, str]]:
             yield member.name, hints[member.name], member.metadata["description"]
 
 
-def _type(hint: Any) -> str:
+def _type(hint: Any) -> str:  # noqa: PLR0911 - a line for each kind of type
     """Return a type as it is written in JSON, with links to the sections of classes."""
     arguments = get_args(hint)
     if get_origin(hint) is dict:
