@@ -20,6 +20,7 @@ from hyperfitting.metrics.diversity import ROLLING_WINDOW, rolling_ttr
 from hyperfitting.metrics.overlap import histogram
 from hyperfitting.metrics.per_text import row_means
 from hyperfitting.progress import MetricsRow
+from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.files import Predictions
 from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.record.schema import (
@@ -57,6 +58,8 @@ class RunResult:
     """By evaluation dataset."""
     mechanism: Mechanism | None
     """None: nothing of it is measured."""
+    downstream: Downstream | None
+    """None: no task is asked for."""
     model: ModelInfo
     image: ImageInfo | None
     """None: the tokens are text."""
@@ -112,6 +115,7 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
         samples=_samples(comparison),
         mechanism=result.mechanism,
         recognition=comparison.recognition,
+        downstream=result.downstream,
     )
 
 

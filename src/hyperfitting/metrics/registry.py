@@ -30,7 +30,8 @@ Modality = Literal["text", "image"]
 @dataclass(frozen=True)
 class Metric:
     """A metric. Its prefix says of what: `gen/` of continuations, `val/` of reference texts,
-    `patch/` of activation patching, `mech/` of both models compared.
+    `patch/` of activation patching, `mech/` of both models compared, `down/` of downstream
+    tasks.
 
     At most one of ``per_text``, ``exp_of`` and ``per_set`` is given; a metric with none of them is
     measured elsewhere (the training loss; `mech/`).
@@ -334,6 +335,25 @@ _ALL = (
     ),
     *(Metric(key, modality="image", **entry) for key, entry in images.METRICS.items()),
     *(Metric(key, **texts) for key, texts in mechanism.METRICS.items()),
+    Metric(
+        "down/likelihood",
+        "accuracy by likelihood",
+        "share of the questions of all downstream tasks whose right answer is the most likely one",
+        direction="higher",
+    ),
+    Metric(
+        "down/generation",
+        "accuracy by generation",
+        "share of the questions of all downstream tasks to which the model writes the right answer",
+        direction="higher",
+    ),
+    Metric(
+        "down/brier",
+        "Brier score",
+        "squared distance of the choices' probabilities from the right answer, in multiple-choice "
+        "tasks by likelihood",
+        direction="lower",
+    ),
 )
 METRICS: dict[str, Metric] = {entry.key: entry for entry in _ALL}
 """By key, in the order in which they are shown."""

@@ -32,6 +32,8 @@ from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.arrays import load_batch_sizes
 from hyperfitting.evaluation.artifacts import ModelArtifacts
 from hyperfitting.evaluation.contamination import contaminated, contamination_notes
+from hyperfitting.evaluation.downstream.artifacts import DownstreamArtifacts
+from hyperfitting.evaluation.downstream.results import build_downstream
 from hyperfitting.evaluation.images import image_scoring
 from hyperfitting.evaluation.next_tokens import load_next_tokens
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
@@ -44,6 +46,7 @@ from hyperfitting.mechanism.patching import check_block, load_patching
 from hyperfitting.mechanism.results import build_mechanism
 from hyperfitting.models.base import BaseModel
 from hyperfitting.progress import MetricsRow, ProgressReporter
+from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.record.schema import ImageInfo, ModelInfo, NextTokens
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step
@@ -99,6 +102,8 @@ class Pipeline:
     """The base model's if nothing is trained."""
     mechanism: MechanismArtifacts
     """Comparisons of the two models."""
+    downstream: DownstreamArtifacts
+    """Both models' answers to benchmarks."""
     progress: ProgressReporter
 
     def named_steps(self) -> Iterator[tuple[str, Step]]:
@@ -121,6 +126,7 @@ class Pipeline:
         for name, step in self.mechanism.named():
             yield f"mechanism/{name}", step
         yield from self.patching.items()
+        yield from self.downstream.named()
 
     @property
     def steps(self) -> list[Step]:
@@ -182,6 +188,10 @@ class Pipeline:
         for step in self.patching.values():  # the tuned model's states, then the base model
             self._ensure(step)
             self.models.release()
+        self._build(self.downstream.inputs)
+        for answers in (self.downstream.tuned, self.downstream.base):
+            self._build(answers)
+            self.models.release()
         self._build(tuned.mauve_features, base.mauve_features)
         self.models.release()
 
@@ -198,6 +208,11 @@ class Pipeline:
         return self._retrying(
             lambda: build_mechanism(self.mechanism, comparison, token_text, resamples)
         )
+
+    def downstream_results(self) -> Downstream | None:
+        """Return what both models answered to the benchmarks, if any are asked for."""
+        resamples = self.cfg.evaluation.bootstrap
+        return self._retrying(lambda: build_downstream(self.downstream, resamples))
 
     def next_tokens(self) -> dict[str, NextTokens]:
         """Return the most likely next tokens along each dataset's first text, if asked for."""

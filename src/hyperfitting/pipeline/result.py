@@ -27,6 +27,7 @@ def run_result(
         history=pipeline.history(),
         next_tokens=pipeline.next_tokens(),
         mechanism=pipeline.mechanism_results(comparison),
+        downstream=pipeline.downstream_results(),
         model=pipeline.model_info(),
         image=pipeline.image_info(),
         split_sizes=pipeline.split_sizes(),

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
+from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.record.recognition import Recognition
 from hyperfitting.runtime.code_version import CodeVersion
@@ -226,6 +227,10 @@ class Record(StrictModel):
     mechanism: Mechanism | None = Field(
         description="base and tuned model compared; null: `mechanism.measures` has none"
     )
+    downstream: Downstream | None = Field(
+        None,
+        description="benchmarks of base and tuned model; null: `evaluation.downstream` is empty",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Record":
@@ -262,6 +267,8 @@ class Record(StrictModel):
     def estimate(self, part: Slice, side: Side, key: str) -> Estimate | None:
         """Return a metric of a slice, or one that compares base and tuned model over all texts."""
         compared = self.mechanism.estimates if self.mechanism and part is self.overall else {}
+        if self.downstream and part is self.overall and side != "reference":
+            compared = compared | self.downstream.estimates[side]
         return part.estimates(side).get(key) or compared.get(key)
 
     def name(self, group: str) -> str:

@@ -151,6 +151,18 @@ class BarsSpec(_Figure):
     """Axis: a bar for each label."""
 
 
+class ScatterSpec(_Figure):
+    """Numbers against another number, a point for each label and a panel for each number."""
+
+    kind: Literal["scatter"]
+    x: ColumnSpec
+    y: dict[str, ColumnSpec]
+    """By label of the panel's vertical axis."""
+    points: str
+    """Axis."""
+    x_label: str
+
+
 class HistogramSpec(_Figure):
     """Lengths of the longest overlap with the training data."""
 
@@ -245,6 +257,7 @@ FigureSpec = (
     CurvesSpec
     | LinePlotSpec
     | BarsSpec
+    | ScatterSpec
     | HistogramSpec
     | PerPositionSpec
     | PerLayerSpec

@@ -24,6 +24,7 @@ _KINDS: dict[str, Callable[[SweepRecords, Any], Figure]] = {
     "curves": curves.curves,
     "line_plot": curves.line_plot,
     "bars": curves.bars,
+    "scatter": curves.scatter,
     "per_position": curves.per_position,
     "per_layer": layers.per_layer,
     "rank_shift": layers.rank_shift,
