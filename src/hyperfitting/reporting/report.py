@@ -13,7 +13,7 @@ Its content is described in the experiment's file, under `hydra.sweeper.report`;
 from pathlib import Path
 from urllib.parse import quote
 
-from hyperfitting.reporting import figures, index, page, tables
+from hyperfitting.reporting import figures, index, latex, page, tables
 from hyperfitting.reporting.spec import ColumnSpec, ReportSpec, TableSpec, parse_report
 from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
 from hyperfitting.reporting.tables import markdown_text
@@ -52,7 +52,7 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for table in built:
         write_text(out / f"{table.name}.md", tables.to_markdown(table))
-        write_text(out / f"{table.name}.tex", tables.to_latex(table))
+        write_text(out / f"{table.name}.tex", latex.to_latex(table))
         write_text(out / f"{table.name}.csv", tables.to_csv(table))
     rendered = [figures.render(sweep, name, figure, out) for name, figure in spec.figures.items()]
     title = spec.title or sweep.spec.name
