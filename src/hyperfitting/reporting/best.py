@@ -38,7 +38,8 @@ def best_cells(
     tied = {
         row
         for row, estimate in estimates.items()
-        if row == best or _is_tied(sweep, (labels[row], labels[best]), (estimate, estimates[best]), column)
+        if row == best
+        or _is_tied(sweep, (labels[row], labels[best]), (estimate, estimates[best]), column)
     }
     return tied if len(tied) < len(estimates) else set()
 

@@ -19,7 +19,7 @@ _ESCAPES = str.maketrans(
     | {
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
         "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}",
-        "-": "-{}", "−": r"\ensuremath{-}", "≤": r"\ensuremath{\leq}", "≥": r"\ensuremath{\geq}",
+        "−": r"\ensuremath{-}", "≤": r"\ensuremath{\leq}", "≥": r"\ensuremath{\geq}",
         "≈": r"\ensuremath{\approx}", "→": r"\ensuremath{\rightarrow}", "∞": r"\ensuremath{\infty}",
     }
 )  # fmt: skip
@@ -50,10 +50,11 @@ def latex_text(text: str) -> str:
 
     A character that no standard font has is printed as its code point, such as U+4E2D.
     """
-    return "".join(
-        c if c.isascii() or c in _KNOWN else _ESCAPES.get(ord(c), rf"\texttt{{U+{ord(c):04X}}}")
-        for c in printable_line(text).translate({c: t for c, t in _ESCAPES.items() if c < 128})
+    printed = (
+        _ESCAPES.get(ord(c), c if c.isascii() or c in _KNOWN else rf"\texttt{{U+{ord(c):04X}}}")
+        for c in printable_line(text)
     )
+    return "".join(printed).replace("--", "-{}-")  # no dash instead of two hyphens
 
 
 def _paragraph(text: str) -> str:

@@ -183,7 +183,7 @@ def notes(table: Table) -> list[str]:
     best = [BEST_NOTE] if any(row.best for row in table.rows) else []
     left_out = omitted(table)
     return best + [
-        f"Without a number: {', '.join(h for h in left_out if left_out[h] == reason)} ({reason})."
+        f"Without a number: {'; '.join(h for h in left_out if left_out[h] == reason)} ({reason})."
         for reason in dict.fromkeys(left_out.values())
     ]
 
@@ -199,7 +199,7 @@ def to_markdown(table: Table) -> str:
     parts += map(markdown_text, notes(table))
     published = published_block(table)
     if published is not None:
-        parts += [f"*{PUBLISHED}*{markdown_text(published_title(table)[len(PUBLISHED):])}"]
+        parts += [f"*{PUBLISHED}*{markdown_text(published_title(table)[len(PUBLISHED) :])}"]
         parts.append(_markdown_block(published))
     return "\n\n".join(parts) + "\n"
 
@@ -207,7 +207,9 @@ def to_markdown(table: Table) -> str:
 def _markdown_block(block: Block) -> str:
     n_axes = len(block.axes)
     rows = [[markdown_text(heading) for heading in block.axes + block.headings]]
-    rows += [[*map(markdown_text, labels), *map(_markdown_entry, row)] for labels, row in block.rows]
+    rows += [
+        [*map(markdown_text, labels), *map(_markdown_entry, row)] for labels, row in block.rows
+    ]
     widths = [max(3, *map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = [
         [_padded(text, width, is_number=i >= n_axes) for i, (text, width) in enumerate(pairs)]
