@@ -408,9 +408,13 @@ def test_a_figure_of_each_kind_is_drawn_and_the_same_again(kind: str, tmp_path: 
     }
     folder = write_sweep(tmp_path / "x", {}, records)
     spec = parse_report({"figures": {"f": FIGURES[kind]}}).figures["f"]
-    first, second = (figures.render(load_sweep(folder), "f", spec, tmp_path) for _ in range(2))
+    first = figures.render(load_sweep(folder), "f", spec, tmp_path)
+    pdf = (tmp_path / "f.pdf").read_bytes()
+    second = figures.render(load_sweep(folder), "f", spec, tmp_path)
     assert first.svg.startswith(b"<?xml")
     assert first.svg == second.svg
+    assert (tmp_path / "f.pdf").read_bytes() == pdf
+    assert b"/Type3" not in pdf and b"/FontFile2" in pdf  # embedded as TrueType
     assert (tmp_path / "f.png").stat().st_size > 1000
 
 

@@ -4,7 +4,7 @@
       index.html          all of it in one page, with every text; opens offline
       README.md           all but the texts, with commands, versions and machine
       <table>.md .tex .csv
-      <figure>.svg .png
+      <figure>.svg .pdf .png
 
 Its content is described in the experiment's file, under `hydra.sweeper.report`; see
 `hyperfitting.reporting.spec`. `python -m hyperfitting.reporting SWEEP_DIR` draws it again.
