@@ -23,8 +23,8 @@ _ESCAPES = str.maketrans(
         "≈": r"\ensuremath{\approx}", "→": r"\ensuremath{\rightarrow}", "∞": r"\ensuremath{\infty}",
     }
 )  # fmt: skip
-_KNOWN = frozenset("–—‘’“”…•†‡€") | {chr(code) for code in range(0xA1, 0x100) if code != 0xAD}
-"""Further characters that LaTeX prints without another package."""
+_KNOWN = frozenset("–—‘’“”…•†‡€") | frozenset(map(chr, range(0xA1, 0x100))) - set("\xad«»ÐÞðþ")
+"""Further characters that pdfLaTeX prints in its default encoding."""
 
 
 def to_latex(table: Table) -> str:
