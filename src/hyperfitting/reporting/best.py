@@ -81,4 +81,4 @@ def _paired_interval(
     if values[0] is None or values[1] is None:
         return None
     estimate = difference(record, column, values[0], values[1])
-    return estimate and estimate.ci95
+    return None if estimate is None else estimate.ci95

@@ -45,7 +45,7 @@ class Cell:
         if self.n_finished < self.n_runs:
             remarks.insert(0, f"{self.n_finished} of {self.n_runs} runs")
         mean, _, interval = formatting.estimate(self.estimate, form).partition(" ")
-        return mean, " ".join(filter(None, [interval, remarks and f"({'; '.join(remarks)})"]))
+        return mean, f"{interval} ({'; '.join(remarks)})".strip() if remarks else interval
 
 
 def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpec) -> Cell:

@@ -6,6 +6,8 @@
       <table>.md .tex .csv
       <figure>.svg .pdf .png
 
+and in `outputs/reports/figures.html` the figures of all experiments at their printed size.
+
 Its content is described in the experiment's file, under `hydra.sweeper.report`; see
 `hyperfitting.reporting.spec`. `python -m hyperfitting.reporting SWEEP_DIR` draws it again.
 """
@@ -14,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hyperfitting.reporting import figures, index, latex, page, tables
+from hyperfitting.reporting.contact_sheet import write_contact_sheet
 from hyperfitting.reporting.spec import ColumnSpec, ReportSpec, TableSpec, parse_report
 from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
 from hyperfitting.reporting.tables import markdown_text
@@ -66,6 +69,7 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
     write_text(out / "README.md", "\n\n".join(filter(None, map(str.strip, parts))) + "\n")
     write_text(out / index.PAGE, page.render_page(sweep, title, spec.about, built, rendered))
     index.add_report(out, title, sweep)
+    write_contact_sheet(reports)
     return out
 
 
