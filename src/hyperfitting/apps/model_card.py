@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from hyperfitting.formatting import estimate, p_value
 from hyperfitting.metrics.registry import METRICS, metric
@@ -25,10 +25,10 @@ def base_license(package: str | None, folder: Path) -> str:
     """
     if package is not None:
         try:
-            stated = metadata.metadata(package)
+            stated = metadata.metadata(package).json
         except metadata.PackageNotFoundError:
             return ""
-        return stated.get("License-Expression") or stated.get("License") or ""
+        return str(stated.get("license_expression") or stated.get("license") or "")
     try:
         card = ModelCard((folder / "README.md").read_text("utf-8"))
     except (OSError, ValueError, YAMLError):  # none, or not a card
