@@ -125,10 +125,10 @@ def _data_uri(svg: bytes) -> str:
 def _table_context(table: tables.Table) -> dict[str, Any]:
     return {
         "caption": table.title,
-        "n_axes": len(table.spec.rows),
-        "headings": tables.headings(table),
-        "rows": [tables.row_texts(table, row) for row in table.rows],
-        "source": table.spec.source if table.published else "",
+        "measured": tables.measured_block(table),
+        "notes": tables.notes(table),
+        "published": tables.published_block(table),
+        "published_title": tables.published_title(table),
     }
 
 

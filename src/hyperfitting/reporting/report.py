@@ -4,7 +4,9 @@
       index.html          all of it in one page, with every text; opens offline
       README.md           all but the texts, with commands, versions and machine
       <table>.md .tex .csv
-      <figure>.svg .png
+      <figure>.svg .pdf .png
+
+and in `outputs/reports/figures.html` the figures of all experiments at their printed size.
 
 Its content is described in the experiment's file, under `hydra.sweeper.report`; see
 `hyperfitting.reporting.spec`. `python -m hyperfitting.reporting SWEEP_DIR` draws it again.
@@ -13,7 +15,8 @@ Its content is described in the experiment's file, under `hydra.sweeper.report`;
 from pathlib import Path
 from urllib.parse import quote
 
-from hyperfitting.reporting import community, figures, index, page, tables
+from hyperfitting.reporting import community, figures, index, latex, page, tables
+from hyperfitting.reporting.contact_sheet import write_contact_sheet
 from hyperfitting.reporting.spec import (
     ColumnSpec,
     ImageGridSpec,
@@ -69,7 +72,7 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for table in built:
         write_text(out / f"{table.name}.md", tables.to_markdown(table))
-        write_text(out / f"{table.name}.tex", tables.to_latex(table))
+        write_text(out / f"{table.name}.tex", latex.to_latex(table))
         write_text(out / f"{table.name}.csv", tables.to_csv(table))
     rendered = [figures.render(sweep, name, figure, out) for name, figure in spec.figures.items()]
     title = spec.title or sweep.spec.name
@@ -83,6 +86,7 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
     write_text(out / "README.md", "\n\n".join(filter(None, map(str.strip, parts))) + "\n")
     write_text(out / index.PAGE, page.render_page(sweep, title, spec.about, built, rendered))
     index.add_report(out, title, sweep)
+    write_contact_sheet(reports)
     return out
 
 

@@ -37,6 +37,10 @@ _KINDS: dict[str, Callable[[SweepRecords, Any], Figure]] = {
 }
 
 
+_TIMESTAMPS = {"pdf": "CreationDate", "png": "Software", "svg": "Date"}
+"""Metadata left out, which differ from one drawing or version of matplotlib to the next."""
+
+
 @dataclass(frozen=True)
 class RenderedFigure:
     """A figure of a report."""
@@ -62,13 +66,13 @@ def draw(sweep: SweepRecords, spec: FigureSpec) -> Figure:
 
 
 def render(sweep: SweepRecords, name: str, spec: FigureSpec, folder: Path) -> RenderedFigure:
-    """Write a figure as `NAME.svg` and `NAME.png`, if there is something to draw."""
+    """Write a figure as `NAME.svg`, `.pdf` and `.png`, if there is something to draw."""
     caption = spec.caption or name
     try:
         figure = draw(sweep, spec)
     except NoDataError as error:
         return RenderedFigure(name, caption, missing=str(error))
-    for suffix in ("png", "svg"):
+    for suffix in ("pdf", "png", "svg"):
         with replacing(folder / f"{name}.{suffix}") as temporary:
             _save(figure, temporary, suffix)
     return RenderedFigure(name, caption, (folder / f"{name}.svg").read_bytes())
@@ -76,6 +80,6 @@ def render(sweep: SweepRecords, name: str, spec: FigureSpec, folder: Path) -> Re
 
 def _save(figure: Figure, path: Path, suffix: str) -> None:
     """Write a figure; the same figure gives the same file."""
-    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+    metadata = {_TIMESTAMPS[suffix]: None}
     with mpl.rc_context(STYLE):
         figure.savefig(path, format=suffix, dpi=200, bbox_inches="tight", metadata=metadata)

@@ -29,7 +29,7 @@ from hyperfitting.reporting.spec import (
 )
 from hyperfitting.reporting.sweep_records import SweepRecords
 
-_Y_LABEL_WIDTH = 46
+_Y_LABEL_WIDTH = 40
 """Characters of a line, as many as the axis is high."""
 
 
@@ -127,7 +127,7 @@ def bars(sweep: SweepRecords, spec: BarsSpec) -> Figure:
             panel.barh(y, estimate.mean, xerr=errors, color=BAR_COLOR, edgecolor="black",
                        linewidth=0.5, error_kw={"linewidth": 0.8}, capsize=2)  # fmt: skip
         panel.set(xlabel=x_label)
-        panel.set_yticks(range(len(labels)), labels if panel is panels[0] else [""] * len(labels))
+        panel.set_yticks(range(len(labels)), labels if _is_first(panel) else [""] * len(labels))
         panel.invert_yaxis()
     return figure
 
@@ -151,6 +151,12 @@ def scatter(sweep: SweepRecords, spec: ScatterSpec) -> Figure:
         panel.set(xlabel=spec.x_label, ylabel=textwrap.fill(y_label, _Y_LABEL_WIDTH))
     panels[0].legend()
     return figure
+
+
+def _is_first(panel: Axes) -> bool:
+    """Return whether it is the first panel of its row."""
+    place = panel.get_subplotspec()
+    return place is not None and place.is_first_col()
 
 
 def per_position(sweep: SweepRecords, spec: PerPositionSpec) -> Figure:
