@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from hyperfitting.formatting import estimate, p_value
 from hyperfitting.metrics.registry import METRICS, metric

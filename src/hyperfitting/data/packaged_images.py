@@ -1,5 +1,6 @@
 """Real images that Python packages ship, with the photograph that each is of. No network."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -62,6 +63,21 @@ _SETS = {
 }
 
 
+def require_scikit_learn(field: str, value: object) -> None:
+    """Check that scikit-learn is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise UserError(
+            "needs the package scikit-learn",
+            field=field,
+            value=value,
+            hint="pip install 'hyperfitting[images]'",
+        )
+
+
 def _set(name: str) -> _Set:
     if name not in _SETS:
         raise UserError(
@@ -71,4 +87,5 @@ def _set(name: str) -> _Set:
             valid=", ".join(_SETS),
             hint=near_matches(name, _SETS),
         )
+    require_scikit_learn("dataset.path", name)  # every set is one of its
     return _SETS[name]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hyperfitting.data.config import DatasetConfig, ImageConfig
 from hyperfitting.data.image_sequences import image_sequences_step
 from hyperfitting.data.images import images_step, load_images, split_images
+from hyperfitting.data.packaged_images import require_scikit_learn
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel, base_model, store_model
 from hyperfitting.models.config import ModelConfig, PretrainingConfig, TuningConfig
@@ -195,6 +196,7 @@ def palette(pixels: NDArray[np.uint8], n_colors: int, seed: int) -> NDArray[np.f
         )
     colors = occurring.astype(np.float32) / 127.5 - 1
     if len(occurring) > n_colors:
+        require_scikit_learn("model.pretraining.colors", n_colors)
         from sklearn.cluster import MiniBatchKMeans
 
         rng = np.random.default_rng(seed)

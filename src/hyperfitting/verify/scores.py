@@ -62,7 +62,8 @@ def check_scores(record: Record, predictions: Predictions) -> ScoresCheck:
     recorder = _Recomputation(record, evaluation, stats)
     scores = {side: recorder.scores(side) for side in SIDES}
     contexts = [TokenizedText(s.context.tokens, s.context.token_texts) for s in record.samples]
-    expected = slices(Comparison(**scores, contexts=contexts), evaluation)
+    comparison = Comparison(scores["tuned"], scores["base"], scores["reference"], contexts)
+    expected = slices(comparison, evaluation)
     if len(record.slices) != len(expected):
         raise ValueError(f"{len(record.slices)} slices instead of {len(expected)}")
     differences = Differences(RTOL, ATOL)
