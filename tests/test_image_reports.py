@@ -98,7 +98,7 @@ def test_runs_of_texts_have_no_grid(tmp_path: Path) -> None:
 def test_a_report_without_a_description_shows_the_grid_and_every_image(sweep: Path) -> None:
     out = write_report(sweep)
     first = {path.name: path.read_bytes() for path in out.glob("images.*")}
-    assert first.keys() == {"images.png", "images.svg"}
+    assert first.keys() == {"images.pdf", "images.png", "images.svg"}
     write_report(sweep)
     assert first == {path.name: path.read_bytes() for path in out.glob("images.*")}
     page = (out / "index.html").read_text()
