@@ -20,6 +20,8 @@ from hyperfitting.data.image_sequences import to_tokens
 from hyperfitting.data.images import Images, image_key, load_images, split_images
 from hyperfitting.data.modality import held_out_step, read_step, training_sequences_step
 from hyperfitting.data.sequences import load_evaluation_texts, load_sequences
+from hyperfitting.decoding import generate
+from hyperfitting.decoding.backends.cuda_graph import CudaGraphBackend
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
@@ -148,6 +150,22 @@ def test_greedy_completions_are_those_of_transformers_generate(
     )
     assert len({tuple(tokens) for tokens in continuations}) > 1
     assert continuations == expected[:, contexts.shape[1] :].tolist()
+
+
+def test_no_cuda_graph_is_used_for_it(
+    imagegpt: BaseModel, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ImageGPT takes the length of a static cache for the number of tokens in it."""
+    decode, backend = DecodeConfig("greedy", seed=0), CudaGraphBackend()
+    models = [load(m) for m in (imagegpt, base)]
+    for model in models:
+        monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    assert [backend.supports(model, decode, 8, 24) for model in models] == [False, True]
+    contexts, greedy = digit_sequences(3)[:, :17], DecodeConfig("greedy", seed=0)
+    monkeypatch.undo()
+    expected = continue_texts(models[0], contexts, 12, greedy).tokens
+    monkeypatch.setattr(generate, "select_backend", lambda *_: backend)
+    assert continue_texts(models[0], contexts, 12, greedy).tokens != expected
 
 
 @given(
