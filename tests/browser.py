@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -25,6 +25,7 @@ def browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
         pytest.skip(f"no browser is installed: one of {', '.join(_NAMES)}")
+    expect.set_options(timeout=30_000)  # as navigation has it: other tests keep the cores busy
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path)
         yield launched

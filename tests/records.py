@@ -10,11 +10,13 @@ from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.record.files import Predictions, write_record
 from hyperfitting.record.mechanism import ClassShift, LayerCurve, Mechanism, Ranks, TokenChange
+from hyperfitting.record.recognition import Recognition
 from hyperfitting.record.schema import (
     SCHEMA_VERSION,
     Continuation,
     DatasetInfo,
     Histograms,
+    ImageInfo,
     ModelInfo,
     NextToken,
     NextTokens,
@@ -34,6 +36,8 @@ from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 NO_OVERLAP = OverlapSpan(length=0, start=-1, sequence=-1, offset=-1)
 SYSTEMS: dict[str, list[str]] = {"base": ["tuning=none"], "tuned": []}
 SEEDS = (0, 1, 2)
+_PALETTE = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)]
+_IMAGE = ImageInfo(height=4, width=4, palette=_PALETTE, sos=4)
 
 
 def make_continuation(words: str, overlap: tuple[int, int] = (0, -1)) -> Continuation:
@@ -213,6 +217,51 @@ def ttr_record(ttr: Sequence[float], ttr_at_16: float, **fields: Any) -> Record:
         "config": make_config(optimizer={"lr": ttr[0]}),
     }
     return make_record(**parts | fields)
+
+
+def _colors(tokens: list[int]) -> dict[str, Any]:
+    texts = ["" if t == 4 else "{:02x}{:02x}{:02x} ".format(*_PALETTE[t]) for t in tokens]
+    return {"text": "".join(texts), "tokens": tokens, "token_texts": texts}
+
+
+def _completion(tokens: list[int]) -> Continuation:
+    return Continuation(**_colors(tokens), overlap=NO_OVERLAP)
+
+
+def image_record(tuned: int = 1, tuning: str = "full", **fields: Any) -> Record:
+    """Return a record of two images; the tuned model paints in one color."""
+    samples = [
+        Sample(
+            dataset="digits <b>",
+            context=SampleText(**_colors([4, row, 0, 0, 0])),
+            tuned=_completion([tuned] * 12),
+            base=_completion([3] * 12),
+            reference=_completion([2, 3] * 6),
+        )
+        for row in range(2)
+    ]
+    values: dict[str, list[float | None]] = {
+        "gen/row_repeat": [1.0, 0.25],
+        "gen/rep_2": [0.5, 0.25],
+    }
+    half = Estimate(0.5, (0.4, 0.6), 2)
+    recognition = Recognition(
+        n_train=9,
+        accuracy=half,
+        context_accuracy=half,
+        true=[7, 8],
+        tuned=[7, 3],
+        base=[1, 1],
+        reference=[7, 8],
+    )
+    config = make_config(tuning={"method": tuning})
+    parts: dict[str, Any] = {"image": _IMAGE, "recognition": recognition, "config": config}
+    return make_record(
+        [make_slice({"gen/row_repeat": half})],
+        samples,
+        {"tuned": values, "base": values},
+        **parts | fields,
+    )
 
 
 def make_predictions(seed: int = 0, texts: int = 3, length: int = 4) -> Predictions:

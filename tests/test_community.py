@@ -62,9 +62,11 @@ def test_rows_of_others_follow_ours_with_who_and_hardware(tmp_path: Path) -> Non
     other = write_sweep(ada / "x", REPORT, {"tuned_0": theirs})
     (ada / "who.yaml").write_text(WHO)
     rows = (write_report(sweep) / "t.md").read_text().splitlines()
-    (mine,) = [row for row in rows if row.startswith("| tuned |")]
-    (hers,) = [row for row in rows if row.startswith("| tuned (by Ada & Co, 8x H100) |")]
-    assert "0.5" in mine and "0.7" in hers and rows.index(hers) > rows.index(mine)
+    labels = [row.split("|")[1].strip() for row in rows if row.startswith("|")]
+    cells = dict(zip(labels, (row for row in rows if row.startswith("|")), strict=True))
+    mine, hers = "tuned", "tuned (by Ada & Co, 8x H100)"
+    assert "0.5" in cells[mine] and "0.7" in cells[hers]
+    assert labels.index(hers) > labels.index(mine)
     spec = json.loads((other / SPEC_FILE).read_text())
     (other / SPEC_FILE).write_text(json.dumps(spec | {"name": "another"}))
     assert contributions(ada.parent, read_sweep_spec(sweep)) == []

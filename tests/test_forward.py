@@ -25,7 +25,7 @@ class SmallMemory:
     def __init__(self, base: BaseModel, fitting: int) -> None:
         self._model, self._fitting = load(base).eval(), fitting
         self.batches: list[int] = []
-        self.parameters = self._model.parameters
+        self.parameters, self.config = self._model.parameters, self._model.config
 
     def __call__(self, input_ids: torch.Tensor, **options: Any) -> Any:
         self.batches.append(len(input_ids))

@@ -286,3 +286,14 @@ def test_texts_with_equal_contexts_are_each_shown_with_all_runs(tmp_path: Path) 
     shown = list(texts_by_context(load_sweep(write_sweep(tmp_path / "x", {}, records))))
     assert [texts.reference for texts in shown] == ["the first one", "the second"]
     assert [len(texts.continuations) for texts in shown] == [3, 3]  # base once, and both tuned
+
+
+def test_the_contact_sheet_shows_every_figure_at_its_printed_size(
+    browser: Browser, report_page: Path
+) -> None:
+    opened = open_page(browser, report_page.parent.parent / "figures.html")
+    images = opened.page.locator("section#x img")
+    expect(images).to_have_count(1)
+    width = opened.page.evaluate("document.querySelector('img').naturalWidth")
+    assert 3.0 < width / 96 < 3.6  # a paper's column, in inches
+    assert opened.messages == []

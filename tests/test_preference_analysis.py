@@ -147,7 +147,7 @@ def sweep(tmp_path: Path, task: Task) -> Path:
 
 
 def test_a_cell_is_filled_from_the_analysis_and_marked(sweep: Path, analysis: Analysis) -> None:
-    assert cell(sweep, "tuned").text("{:.1f}") == "(no annotations yet)"
+    assert cell(sweep, "tuned").texts("{:.1f}")[1] == "(no annotations yet)"
     write_analysis(sweep / FOLDER, analysis)
     group = analysis.group(PEOPLE)
     assert group is not None
@@ -171,7 +171,7 @@ def test_a_cell_says_that_its_annotators_are_scripts(sweep: Path) -> None:
     judgments = judge_all(task, {"ann": careful, "bob": careful})
     write_analysis(sweep / FOLDER, analyze(task, judgments, RECORDS, FAST))
     assert "2 scripts, alpha" in cell(sweep, "tuned").note
-    assert "scripts" in cell(sweep, "tuned").text("{:.1f}")
+    assert "scripts" in cell(sweep, "tuned").texts("{:.1f}")[1]
 
 
 def test_a_judge_never_fills_the_cell(sweep: Path, task: Task) -> None:
@@ -179,7 +179,7 @@ def test_a_judge_never_fills_the_cell(sweep: Path, task: Task) -> None:
     write_analysis(sweep / FOLDER, analyze(task, judge, RECORDS, FAST))
     empty = cell(sweep, "tuned")
     assert empty.estimate is None
-    assert empty.text("{:.1f}").startswith("(no annotations yet; judge:m, a model: 100.0 [")
+    assert empty.texts("{:.1f}")[1].startswith("(no annotations yet; judge:m, a model: 100.0 [")
 
 
 def test_a_cell_of_texts_that_have_changed_is_empty(sweep: Path, analysis: Analysis) -> None:

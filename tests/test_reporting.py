@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import pytest
 import scipy.stats
 
 from hyperfitting.errors import UserError
+from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.record.files import RECORD_FILE, write_record
 from hyperfitting.record.schema import SCHEMA_VERSION, NextTokens
-from hyperfitting.reporting import figures, repetition_highlight, tables
+from hyperfitting.reporting import figures, latex, repetition_highlight, tables
 from hyperfitting.reporting.cells import Cell
 from hyperfitting.reporting.next_tokens import changed_positions
 from hyperfitting.reporting.report import write_report
@@ -29,6 +32,7 @@ from tests.records import (
     make_predictions,
     make_record,
     make_sample,
+    make_samples,
     make_slice,
     ttr_record,
     write_sweep,
@@ -152,29 +156,94 @@ def test_a_cell_of_several_runs_has_students_interval(half_done: Path) -> None:
     assert cells["never"].missing == "not measured at 99"
 
 
-def test_missing_cells_have_a_reason_and_published_ones_their_own_column(half_done: Path) -> None:
+def test_published_numbers_stand_in_a_block_with_only_their_columns(half_done: Path) -> None:
     out = write_report(half_done)
     assert out == half_done.parent.parent / "reports" / "x"
-    text = (out / "main.md").read_text()
-    assert "TTR (published)" in text
-    assert "at 16 (published)" not in text  # there are no published numbers
-    published = next(line for line in text.splitlines() if "another" in line)
-    assert "(not at this scale)" in published
-    assert "| 1 or 2 |" in published
-    tex = (out / "main.tex").read_text()
-    assert r"\toprule" in tex
-    assert r"\caption{A \& B}" in tex
+    ours, theirs = (out / "main.md").read_text().split("*Published*: someone")
+    assert "another" not in ours and "1 or 2" not in ours
+    assert "not at this scale" not in ours + theirs
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in theirs.split("\n")]
+    assert ["model", "system", "TTR"] in rows  # no other column has published numbers
+    assert ["ours", "base", "12.5"] in rows and ["another", "tuned", "1 or 2"] in rows
     lines = list(csv.DictReader((out / "main.csv").open()))
-    ours = next(line for line in lines if line["system"] == "tuned" and line["column"] == "TTR")
-    assert float(ours["mean"]) == pytest.approx(70)
-    assert [line["published"] for line in lines if line["column"] == "TTR"] == [
-        "12.5",
-        "",
-        "1 or 2",
-    ]
+    tuned = next(line for line in lines if line["system"] == "tuned" and line["column"] == "TTR")
+    assert float(tuned["mean"]) == pytest.approx(70)
+    published = [line["published"] for line in lines if line["column"] == "TTR"]
+    assert published == ["12.5", "", "1 or 2"]
     readme = (out / "README.md").read_text()
     assert "4 of 6 have finished" in readme
     assert "- base_1: not run yet" in readme
+
+
+def test_a_column_without_a_number_is_named_below_the_table(half_done: Path) -> None:
+    text = tables.to_markdown(tables.build_table(load_sweep(half_done), "m", table_spec(TABLE)))
+    assert "Without a number: preference (no annotations yet)." in text
+    assert "Without a number: never (not measured at 99)." in text
+    assert text.count("no annotations yet") == 1
+
+
+def test_the_source_of_a_markdown_table_is_aligned(half_done: Path) -> None:
+    text = tables.to_markdown(tables.build_table(load_sweep(half_done), "m", table_spec(TABLE)))
+    for block in re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE):
+        lines = block.splitlines()
+        assert len(lines) > 2
+        bars = {tuple(i for i, c in enumerate(line) if c == "|") for line in lines}
+        assert len(bars) == 1
+        assert re.fullmatch(r"\| -+ \| -+ (\| -+: )+\|", lines[1])
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "best"),
+    [
+        ([0.1, 0.2, 0.4], [0.5, 0.6, 0.9], {"tuned"}),  # each text is better
+        ([0.1, 0.5, 0.9], [0.2, 0.6, 1.0], {"tuned"}),  # though the intervals overlap
+        ([0.1, 0.9, 0.1], [0.9, 0.2, 0.3], set()),  # not told apart: none is the best
+    ],
+)
+def test_the_best_is_bold_with_what_is_not_told_apart_by_text(
+    tmp_path: Path, base: list[float], tuned: list[float], best: set[str]
+) -> None:
+    records = {"base_0": ttr_record(base, 0.5), "tuned_0": ttr_record(tuned, 0.5)}
+    sweep = load_sweep(write_sweep(tmp_path / "x", {}, records))
+    spec = table_spec({"rows": ["system", "seed"], "columns": {"TTR": {"key": "gen/ttr"}}})
+    rows = tables.build_table(sweep, "main", spec).rows
+    assert {row.labels["system"] for row in rows if row.best} == best
+
+
+def test_no_number_is_the_best_of_a_metric_without_direction(tmp_path: Path) -> None:
+    slices = [make_slice({"gen/entropy": Estimate(e, (e, e), 3)}) for e in (1.0, 2.0)]
+    records = {
+        f"{system}_0": make_record([part], make_samples(3))
+        for system, part in zip(("base", "tuned"), slices, strict=True)
+    }
+    sweep = load_sweep(write_sweep(tmp_path / "x", {}, records))
+    spec = table_spec({"rows": ["system"], "columns": {"entropy": {"key": "gen/entropy"}}})
+    assert "**" not in tables.to_markdown(tables.build_table(sweep, "main", spec))
+
+
+@pytest.mark.server
+def test_latex_compiles_a_table_of_hostile_texts(half_done: Path, tmp_path: Path) -> None:
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no TeX is installed: texlive-latex-base and texlive-latex-recommended")
+    characters = "".join(map(chr, range(33, 127))) + "".join(map(chr, range(0xA1, 0x100)))
+    texts = [
+        f"{characters} \u2212\u2264\u2265\u2248\u2192\u221e \u2013\u201c\u20ac\u2026 \u4e2d",
+        "[x]",
+        "*",
+        "--",
+    ]
+    table = TABLE | {"caption": texts[0], "source": "[" + texts[0]}
+    table["columns"] = {text: {"key": "gen/ttr"} for text in texts} | COLUMNS
+    built = tables.build_table(load_sweep(half_done), "main", table_spec(table))
+    body = latex.to_latex(built)
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "t.tex").write_text(f"{document}\n{body}\\end{{document}}\n", "utf-8")
+    result = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert (tmp_path / "t.pdf").stat().st_size > 1000
 
 
 def test_a_cell_counts_the_runs_that_have_finished(half_done: Path) -> None:
@@ -339,9 +408,13 @@ def test_a_figure_of_each_kind_is_drawn_and_the_same_again(kind: str, tmp_path: 
     }
     folder = write_sweep(tmp_path / "x", {}, records)
     spec = parse_report({"figures": {"f": FIGURES[kind]}}).figures["f"]
-    first, second = (figures.render(load_sweep(folder), "f", spec, tmp_path) for _ in range(2))
+    first = figures.render(load_sweep(folder), "f", spec, tmp_path)
+    pdf = (tmp_path / "f.pdf").read_bytes()
+    second = figures.render(load_sweep(folder), "f", spec, tmp_path)
     assert first.svg.startswith(b"<?xml")
     assert first.svg == second.svg
+    assert (tmp_path / "f.pdf").read_bytes() == pdf
+    assert b"/Type3" not in pdf and b"/FontFile2" in pdf  # embedded as TrueType
     assert (tmp_path / "f.png").stat().st_size > 1000
 
 
@@ -391,7 +464,7 @@ def test_a_table_has_what_compares_both_models_over_all_texts_only(tmp_path: Pat
     folder = write_sweep(tmp_path / "x", report, {"tuned_0": record})
     rows = tables.build_table(load_sweep(folder), "t", parse_report(report).tables["t"]).rows
     (cells,) = (r.cells for r in rows if r.labels == {"system": "tuned", "seed": "0"})
-    assert cells["L2"].text("{:.1f}") == "22.0 [21.0, 23.0]"
+    assert cells["L2"].texts("{:.1f}") == ("22.0", "[21.0, 23.0]")
     assert cells["at 16"].estimate is None
 
 

@@ -177,9 +177,10 @@ def test_overlaps_are_located_and_counted() -> None:
 def test_every_metric_is_scored_described_and_formatted() -> None:
     # by the trainer; by 100 texts or more; at each step; by patching; of both models together
     elsewhere = {"train/loss", "train/accuracy", f"gen/ttr_last_{ROLLING_WINDOW}"}
-    elsewhere |= {key for key in METRICS if key.startswith("mech/")}
+    elsewhere |= {key for key in METRICS if key.startswith(("mech/", "down/"))}
     patched = {key for key in METRICS if key.startswith("patch/")}
-    measured_elsewhere = {*elsewhere, *patched, "gen/mauve"}
+    of_images = {key for key, entry in METRICS.items() if entry.modality == "image"}
+    measured_elsewhere = {*elsewhere, *patched, *of_images, "gen/mauve"}
     comparison = compare(random_texts(3), random_texts(3), ["a"] * 3, NgramCorpus(TRAIN, None))
     overall = slices(comparison, EVALUATION)[0]
     assert set(overall.tuned) == set(METRICS) - measured_elsewhere
@@ -212,6 +213,8 @@ def test_a_record_holds_the_comparison_and_is_read_back_as_written(
         pass
     result = RunResult(
         mechanism=None,
+        image=None,
+        downstream=None,
         config=make_config(dataset={"name": "news"}),
         comparison=comparison,
         history=[{"epoch": 1, "step": 3, "train/loss": 0.5}],

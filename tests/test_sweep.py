@@ -51,6 +51,12 @@ FIGURES: dict[str, dict[str, Any]] = {
     "curves": {"series": ["train/loss", "gen/ttr"], "lines": "seed"},
     "line_plot": {"x": "seed", "y": {"TTR": {"key": "gen/ttr"}}, "lines": "decode"},
     "bars": {"rows": "decode", "y": {"TTR": {"key": "gen/ttr"}, "@1": {"key": "val/top1_mass"}}},
+    "scatter": {
+        "points": "seed",
+        "x": {"key": "gen/ttr"},
+        "x_label": "TTR",
+        "y": {"@1": {"key": "val/top1_mass"}},
+    },
     "histogram": {"lines": "decode"},
     "per_position": {"series": ["gen/entropy"], "lines": "decode", "window": 4},
     "agreement": {"axis": "seed"},
@@ -76,11 +82,11 @@ def draw(finished: Path, out: Path, described: dict[str, dict[str, Any]]) -> Pat
 
 def test_every_kind_of_figure_is_drawn_the_same_every_time(finished: Path, tmp_path: Path) -> None:
     described = {kind: {"kind": kind} | fields for kind, fields in FIGURES.items()}
-    assert set(described) == set(figures._KINDS)
+    assert {*described, "image_grid"} == set(figures._KINDS)  # of images: test_image_reports
     first, second = (draw(finished, tmp_path / name, described) for name in ("a", "b"))
     for kind in described:
         assert (first / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
-        for suffix in ("svg", "png"):
+        for suffix in ("svg", "png", "pdf"):
             files = [(folder / f"{kind}.{suffix}").read_bytes() for folder in (first, second)]
             assert files[0] == files[1], kind
     labels = (first / "curves.svg").read_text()

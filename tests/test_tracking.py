@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import wandb
+from PIL import Image
 from rich.console import Console
 
 from hyperfitting.metrics.estimate import Difference, Estimate
@@ -24,6 +25,7 @@ from hyperfitting.tracking.run_info import MAX_POINTS, RunInfo
 from hyperfitting.tracking.wandb_run import track
 from tests.conftest import Compose
 from tests.records import (
+    image_record,
     make_continuation,
     make_next_tokens,
     make_record,
@@ -291,3 +293,15 @@ def test_the_end_of_a_sweep_is_a_report_and_a_run_of_its_own(
     assert json.loads(table_file.read_text())["columns"] == [
         "context", "base, greedy", "tuned_0", "reference"
     ]  # fmt: skip
+
+
+def test_an_offline_run_of_an_image_model_holds_its_images(run_info: RunInfo) -> None:
+    with track(run_info) as tracker:
+        tracker.finish(image_record())
+        folder = tracker.folder
+    assert folder is not None
+    history, _ = logged(folder)
+    (row,) = [row for row in history if "images/_type" in row]
+    assert row["images/captions"][0].endswith("1: context, base, tuned, real")
+    images = [Image.open(path) for path in (folder / "files" / "media" / "images").glob("*.png")]
+    assert [image.size for image in images] == [(4 * 128 + 3 * 8, 128)] * 2

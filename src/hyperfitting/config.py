@@ -224,8 +224,30 @@ class RunConfig:
 
 
 def register() -> None:
-    """Register the schema with Hydra, as the config that `conf/config.yaml` begins with."""
+    """Register the schema with Hydra, as the config that `conf/config.yaml` begins with.
+
+    And the resolvers of lengths that follow from the size of `dataset.image`.
+    """
     ConfigStore.instance().store(name="schema", node=RunConfig, provider="hyperfitting")
+    OmegaConf.register_new_resolver("image_tokens", _image_tokens, replace=True)
+    OmegaConf.register_new_resolver("rest_of_image", _rest_of_image, replace=True)
+
+
+def _image_tokens(fraction: float, *, _root_: DictConfig) -> int:
+    """Return the tokens of the first pixels of an image, SOS included: `${image_tokens:0.25}`.
+
+    Of a text, those of the first part of `dataset.seq_len`.
+    """
+    dataset = _root_.dataset
+    if dataset.image is None:
+        return round(fraction * int(dataset.seq_len))
+    n_pixels = int(dataset.image.height) * int(dataset.image.width)
+    return round(fraction * n_pixels) + int(dataset.image.prepend_sos)
+
+
+def _rest_of_image(context_len: int, *, _root_: DictConfig) -> int:
+    """Return the tokens of an image after its context: `${rest_of_image:${…context_len}}`."""
+    return _image_tokens(1.0, _root_=_root_) - context_len
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:

@@ -54,7 +54,7 @@ def write_model(
     Raises:
         UserError: it has no adapter.
     """
-    from hyperfitting.apps.model_card import model_card
+    from hyperfitting.apps.model_card import base_license, model_card
     from hyperfitting.runtime.files import write_text
 
     with _new_folder(folder) as partial:
@@ -62,7 +62,9 @@ def write_model(
             _write_adapter(state, partial)
         else:
             _write_merged(run, state, partial)
-        write_text(partial / "README.md", model_card(run.record, folder.name, as_adapter))
+        license = base_license(run.record.config["model"].get("package"), state.base.folder())
+        card = model_card(run.record, folder.name, as_adapter, license)
+        write_text(partial / "README.md", card)
 
 
 def _write_merged(run: "FinishedRun", state: "ModelState", folder: Path) -> None:

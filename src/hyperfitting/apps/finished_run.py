@@ -8,12 +8,10 @@ from hyperfitting.errors import UserError
 from hyperfitting.models.loading import ModelState
 from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.pipeline.pipeline import Pipeline
-from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.record.files import RECORD_FILE, newest_record, read_record
 from hyperfitting.record.schema import Record
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.device import setup_torch
-
-_RUNS = "outputs/runs"
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def _check_tuned(record: Record, tuned: ModelState, store: Path) -> None:
             raise UserError(
                 "this version of hyperfitting trains another model with the record's config "
                 f"(the record has no {artifact.kind} {artifact.id})",
-                hint="the version that the record names under `git` or `versions`",
+                hint="the version that the record names under `code` or `versions`",
             )
         if not artifact.exists:
             raise UserError(
@@ -85,10 +83,7 @@ def _record_file(path: Path) -> Path:
         UserError: it names none.
     """
     if str(path) == "latest":
-        records = sorted(Path(_RUNS).glob(f"*/*/{RECORD_FILE}"), key=lambda p: p.stat().st_mtime)
-        if not records:
-            raise UserError(f"there is no finished run below {_RUNS}", hint="`hyperfit` makes one")
-        return records[-1]
+        return newest_record()
     if (path / RECORD_FILE).is_file():
         return path / RECORD_FILE
     if path.is_file():

@@ -8,6 +8,31 @@ from hyperfitting.fields import RECORD, at_least, fraction, one_of, required, se
 
 
 @dataclass
+class ImageConfig:
+    """How images become token sequences: a token for each pixel, in raster order."""
+
+    height: int = setting(32, enters="images")
+    """Rows; images of another size are scaled to it. As the model's."""
+    width: int = setting(32, enters="images")
+    """Pixels of a row."""
+    column: str = setting("image", enters="images")
+    """Hub: column that holds the image."""
+    prepend_sos: bool = setting(True, enters="sequences")
+    """Begin each image with SOS, as in ImageGPT's pre-training. Without it, as in the published
+    skeleton, each pixel stands one position earlier than in pre-training."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of an image, SOS included."""
+        return self.height * self.width + self.prepend_sos
+
+    def check(self, at: str) -> None:
+        """Refuse invalid values; ``at`` is the position of this config in the whole."""
+        at_least(f"{at}.height", self.height, 1)
+        at_least(f"{at}.width", self.width, 1)
+
+
+@dataclass
 class TextsConfig:
     """Which documents, and what counts as one."""
 
@@ -36,12 +61,16 @@ class TextsConfig:
     """Fraction of the documents held out for evaluation, by a hash of their text: whatever the
     seed, model or number of sequences, they are never trained or validated on. Near-duplicates
     are held out together."""
+    image: ImageConfig | None = setting(None, enters=RECORD)
+    """For images, of which each is a document; none: texts."""
 
     def check(self, at: str) -> None:
         """Refuse invalid values; ``at`` is the position of this config in the whole."""
         one_of(f"{at}.source", self.source, ("hub", "files", "package"))
         one_of(f"{at}.sequences", self.sequences, ("prefix", "packed"))
         fraction(f"{at}.holdout_fraction", self.holdout_fraction)
+        if self.image is not None:
+            self.image.check(f"{at}.image")
         required(
             f"{at}.path",
             self.path,
@@ -59,7 +88,7 @@ class DatasetConfig(TextsConfig):
     """Which documents are trained on, and how they become token sequences."""
 
     seq_len: int = setting(256, enters="sequences")
-    """Tokens of a training or validation sequence."""
+    """Tokens of a training or validation sequence; of images always the whole image."""
     n_train: int = setting(2000, enters="sequences")
     """Training sequences."""
     n_val: int = setting(128, enters="sequences")
@@ -73,6 +102,8 @@ class DatasetConfig(TextsConfig):
     def __post_init__(self) -> None:
         self.check("dataset")
         at_least("dataset.seq_len", self.seq_len, 2)
+        if self.image is not None:
+            self.seq_len = self.image.n_tokens
         at_least("dataset.n_train", self.n_train, 1)
         at_least("dataset.n_val", self.n_val, 1)
         fraction("dataset.validation_fraction", self.validation_fraction)

@@ -39,9 +39,9 @@ from hyperfitting.store.artifact import Artifact, Step, Store
 SEQUENCES_VERSION = 2
 EVALUATION_TEXTS_VERSION = 4
 Tokens = NDArray[np.int32]
-TokenLists = Sequence[Sequence[int] | NDArray[np.int32]]
+TokenLists = Sequence[Sequence[int] | NDArray[np.int32]] | Tokens
 
-_EVALUATION_SEED = 0
+EVALUATION_SEED = 0
 """Order of the held-out documents; the same for every run, so that all are compared on the same."""
 _MAX_CHARS_PER_TOKEN = 40
 """More than any tokenizer needs; the text after that is not tokenized."""
@@ -116,9 +116,7 @@ def sequences_step(
         train = take(split.train, cfg.n_train)
         _check_count("dataset.n_val", cfg.n_val, len(val), cfg, cfg.seq_len, loaded)
         _check_count("dataset.n_train", cfg.n_train, len(train), cfg, cfg.seq_len, loaded)
-        _save(work / "val.npy", val)
-        _save(work / "train.npy", train)
-        write_json(work / _SIZES_FILE, asdict(_sizes(loaded, split, train, tokenizer)))
+        save_sequences(work, train, val, _sizes(loaded, split, train, tokenizer))
 
     artifact = store.artifact(
         "sequences",
@@ -166,15 +164,14 @@ def evaluation_texts_step(
     def build(work: Path) -> None:
         base.check_length("evaluation.text_len", length)
         loaded = load_documents(documents)
-        candidates = shuffled(_split(loaded, cfg).held_out, _EVALUATION_SEED)
+        candidates = shuffled(_split(loaded, cfg).held_out, EVALUATION_SEED)
         if cfg.sequences == "packed":
             candidates = cut_passages(candidates, length)
         texts = _take_prefixes(candidates, n_texts, length, DocumentTokenizer(base))
         with errors_at(at):
             _check_count("evaluation.n_texts", n_texts, len(texts), cfg, length, loaded)
-        _save(work / "texts.npy", texts)
         decode = base.tokenizer().decode
-        write_json(work / "token_texts.json", [token_texts(decode, text) for text in texts])
+        save_evaluation_texts(work, texts, [token_texts(decode, text) for text in texts])
 
     artifact = store.artifact(
         "evaluation_texts",
@@ -196,6 +193,19 @@ def load_evaluation_texts(artifact: Artifact) -> EvaluationTexts:
         np.load(artifact.file("texts.npy")),
         json.loads(artifact.file("token_texts.json").read_text("utf-8")),
     )
+
+
+def save_sequences(work: Path, train: TokenLists, val: TokenLists, sizes: SplitSizes) -> None:
+    """Write the files of a `sequences` artifact."""
+    _save(work / "val.npy", val)
+    _save(work / "train.npy", train)
+    write_json(work / _SIZES_FILE, asdict(sizes))
+
+
+def save_evaluation_texts(work: Path, tokens: TokenLists, texts: list[list[str]]) -> None:
+    """Write the files of an `evaluation_texts` artifact."""
+    _save(work / "texts.npy", tokens)
+    write_json(work / "token_texts.json", texts)
 
 
 def _save(path: Path, sequences: TokenLists) -> None:

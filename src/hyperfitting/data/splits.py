@@ -47,9 +47,9 @@ def split_documents(
     split = Split([], [], [])
     for texts in members.values():
         representative = min(texts)
-        if _hash("split", representative) < holdout_fraction:
+        if uniform_hash("split", representative) < holdout_fraction:
             split.held_out.append(max(texts, key=len))
-        elif _hash("validation", representative) < validation_fraction:
+        elif uniform_hash("validation", representative) < validation_fraction:
             split.validation.append(max(texts, key=len))
         else:
             split.train.extend(texts)
@@ -58,10 +58,10 @@ def split_documents(
 
 def shuffled(documents: Iterable[str], seed: int) -> list[str]:
     """Return documents in a random order that depends only on ``seed`` and their own texts."""
-    return sorted(documents, key=lambda document: (_hash(str(seed), document), document))
+    return sorted(documents, key=lambda document: (uniform_hash(str(seed), document), document))
 
 
-def _hash(salt: str, text: str) -> float:
+def uniform_hash(salt: str, text: str) -> float:
     """Return a number in [0, 1), uniform over texts."""
     value = hashlib.sha256(f"{salt}\0{text}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(value[:8], "big") / 2**64

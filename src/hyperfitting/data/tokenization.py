@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 
 
@@ -12,9 +13,19 @@ class DocumentTokenizer:
 
     Args:
         base: the model.
+
+    Raises:
+        UserError: it is a model of images.
     """
 
     def __init__(self, base: BaseModel) -> None:
+        if base.image_format() is not None:
+            raise UserError(
+                "is a model of images, and the dataset is of texts",
+                field="model.name",
+                value=base.name,
+                hint="dataset=digits, cifar10 or image_files",
+            )
         self._tokenizer = base.tokenizer()
         eos = self._tokenizer.eos_token_id
         special = list(self._tokenizer("").input_ids)

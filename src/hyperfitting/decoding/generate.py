@@ -95,7 +95,7 @@ def continue_texts(
     n_rows = batch_size * decode.num_candidates
     n_steps = math.ceil(n_texts / batch_size) * max_new_tokens
     backend = select_backend(model, decode, n_rows, n_steps)
-    constraints = Constraints(decode, eos_ids(model), context_len, blocker)
+    constraints = Constraints(decode, eos_ids(model), context_len, blocker, n_unscored_ids(model))
 
     tokens: list[list[int]] = []
     batch_sizes: list[int] = []
@@ -180,6 +180,13 @@ def eos_ids(model: PreTrainedModel) -> list[int]:
         eos = model.config.eos_token_id
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
     return [i for i in ids if 0 <= i < model.config.vocab_size]
+
+
+def n_unscored_ids(model: PreTrainedModel) -> int:
+    """Return how many ids the model reads but gives no logit: SOS of an image model."""
+    head = model.get_output_embeddings()
+    n_scored = model.config.vocab_size if head is None else head.weight.shape[0]
+    return max(0, int(model.get_input_embeddings().num_embeddings) - int(n_scored))
 
 
 def _length_before(tokens: list[int], ids: list[int]) -> int:

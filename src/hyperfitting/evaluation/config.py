@@ -1,6 +1,6 @@
 """The config group `evaluation`: what the tuned and the base model are measured on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.errors import UserError
@@ -41,6 +41,15 @@ class EvaluationConfig:
     """Activation patching: where the base model's greedy continuation begins to repeat itself,
     replace the output of this block (the first is 1), once, by the tuned model's; does the loop
     break? None: not measured."""
+    downstream: list[str] = setting(factory=list, enters=RECORD)
+    """Tasks or groups of lm-evaluation-harness, such as `gsm8k`, or of ours (`local_cloze_news`),
+    that base and tuned model answer. Needs the extra `hyperfitting[downstream]`."""
+    downstream_num_fewshot: int | None = setting(None, enters="downstream")
+    """Solved examples in the prompt; none: each task's own number."""
+    downstream_limit: int | None = setting(None, enters="downstream")
+    """Questions of each task, the first ones; none: all."""
+    downstream_chat_template: bool = setting(False, enters="downstream")
+    """Ask in the chat template of the model's tokenizer."""
     bootstrap: int = setting(10_000, enters=RECORD)
     """Bootstrap resamples of the texts per 95% interval, and permutations per p-value."""
 
@@ -65,7 +74,23 @@ class EvaluationConfig:
         at_least("evaluation.bleu_n", self.bleu_n, 1)
         at_least("evaluation.top_tokens", self.top_tokens, 0)
         at_least("evaluation.patch_block", self.patch_block, 1)
+        self._check_downstream()
         at_least("evaluation.bootstrap", self.bootstrap, 100)
+
+    def _check_downstream(self) -> None:
+        self.downstream = list(dict.fromkeys(self.downstream))
+        at_least("evaluation.downstream_num_fewshot", self.downstream_num_fewshot, 0)
+        at_least("evaluation.downstream_limit", self.downstream_limit, 1)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_set = field.metadata["enters"] == "downstream" and value != field.default
+            if is_set and not self.downstream:
+                raise UserError(
+                    "changes nothing without tasks",
+                    field=f"evaluation.{field.name}",
+                    value=value,
+                    hint="evaluation.downstream=[gsm8k]",
+                )
 
     @property
     def continuation_len(self) -> int:

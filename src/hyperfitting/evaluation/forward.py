@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyperfitting.errors import exhausted_resource
 from hyperfitting.metrics.distribution import TokenStats, token_stats
+from hyperfitting.models.layers import input_tokens
 from hyperfitting.progress import Advance
 from hyperfitting.runtime.distributed import is_sharded
 
@@ -84,8 +85,9 @@ def for_each_batch(
 
     def compute_batch(rows: slice) -> None:
         batch = torch.as_tensor(texts[rows], dtype=torch.long, device=device)  # (B, T)
-        logits = model(input_ids=batch, use_cache=False).logits  # (B, T, V)
-        compute(rows, logits[:, :-1], batch[:, 1:])
+        inputs = input_tokens(model, batch)
+        logits = model(input_ids=inputs, use_cache=False).logits  # (B, T or T - 1, V)
+        compute(rows, logits[:, : batch.shape[1] - 1], batch[:, 1:])
         if advance:
             advance(batch.numel())
 

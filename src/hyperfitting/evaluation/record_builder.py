@@ -20,6 +20,7 @@ from hyperfitting.metrics.diversity import ROLLING_WINDOW, rolling_ttr
 from hyperfitting.metrics.overlap import histogram
 from hyperfitting.metrics.per_text import row_means
 from hyperfitting.progress import MetricsRow
+from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.files import Predictions
 from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.record.schema import (
@@ -28,6 +29,7 @@ from hyperfitting.record.schema import (
     Continuation,
     DatasetInfo,
     Histograms,
+    ImageInfo,
     ModelInfo,
     NextTokens,
     OverlapSpan,
@@ -56,7 +58,11 @@ class RunResult:
     """By evaluation dataset."""
     mechanism: Mechanism | None
     """None: nothing of it is measured."""
+    downstream: Downstream | None
+    """None: no task is asked for."""
     model: ModelInfo
+    image: ImageInfo | None
+    """None: the tokens are text."""
     split_sizes: SplitSizes
     """Of the documents that were trained on."""
     artifacts: dict[str, Artifact]
@@ -94,6 +100,7 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
             source=result.artifacts["documents"].recipe["inputs"]["source"],
             **asdict(result.split_sizes),
         ),
+        image=result.image,
         artifacts={name: str(artifact.folder) for name, artifact in result.artifacts.items()},
         timings=_timings(result),
         notes=result.notes + notes(comparison),
@@ -107,6 +114,8 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
         next_tokens=result.next_tokens,
         samples=_samples(comparison),
         mechanism=result.mechanism,
+        recognition=comparison.recognition,
+        downstream=result.downstream,
     )
 
 

@@ -5,7 +5,7 @@ one value per text, so that means, intervals and differences come from one place
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
 
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from hyperfitting.data.splits import WORD
 from hyperfitting.evaluation.config import EvaluationConfig
+from hyperfitting.evaluation.images import ImageScoring, recognize
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.inputs import Floats, ScoringInputs
 from hyperfitting.metrics.mauve import MIN_TEXTS
 from hyperfitting.metrics.overlap import Overlap, dataset_overlap
 from hyperfitting.metrics.registry import METRICS, Metric
 from hyperfitting.metrics.uncertainty import Transform, bootstrap_mean, paired_difference
-from hyperfitting.record.schema import Slice
+from hyperfitting.record.recognition import Recognition
+from hyperfitting.record.schema import SIDES, Slice
 
 Values = dict[str, Floats]
 """By metric key one value per text (N,), NaN where a text has none."""
@@ -86,6 +88,8 @@ class NgramCorpus:
     ) -> None:
         self._decode = decode
         self._word_ids: dict[str, int] = {}
+        self.tokens = sequences
+        """(M, T) token ids."""
         self.sequences: list[Sequence[int]] = [
             sequence if decode is None else self._words(decode(sequence.tolist()))
             for sequence in sequences
@@ -136,6 +140,8 @@ class Comparison:
     """Of the reference texts, as if the base model had generated them."""
     contexts: list[TokenizedText]
     """(N)"""
+    recognition: Recognition | None = None
+    """What a classifier sees; none: there is none."""
 
 
 def score(
@@ -145,6 +151,7 @@ def score(
     contexts: list[TokenizedText],
     corpus: NgramCorpus,
     evaluation: EvaluationConfig,
+    images: ImageScoring | None = None,
 ) -> Comparison:
     """Return the value of every metric for every text, at every length that is asked for.
 
@@ -155,20 +162,57 @@ def score(
         contexts: what all of them continue (N).
         corpus: the sequences that the tuned model was trained on.
         evaluation: lengths and n-grams.
+        images: how tokens are pixels; none: they are text.
     """
-    of_tuned, of_base, of_reference = (
-        _score(output, base, corpus, evaluation) for output in (tuned, base, reference)
+    outputs = {"tuned": tuned, "base": base, "reference": reference}
+    inputs = {
+        side: {
+            length: _inputs(output, base, corpus, evaluation, length)
+            for length in evaluation.max_new_tokens
+        }
+        for side, output in outputs.items()
+    }
+    recognition = None
+    if images is not None:
+        recognition = _add_images(inputs, images, contexts, reference, corpus, evaluation)
+    scores = {side: _score(outputs[side], inputs[side], evaluation) for side in SIDES}
+    return Comparison(**scores, contexts=contexts, recognition=recognition)
+
+
+def _add_images(
+    inputs: dict[str, dict[int, ScoringInputs]],
+    images: ImageScoring,
+    contexts: list[TokenizedText],
+    reference: ModelOutput,
+    corpus: NgramCorpus,
+    evaluation: EvaluationConfig,
+) -> Recognition | None:
+    """Add the images to what metrics compute from; return what a classifier sees in them."""
+    starts = [context.tokens for context in contexts]
+    true = [sample.tokens for sample in reference.continuations]
+    for by_length in inputs.values():
+        for length, side in by_length.items():
+            pixels = images.inputs(starts, side.continuations, true, corpus.tokens)
+            by_length[length] = replace(side, images=pixels)
+    full = evaluation.continuation_len
+    complete = {side: by_length[full].images for side, by_length in inputs.items()}
+    recognized = recognize(
+        images, {side: i for side, i in complete.items() if i is not None}, evaluation.bootstrap
     )
-    return Comparison(of_tuned, of_base, of_reference, contexts)
+    if recognized is None:
+        return None
+    recognition, arrays = recognized
+    for name, seen in arrays.items():
+        scored = inputs[name][full]
+        if scored.images is not None:
+            with_classes = replace(scored.images, recognition=seen)
+            inputs[name][full] = replace(scored, images=with_classes)
+    return recognition
 
 
 def _score(
-    output: ModelOutput, base: ModelOutput, corpus: NgramCorpus, evaluation: EvaluationConfig
+    output: ModelOutput, inputs: dict[int, ScoringInputs], evaluation: EvaluationConfig
 ) -> Scores:
-    inputs = {
-        length: _inputs(output, base, corpus, evaluation, length)
-        for length in evaluation.max_new_tokens
-    }
     values = {
         length: {
             metric.key: metric.per_text(inputs[length])
@@ -253,7 +297,7 @@ def _select(scores: Scores, rows: NDArray[np.bool_], length: int) -> tuple[Value
     values = {key: values[rows] for key, values in scores.values_by_length[length].items()}
     inputs = scores.inputs[length].select(rows)
     for metric in METRICS.values():
-        if metric.among_texts and metric.per_text is not None:
+        if metric.among_texts and metric.per_text is not None and metric.is_measured(inputs):
             values[metric.key] = metric.per_text(inputs)
     return values, inputs
 
@@ -270,7 +314,9 @@ def _estimates(values: Values, inputs: ScoringInputs, resamples: int) -> dict[st
         source, transform = _source(metric)
         if source in values:
             estimates[key] = bootstrap_mean(values[source], resamples, transform=transform)
-        elif metric.per_set is not None and not np.isnan(value := metric.per_set(inputs)):
+        elif metric.per_set is None or not metric.is_measured(inputs):
+            continue
+        elif not np.isnan(value := metric.per_set(inputs)):
             estimates[key] = Estimate(value, None, len(inputs.continuations))
     return {key: estimate for key, estimate in estimates.items() if estimate is not None}
 
@@ -322,9 +368,25 @@ def notes(comparison: Comparison) -> list[str]:
             notes.append(
                 f"{name} has one text: no intervals, no p-values and no Self-BLEU within it"
             )
+    if comparison.recognition is not None:
+        notes.append(_recognition_note(comparison.recognition))
+    if "gen/mse" in tuned.values:
+        notes.append(
+            "gen/mse compares with one of many possible completions: a flat or blurred one has "
+            "less than a good one that differs; it is no measure of quality"
+        )
     if tuned.output.mauve_features is not None and len(labels) < MIN_TEXTS:
         notes.append(f"fewer than {MIN_TEXTS} texts: no MAUVE")
     return notes
+
+
+def _recognition_note(recognition: Recognition) -> str:
+    accuracy, visible = recognition.accuracy, recognition.context_accuracy
+    return (
+        f"the classifier of gen/class_kept was trained on {recognition.n_train} other real images "
+        f"and tells the class of {accuracy.mean:.1%} of {accuracy.n} more; from the context alone "
+        f"one tells {visible.mean:.1%} of the true images"
+    )
 
 
 def jsonable(values: Floats) -> list[float | None]:

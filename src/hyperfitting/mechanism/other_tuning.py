@@ -4,8 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from hyperfitting.data.config import DatasetConfig, TextsConfig
-from hyperfitting.data.sequences import sequences_step
-from hyperfitting.data.sources import documents_step
+from hyperfitting.data.modality import read_step, training_sequences_step
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.config import TuningConfig
@@ -29,9 +28,9 @@ def tuning_on(
         progress: displays what is being built.
     """
     base, store = training.base, training.store
-    documents = documents_step(texts, store, progress, at="intervention.dataset")
+    documents = read_step(texts, store, progress, at="intervention.dataset")
     of_texts = {field.name: getattr(texts, field.name) for field in fields(TextsConfig)}
-    sequences = sequences_step(
+    sequences = training_sequences_step(
         replace(dataset, **of_texts), documents.artifact, base, store, progress
     )
     job = training_job(training.cfg, sequences.artifact, base, store)

@@ -15,6 +15,36 @@ Tokens = Sequence[int]
 
 
 @dataclass(frozen=True)
+class ImageInputs:
+    """Completed images, cut to their complete rows, and what they are compared with.
+
+    Pixels are token ids in raster order, without SOS.
+    """
+
+    images: NDArray[np.integer]
+    """(N, H, W): contexts with their continuations."""
+    references: NDArray[np.integer]
+    """(N, H, W): the true images."""
+    training: NDArray[np.integer]
+    """(M, H, W): the images of the training sequences."""
+    colors: NDArray[np.uint8]
+    """(K, 3): red, green and blue of each token."""
+    start: int
+    """First generated pixel."""
+    recognition: Arrays = field(default_factory=dict)
+    """(N,) `confidence` and `class_kept` of a classifier; empty: there is none, or rows lack."""
+
+    def select(self, rows: NDArray[np.bool_]) -> "ImageInputs":
+        """Return some of the images. ``rows``: (N,)."""
+        return replace(
+            self,
+            images=self.images[rows],
+            references=self.references[rows],
+            recognition={name: values[rows] for name, values in self.recognition.items()},
+        )
+
+
+@dataclass(frozen=True)
 class ScoringInputs:
     """One model's continuations of N contexts, cut to L tokens, and its predictions.
 
@@ -46,6 +76,8 @@ class ScoringInputs:
     """(N, H) of contexts with continuations, and (N, H) of the reference texts."""
     patching: Arrays = field(default_factory=dict)
     """(N,) `changed` and `broken`, NaN for a text without a loop; empty: not measured."""
+    images: ImageInputs | None = None
+    """None: the model is of text."""
 
     def select(self, rows: NDArray[np.bool_]) -> "ScoringInputs":
         """Return the inputs of some texts. ``rows``: (N,)."""
@@ -69,4 +101,5 @@ class ScoringInputs:
             base_token_stats=cut(self.base_token_stats),
             mauve_features=features and (features[0][rows], features[1][rows]),
             patching=cut(self.patching),
+            images=self.images and self.images.select(rows),
         )

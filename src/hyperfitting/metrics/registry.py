@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hyperfitting.metrics import mechanism, per_text
+from hyperfitting.metrics import images, mechanism, per_text
 from hyperfitting.metrics.diversity import (
     LOOP_TOKENS,
     ROLLING_WINDOW,
@@ -24,12 +24,14 @@ from hyperfitting.metrics.mauve import MIN_TEXTS, mauve
 from hyperfitting.metrics.per_text import LONG_OVERLAP, PerText
 
 Direction = Literal["higher", "lower", ""]
+Modality = Literal["text", "image"]
 
 
 @dataclass(frozen=True)
 class Metric:
     """A metric. Its prefix says of what: `gen/` of continuations, `val/` of reference texts,
-    `patch/` of activation patching, `mech/` of both models compared.
+    `patch/` of activation patching, `mech/` of both models compared, `down/` of downstream
+    tasks.
 
     At most one of ``per_text``, ``exp_of`` and ``per_set`` is given; a metric with none of them is
     measured elsewhere (the training loss; `mech/`).
@@ -54,6 +56,8 @@ class Metric:
     """Key of the metric of whose mean this is the exponential."""
     per_set: Callable[[ScoringInputs], float] | None = None
     """Returns one value for all texts, NaN if there is none; it has no interval."""
+    modality: Modality | None = None
+    """Of what it is; none: of texts and images."""
     in_summary: bool = False
     """Whether the terminal shows it."""
     in_history: bool = False
@@ -65,8 +69,14 @@ class Metric:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     def is_measured(self, inputs: ScoringInputs) -> bool:
-        """Return whether a run measures it: `patch/` metrics only where it patches."""
-        return not self.key.startswith("patch/") or bool(inputs.patching)
+        """Return whether a run measures it: what fits its modality, and was computed."""
+        if self.modality not in (None, "text" if inputs.images is None else "image"):
+            return False
+        if self.key.startswith("patch/"):
+            return bool(inputs.patching)
+        if self.key in images.OF_CLASSIFIER:
+            return inputs.images is not None and bool(inputs.images.recognition)
+        return True
 
     @property
     def of_continuations(self) -> bool:
@@ -143,6 +153,7 @@ _ALL = (
         "(n-grams up to evaluation.bleu_n)",
         direction="lower",
         per_text=per_text.self_bleu,
+        modality="text",
         among_texts=True,
         in_summary=True,
     ),
@@ -153,6 +164,7 @@ _ALL = (
         "penalty (n-grams up to evaluation.bleu_n)",
         direction="lower",
         per_text=per_text.dataset_bleu,
+        modality="text",
     ),
     Metric(
         "gen/dataset_overlap",
@@ -225,6 +237,7 @@ _ALL = (
         f"(with evaluation.mauve; {MIN_TEXTS} texts or more)",
         direction="higher",
         per_set=_mauve,
+        modality="text",
         in_summary=True,
     ),
     Metric(
@@ -320,7 +333,27 @@ _ALL = (
         direction="higher",
         in_history=True,
     ),
+    *(Metric(key, modality="image", **entry) for key, entry in images.METRICS.items()),
     *(Metric(key, **texts) for key, texts in mechanism.METRICS.items()),
+    Metric(
+        "down/likelihood",
+        "accuracy by likelihood",
+        "share of the questions of all downstream tasks whose right answer is the most likely one",
+        direction="higher",
+    ),
+    Metric(
+        "down/generation",
+        "accuracy by generation",
+        "share of the questions of all downstream tasks to which the model writes the right answer",
+        direction="higher",
+    ),
+    Metric(
+        "down/brier",
+        "Brier score",
+        "squared distance of the choices' probabilities from the right answer, in multiple-choice "
+        "tasks by likelihood",
+        direction="lower",
+    ),
 )
 METRICS: dict[str, Metric] = {entry.key: entry for entry in _ALL}
 """By key, in the order in which they are shown."""

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hyperfitting.errors import UserError
 from hyperfitting.models import gguf, hub, random_init
 from hyperfitting.models.config import ModelConfig
 from hyperfitting.models.folder import check_folder, load_config
+from hyperfitting.models.image_format import ImageFormat, PixelTokenizer, read_image_format
 from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.store.artifact import Step, Store
 from hyperfitting.store.hashing import fingerprint
 
+IMAGE_MODEL_TYPE = "imagegpt"
+# (transformers has no auto class for images; this one loads, initializes and counts them alike)
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[IMAGE_MODEL_TYPE] = "ImageGPTForCausalImageModeling"
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
 
@@ -68,12 +73,23 @@ class BaseModel:
         """
         return self.read_config() if self.read_config else load_config(self.folder())
 
+    def image_format(self) -> ImageFormat | None:
+        """Return the size and palette of its images; None: it is a model of text.
+
+        Raises:
+            UserError: the folder of an image model does not tell.
+        """
+        return read_image_format(self.folder())
+
     def tokenizer(self) -> Any:
-        """Return its tokenizer.
+        """Return its tokenizer; that of an image model writes colors.
 
         Raises:
             UserError: the folder has none, or one with ids that the model has no embedding for.
         """
+        image_format = self.image_format()
+        if image_format is not None:
+            return PixelTokenizer(image_format)
         folder = self.folder()
         n_embeddings = load_config(folder).get_text_config().vocab_size
         try:
@@ -117,7 +133,10 @@ class BaseModel:
         Raises:
             UserError: the sequences are too long.
         """
-        longest = getattr(self.transformers_config(), "max_position_embeddings", None)
+        config = self.transformers_config()
+        longest = getattr(config, "max_position_embeddings", None)
+        if longest and config.model_type == IMAGE_MODEL_TYPE:
+            longest += 1  # SOS and all pixels: the last is predicted, and never an input
         if longest and 0 < longest < length:  # XLNet's -1 is no limit
             raise UserError(
                 f"longer than the context of {self.name}",
@@ -130,6 +149,8 @@ class BaseModel:
 def base_model(cfg: ModelConfig, store: Store, progress: ProgressReporter = no_op) -> BaseModel:
     """Resolve a config to its model: only the id is determined, nothing is built or downloaded.
 
+    (A model that is pre-trained here is resolved by `training.pretraining`.)
+
     Raises:
         UserError: there is no such model, or resolving it needs network or access that is missing.
     """
@@ -141,9 +162,9 @@ def base_model(cfg: ModelConfig, store: Store, progress: ProgressReporter = no_o
         return BaseModel.local(cfg.name, folder, cfg.dtype)
     if cfg.source == "gguf":
         step = gguf.conversion_step(cfg, store, progress)
-        return _store_model(cfg, step, lambda: gguf.transformers_config(cfg))
+        return store_model(cfg, step, lambda: gguf.transformers_config(cfg))
     step = random_init.initialization_step(cfg, store)
-    return _store_model(cfg, step, lambda: random_init.transformers_config(cfg))
+    return store_model(cfg, step, lambda: random_init.transformers_config(cfg))
 
 
 def _hub_model(cfg: ModelConfig, progress: ProgressReporter) -> BaseModel:
@@ -159,7 +180,7 @@ def _hub_model(cfg: ModelConfig, progress: ProgressReporter) -> BaseModel:
     )
 
 
-def _store_model(cfg: ModelConfig, step: Step, config_before: Callable[[], Any]) -> BaseModel:
+def store_model(cfg: ModelConfig, step: Step, config_before: Callable[[], Any]) -> BaseModel:
     """Return a model of the store, whose transformers config is known before it is built."""
     artifact, config_once = step.artifact, cache(config_before)  # (a GGUF header takes seconds)
 

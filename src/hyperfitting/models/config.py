@@ -17,11 +17,49 @@ from hyperfitting.fields import (
     setting,
 )
 
-SOURCES = ("hub", "local", "gguf", "random")
+SOURCES = ("hub", "local", "gguf", "random", "pretraining")
 DTYPES = ("float32", "bfloat16", "float16")
 _LORA = ("lora", "late_stage_lora")
 _LATE = ("late_stage", "late_stage_lora")
 METHODS = ("none", "full", "late_stage", "lora", "late_stage_lora")
+
+
+@dataclass
+class PretrainingConfig:
+    """How a small image model is pre-trained, on packaged images that nothing else uses."""
+
+    images: str = setting(MISSING, enters="model")
+    """Name of the packaged images, as `dataset.path`."""
+    height: int = setting(MISSING, enters="model")
+    """Rows of an image."""
+    width: int = setting(MISSING, enters="model")
+    """Pixels of a row."""
+    colors: int = setting(512, enters="model")
+    """Colors of the palette: those that occur if they are so few, else clusters by k-means."""
+    n_train: int = setting(MISSING, enters="model")
+    """Images to train on."""
+    n_val: int = setting(MISSING, enters="model")
+    """Images to validate on; the weights of the epoch of lowest validation loss are kept."""
+    epochs: int = setting(20, enters="model")
+    """Passes over the images."""
+    batch_size: int = setting(32, enters="model")
+    """Images per optimizer step."""
+    lr: float = setting(1e-3, enters="model")
+    """Learning rate of AdamW."""
+    weight_decay: float = setting(0.1, enters="model")
+    """Weight decay of AdamW."""
+    dropout: bool = setting(True, enters="model")
+    """Keep the architecture's dropout."""
+    seed: int = setting(0, enters="model")
+    """Order of the images, and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "n_train", "n_val", "epochs", "batch_size"):
+            at_least(f"model.pretraining.{name}", getattr(self, name), 1)
+        at_least("model.pretraining.colors", self.colors, 2)
+        at_least("model.pretraining.seed", self.seed, 0)
+        above_zero("model.pretraining.lr", self.lr)
+        at_least("model.pretraining.weight_decay", self.weight_decay, 0)
 
 
 @dataclass
@@ -32,7 +70,8 @@ class ModelConfig:
     """Short name for tables and W&B."""
     source: str = setting("hub", enters="model")
     """`hub` (Hugging Face Hub), `local` (a folder in Hugging Face format), `gguf` (a GGUF file,
-    converted once), `random` (initialized from `architecture`, byte tokenizer; for tests)."""
+    converted once), `random` (initialized from `architecture`, byte tokenizer; for tests),
+    `pretraining` (an image model, initialized from `architecture` and trained here, once)."""
     path: str | None = setting(None, enters="model")
     """Hub id; or folder for `local` and `gguf`."""
     revision: str | None = setting(None, enters="model")
@@ -42,7 +81,9 @@ class ModelConfig:
     gguf_file: str | None = setting(None, enters="model")
     """For `gguf`: file name in that folder."""
     architecture: dict[str, Any] | None = setting(None, enters="model")
-    """For `random`: `model_type` and the fields of its transformers config."""
+    """For `random` and `pretraining`: `model_type` and the fields of its transformers config."""
+    pretraining: PretrainingConfig | None = setting(None, enters="model")
+    """For `pretraining`: on which images, and how."""
     dtype: str = setting("float32", enters="model")
     """Dtype of the weights: `float32`, `bfloat16`, `float16`. Train in float32: an update of 1e-6
     is below the spacing of bfloat16."""
@@ -54,7 +95,9 @@ class ModelConfig:
             required("model.path", self.path, "the model's id on the Hub", "model.path=gpt2")
         elif self.source == "local":
             required("model.path", self.path, "the model's folder", "model=local model.path=DIR")
-        elif self.source == "random":
+        elif self.source in ("random", "pretraining"):
+            if self.source == "pretraining":
+                required("model.pretraining", self.pretraining, "on what", "model=imagegpt_digits")
             required("model.architecture", self.architecture, "what to initialize", "model=tiny")
         else:
             required("model.gguf_file", self.gguf_file, "the file's name", "model.gguf_file=x.gguf")

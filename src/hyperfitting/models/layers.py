@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hyperfitting.errors import UserError
@@ -61,6 +63,19 @@ def cache_argument(model: PreTrainedModel) -> str:
     """Return what a decoder calls its cache, as an argument and in its output."""
     is_state_space = "cache_params" in inspect.signature(model.forward).parameters
     return "cache_params" if is_state_space else "past_key_values"
+
+
+Tokens = TypeVar("Tokens", Tensor, NDArray[np.int32])
+
+
+def input_tokens(model: PreTrainedModel, tokens: Tokens) -> Tokens:
+    """Return what a model reads of sequences (B, T) to predict all their tokens but the first.
+
+    All of them, as most callers want the states of all; without the last where there is one more
+    than positions: SOS and the pixels of an image (B, T - 1).
+    """
+    n_positions = getattr(model.config, "max_position_embeddings", None)
+    return tokens[:, :-1] if tokens.shape[1] - 1 == n_positions else tokens
 
 
 @contextmanager

@@ -5,6 +5,7 @@ that do not fit the config, or are not finite, are refused.
 """
 
 import importlib.util
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,6 +31,8 @@ from hyperfitting.runtime.distributed import SINGLE_PROCESS, DistContext, local_
 from hyperfitting.store.artifact import Artifact
 
 _CPU = torch.device("cpu")
+_CAUSAL_MASK = re.compile(r"\.attn\.(masked_)?bias$")
+"""Masks that older versions of transformers saved with the weights, as on ImageGPT's Hub pages."""
 _N_LISTED = 3
 """Names of tensors that an error message lists."""
 
@@ -172,9 +175,10 @@ def _check_keys(folder: Path, info: dict[str, Any]) -> None:
         f"{name} ({list(saved)} instead of {list(expected)})"
         for name, saved, expected in info["mismatched_keys"]
     ]
+    unexpected = [name for name in info["unexpected_keys"] if not _CAUSAL_MASK.search(name)]
     for problem, names in (
         ("lack", info["missing_keys"]),
-        ("hold, beyond what its config.json describes,", info["unexpected_keys"]),
+        ("hold, beyond what its config.json describes,", unexpected),
         ("have another shape than its config.json says for", mismatched),
     ):
         if names:

@@ -21,9 +21,7 @@ def initialization_step(cfg: ModelConfig, store: Store) -> Step:
     def build(work: Path) -> None:
         config = transformers_config(cfg)
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = initialized_model(config)
         except (ValueError, TypeError, KeyError) as error:
             raise _invalid(cfg, error) from error
         model.save_pretrained(work)
@@ -36,6 +34,13 @@ def initialization_step(cfg: ModelConfig, store: Store) -> Step:
         inputs={},
     )
     return Step(artifact, build)
+
+
+def initialized_model(config: Any) -> transformers.PreTrainedModel:
+    """Return a model of a transformers config, always with the same random float32 weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def transformers_config(cfg: ModelConfig) -> Any:

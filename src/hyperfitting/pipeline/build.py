@@ -7,12 +7,9 @@ import torch
 
 from hyperfitting.config import RunConfig
 from hyperfitting.data.config import TextsConfig
-from hyperfitting.data.sequences import (
-    evaluation_texts_step,
-    sequences_step,
-)
-from hyperfitting.data.sources import documents_step
+from hyperfitting.data.modality import held_out_step, read_step, training_sequences_step
 from hyperfitting.evaluation.artifacts import model_artifacts
+from hyperfitting.evaluation.downstream.artifacts import downstream_artifacts
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
 from hyperfitting.mechanism.controls import control_state, control_steps
@@ -27,6 +24,7 @@ from hyperfitting.pipeline.pipeline import Models, Pipeline
 from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.store.artifact import Step, Store
 from hyperfitting.training.artifact import TrainingJob, training_job
+from hyperfitting.training.pretraining import resolve_model
 
 
 def build_pipeline(
@@ -43,11 +41,11 @@ def build_pipeline(
         UserError: a model or dataset does not exist, or cannot be reached.
     """
     store = Store(cfg.store, cfg.remote_stores)
-    base = base_model(cfg.model, store, progress)
-    documents = documents_step(cfg.dataset, store, progress)
-    sequences = sequences_step(cfg.dataset, documents.artifact, base, store, progress)
+    base = resolve_model(cfg.model, store, progress, cfg.hardware)
+    documents = read_step(cfg.dataset, store, progress)
+    sequences = training_sequences_step(cfg.dataset, documents.artifact, base, store, progress)
     evaluation_documents = {
-        name: documents_step(texts, store, progress, at=_at(cfg, name))
+        name: read_step(texts, store, progress, at=_at(cfg, name))
         for name, texts in cfg.evaluation_datasets.items()
     }
     evaluation_texts = {
@@ -106,6 +104,7 @@ def build_pipeline(
         base_artifacts,
         tuned_artifacts,
         mechanism,
+        downstream_artifacts(setting, models.base, models.tuned, cfg.dataset.holdout_fraction),
         progress,
     )
 
@@ -118,7 +117,7 @@ def _at(cfg: RunConfig, name: str) -> str:
 def _evaluation_texts(
     cfg: RunConfig, name: str, texts: TextsConfig, documents: Step, base: BaseModel, store: Store
 ) -> Step:
-    return evaluation_texts_step(
+    return held_out_step(
         texts,
         documents.artifact,
         base,

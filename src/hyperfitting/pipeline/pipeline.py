@@ -32,6 +32,9 @@ from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.arrays import load_batch_sizes
 from hyperfitting.evaluation.artifacts import ModelArtifacts
 from hyperfitting.evaluation.contamination import contaminated, contamination_notes
+from hyperfitting.evaluation.downstream.artifacts import DownstreamArtifacts
+from hyperfitting.evaluation.downstream.results import build_downstream
+from hyperfitting.evaluation.images import image_scoring
 from hyperfitting.evaluation.next_tokens import load_next_tokens
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
 from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
@@ -43,12 +46,13 @@ from hyperfitting.mechanism.patching import check_block, load_patching
 from hyperfitting.mechanism.results import build_mechanism
 from hyperfitting.models.base import BaseModel
 from hyperfitting.progress import MetricsRow, ProgressReporter
+from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.mechanism import Mechanism
-from hyperfitting.record.schema import ModelInfo, NextTokens
+from hyperfitting.record.schema import ImageInfo, ModelInfo, NextTokens
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step
 from hyperfitting.training.artifact import TrainingJob
 
-_DATA = ("documents", "sequences")
+_DATA = ("documents", "images", "sequences")
 """Kinds that are built before training."""
 _MAX_REBUILDS = 3
 """Times that one damaged artifact is built again; a disk that damages it more often is broken."""
@@ -98,6 +102,8 @@ class Pipeline:
     """The base model's if nothing is trained."""
     mechanism: MechanismArtifacts
     """Comparisons of the two models."""
+    downstream: DownstreamArtifacts
+    """Both models' answers to benchmarks."""
     progress: ProgressReporter
 
     def named_steps(self) -> Iterator[tuple[str, Step]]:
@@ -120,6 +126,7 @@ class Pipeline:
         for name, step in self.mechanism.named():
             yield f"mechanism/{name}", step
         yield from self.patching.items()
+        yield from self.downstream.named()
 
     @property
     def steps(self) -> list[Step]:
@@ -181,6 +188,10 @@ class Pipeline:
         for step in self.patching.values():  # the tuned model's states, then the base model
             self._ensure(step)
             self.models.release()
+        self._build(self.downstream.inputs)
+        for answers in (self.downstream.tuned, self.downstream.base):
+            self._build(answers)
+            self.models.release()
         self._build(tuned.mauve_features, base.mauve_features)
         self.models.release()
 
@@ -197,6 +208,11 @@ class Pipeline:
         return self._retrying(
             lambda: build_mechanism(self.mechanism, comparison, token_text, resamples)
         )
+
+    def downstream_results(self) -> Downstream | None:
+        """Return what both models answered to the benchmarks, if any are asked for."""
+        resamples = self.cfg.evaluation.bootstrap
+        return self._retrying(lambda: build_downstream(self.downstream, resamples))
 
     def next_tokens(self) -> dict[str, NextTokens]:
         """Return the most likely next tokens along each dataset's first text, if asked for."""
@@ -250,6 +266,18 @@ class Pipeline:
         """Return which base model it is."""
         return ModelInfo(name=self.base.name, id=self.base.id, location=self.base.location)
 
+    def image_info(self) -> ImageInfo | None:
+        """Return what shows the tokens of an image model as images; None: its tokens are text."""
+        image_format, image = self.base.image_format(), self.cfg.dataset.image
+        if image_format is None or image is None:
+            return None
+        return ImageInfo(
+            height=image_format.height,
+            width=image_format.width,
+            palette=image_format.colors.tolist(),
+            sos=image_format.sos if image.prepend_sos else None,
+        )
+
     def split_sizes(self) -> SplitSizes:
         """Return how the documents that are trained on were split."""
         return self._retrying(lambda: load_split_sizes(self.sequences.artifact))
@@ -270,6 +298,7 @@ class Pipeline:
             list(compress(contexts(references.values(), self.cfg.evaluation), kept)),
             NgramCorpus(train, self.base.tokenizer().decode if in_words else None),
             self.cfg.evaluation,
+            image_scoring(self.base.image_format(), self.cfg.dataset),
         )
 
     def _patching(self) -> dict[str, NDArray[np.float32]]:

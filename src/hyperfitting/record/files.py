@@ -30,6 +30,7 @@ Predictions = Mapping[str, NDArray[Any]]
 reference texts: (N, text_len - 1) arrays in the order of the samples."""
 
 
+_RUNS = "outputs/runs"
 _CHECKSUM_LINE = re.compile(r"([0-9a-f]{64})  ([^/\\]+)")
 _REPORTED_PREDICTIONS = ("tuned/top1", "tuned/rank", "base/rank")
 """Those that figures are drawn of."""
@@ -86,6 +87,18 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
             "has a line that is no checksum of a file beside it", field="checksums", value=path
         )
     return {entry[2]: entry[1] for entry in entries if entry is not None}
+
+
+def newest_record() -> Path:
+    """Return the record of the newest run below `outputs/runs` of this folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    records = sorted(Path(_RUNS).glob(f"*/*/{RECORD_FILE}"), key=lambda p: p.stat().st_mtime)
+    if not records:
+        raise UserError(f"there is no finished run below {_RUNS}", hint="`hyperfit` makes one")
+    return records[-1]
 
 
 def read_record(path: Path) -> Record:

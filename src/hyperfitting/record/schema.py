@@ -13,12 +13,14 @@ from pydantic import Field, model_validator
 
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
+from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.mechanism import Mechanism
+from hyperfitting.record.recognition import Recognition
 from hyperfitting.runtime.code_version import CodeVersion
 from hyperfitting.runtime.machine import Machine
 from hyperfitting.runtime.strict_model import StrictModel
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 Side = Literal["tuned", "base", "reference"]
 NAMED_GROUPS = ("model", "dataset", "decode")
 """Config groups whose choice has a name that reports show."""
@@ -165,6 +167,19 @@ class Histograms(StrictModel):
     reference: list[int] = Field(description="of the references")
 
 
+class ImageInfo(StrictModel):
+    """How the tokens of an image model become images: one a pixel, in raster order."""
+
+    height: int = Field(description="rows of an image")
+    width: int = Field(description="pixels of a row")
+    palette: list[tuple[int, int, int]] = Field(
+        description="red, green and blue (0 to 255) of each token"
+    )
+    sos: int | None = Field(
+        description="the token that begins each context and is no pixel; null: they begin with one"
+    )
+
+
 class Record(StrictModel):
     """The record of a finished run. Only `timings`, `code.git` and `machine` may differ between
     repetitions, and `generation_batches` where the free memory decides."""
@@ -181,6 +196,12 @@ class Record(StrictModel):
     )
     model: ModelInfo = Field(description="the base model")
     dataset: DatasetInfo = Field(description="the documents that were trained on")
+    image: ImageInfo | None = Field(
+        default=None, description="of an image model; null: its tokens are text"
+    )
+    recognition: Recognition | None = Field(
+        default=None, description="what a classifier sees in completed images; null: there is none"
+    )
     artifacts: dict[str, str] = Field(description="folder of each artifact of this run")
     timings: Timings = Field(description="wall-clock times")
     notes: list[str] = Field(
@@ -205,6 +226,10 @@ class Record(StrictModel):
     samples: list[Sample] = Field(description="one per evaluation text")
     mechanism: Mechanism | None = Field(
         description="base and tuned model compared; null: `mechanism.measures` has none"
+    )
+    downstream: Downstream | None = Field(
+        None,
+        description="benchmarks of base and tuned model; null: `evaluation.downstream` is empty",
     )
 
     @model_validator(mode="after")
@@ -242,6 +267,8 @@ class Record(StrictModel):
     def estimate(self, part: Slice, side: Side, key: str) -> Estimate | None:
         """Return a metric of a slice, or one that compares base and tuned model over all texts."""
         compared = self.mechanism.estimates if self.mechanism and part is self.overall else {}
+        if self.downstream and part is self.overall and side != "reference":
+            compared = compared | self.downstream.estimates[side]
         return part.estimates(side).get(key) or compared.get(key)
 
     def name(self, group: str) -> str:

@@ -9,9 +9,10 @@ from scipy.stats import spearmanr
 from scipy.stats import t as student_t
 
 from hyperfitting import formatting
-from hyperfitting.metrics.estimate import Estimate
-from hyperfitting.metrics.uncertainty import paired_difference
-from hyperfitting.record.schema import Record
+from hyperfitting.metrics.estimate import Difference, Estimate
+from hyperfitting.metrics.registry import metric
+from hyperfitting.metrics.uncertainty import Floats, paired_difference
+from hyperfitting.record.schema import Record, Side
 from hyperfitting.reporting.preference import PREFERENCE, preference_share
 from hyperfitting.reporting.spec import ColumnSpec
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
@@ -36,15 +37,15 @@ class Cell:
     note: str = ""
     """What a reader must know of the number, or instead of it."""
 
-    def text(self, form: str) -> str:
-        """Return it as a table shows it."""
+    def texts(self, form: str) -> tuple[str, str]:
+        """Return it as a table shows it: the mean, and its interval with what must be known."""
         remarks = [self.note] if self.note else []
         if self.estimate is None:
-            return f"({'; '.join([self.missing, *remarks])})"
+            return "", f"({'; '.join([self.missing, *remarks])})"
         if self.n_finished < self.n_runs:
             remarks.insert(0, f"{self.n_finished} of {self.n_runs} runs")
-        text = formatting.estimate(self.estimate, form)
-        return f"{text} ({'; '.join(remarks)})" if remarks else text
+        mean, _, interval = formatting.estimate(self.estimate, form).partition(" ")
+        return mean, f"{interval} ({'; '.join(remarks)})".strip() if remarks else interval
 
 
 def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpec) -> Cell:
@@ -119,18 +120,38 @@ def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec) -> Cell
     record, subtracted = run.record, other.record
     if record is None or subtracted is None:
         return Cell(missing=(run if record is None else other).missing)
-    if _contexts(record) != _contexts(subtracted):
+    if contexts(record) != contexts(subtracted):
         return Cell(missing=f"of other texts than {other.name}")
-    values = record.per_text.values(column.side).get(column.key)
-    subtracted_values = subtracted.per_text.tuned.get(column.key)
+    values, subtracted_values = (
+        per_text(record, column, column.side),
+        per_text(subtracted, column, "tuned"),
+    )
     if values is None or subtracted_values is None:
         return Cell(missing="not measured for each text")
-    return _measured(
-        paired_difference(
-            np.array(values, dtype=float),
-            np.array(subtracted_values, dtype=float),
-            record.config["evaluation"]["bootstrap"],
-        )
+    return _measured(difference(record, column, values, subtracted_values))
+
+
+def per_text(record: Record, column: ColumnSpec, side: Side) -> Floats | None:
+    """Return a column's values for each text of a record at full length, (N,); none: it has none.
+
+    Of a metric that is the exponential of another one's mean, the values are those of that one.
+    """
+    values = record.per_text.values(side).get(metric(column.key).exp_of or column.key)
+    if values is None:
+        return None
+    is_of = [column.dataset in (None, sample.dataset) for sample in record.samples]
+    return np.array(values, dtype=float)[is_of]
+
+
+def difference(
+    record: Record, column: ColumnSpec, values: Floats, subtracted: Floats
+) -> Difference | None:
+    """Return the difference of two models' values (see `per_text`), paired by text."""
+    return paired_difference(
+        values,
+        subtracted,
+        record.config["evaluation"]["bootstrap"],
+        transform=np.exp if metric(column.key).exp_of else None,
     )
 
 
@@ -160,5 +181,6 @@ def _measured(estimate: Estimate | None) -> Cell:
     return Cell(missing="not measured") if estimate is None else Cell(estimate, "", 1, 1)
 
 
-def _contexts(record: Record) -> list[tuple[str, str]]:
+def contexts(record: Record) -> list[tuple[str, str]]:
+    """Return what was continued; records with the same are compared text by text."""
     return [(sample.dataset, sample.context.text) for sample in record.samples]

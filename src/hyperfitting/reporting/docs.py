@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -141,7 +141,7 @@ def _fields(schema: type) -> Iterator[tuple[str, Any, str]]:
             yield member.name, hints[member.name], member.metadata["description"]
 
 
-def _type(hint: Any) -> str:
+def _type(hint: Any) -> str:  # noqa: PLR0911 - a line for each kind of type
     """Return a type as it is written in JSON, with links to the sections of classes."""
     arguments = get_args(hint)
     if get_origin(hint) is dict:
@@ -149,6 +149,8 @@ def _type(hint: Any) -> str:
     if get_origin(hint) is list:
         items = _type(arguments[0])
         return f"array of ({items})" if " or " in items else f"array of {items}"
+    if get_origin(hint) is Literal:
+        return "string"
     if get_origin(hint) is tuple:
         return f"[{', '.join(map(_type, arguments))}]"
     if get_origin(hint) is types.UnionType:

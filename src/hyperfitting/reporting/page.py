@@ -20,12 +20,14 @@ from hyperfitting.reporting.figures import RenderedFigure
 from hyperfitting.reporting.repetition_highlight import SHADES
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
 from hyperfitting.reporting.texts import (
+    IMAGE_METRICS,
     MIN_OVERLAP,
     TEXT_METRICS,
     Context,
     ContextTexts,
     all_contexts,
     rows_by_context,
+    text_metrics,
     texts_by_context,
 )
 
@@ -67,8 +69,11 @@ def render_page(
     keys = _metric_keys(sweep)
     in_history = {key for _, record in sweep.finished() for row in record.history for key in row}
     curves = [key for key in _CURVES if key in in_history]
+    has_images = any(record.image is not None for _, record in sweep.finished())
     script, plotly = templates.source(_PACKAGE, "page.js"), get_plotlyjs()
-    labels = {key: metric(key).axis_label for key in (*keys, *_CURVES, *TEXT_METRICS)}
+    labels = {
+        key: metric(key).axis_label for key in (*keys, *_CURVES, *TEXT_METRICS, *IMAGE_METRICS)
+    }
     page = {
         "title": title,
         "about": about,
@@ -90,6 +95,7 @@ def render_page(
         "labels": labels,
         "descriptions": {key: metric(key).description for key in keys},
         "estimate": formatting.estimate,
+        "has_images": has_images,
         "texts": [_texts_context(texts) for texts in texts_by_context(sweep)],
         "datasets": list(dict.fromkeys(dataset for dataset, *_ in contexts)),
         "shades": SHADES,
@@ -101,12 +107,13 @@ def render_page(
             "runs": [_chart_data(run, contexts) for run in sweep.runs],
             "labels": labels,
             "contexts": [
-                [dataset, " ".join(text.split())[:_CONTEXT_CHARACTERS]]
+                [dataset, "image" if has_images else " ".join(text.split())[:_CONTEXT_CHARACTERS]]
                 for dataset, text, _ in contexts
             ],
         },
     }
-    sections = [(name, heading) for name, heading in _SECTIONS.items() if page[name]]
+    headings = _SECTIONS | ({"texts": "Images"} if has_images else {})
+    sections = [(name, heading) for name, heading in headings.items() if page[name]]
     template = templates.environment(_PACKAGE).get_template("page.html")
     return template.render(page, sections=sections)
 
@@ -118,10 +125,10 @@ def _data_uri(svg: bytes) -> str:
 def _table_context(table: tables.Table) -> dict[str, Any]:
     return {
         "caption": table.title,
-        "n_axes": len(table.spec.rows),
-        "headings": tables.headings(table),
-        "rows": [tables.row_texts(table, row) for row in table.rows],
-        "source": table.spec.source if table.published else "",
+        "measured": tables.measured_block(table),
+        "notes": tables.notes(table),
+        "published": tables.published_block(table),
+        "published_title": tables.published_title(table),
     }
 
 
@@ -158,7 +165,7 @@ def _chart_data(run: RunEntry, contexts: Sequence[Context]) -> dict[str, Any]:
         },
         "texts": {
             key: [per_text[key][rows[c]] if c in rows else None for c in contexts]
-            for key in TEXT_METRICS
+            for key in text_metrics(record)
             if key in per_text
         },
     }

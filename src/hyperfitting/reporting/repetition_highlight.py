@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hyperfitting.metrics.diversity import repetition
-from hyperfitting.record.schema import Record, Sample
+from hyperfitting.record.schema import Record, Side
+from hyperfitting.reporting.images import data_uri, picture
 
 SHADES = (2, 3, 5, 10)
 """Lengths in tokens: shade 1 from the first on, shade 2 from the second, and so on."""
@@ -68,17 +69,20 @@ def texts_page(record: Record, limit: int | None = None) -> str:
         limit: samples to show; none: all.
     """
     title = escape(" ".join(record.name(group) for group in ("model", "dataset", "decode")))
-    rows = "\n".join(
-        _table_row(sample, number) for number, sample in enumerate(record.samples[:limit], 1)
+    rows = "\n".join(_table_row(record, row) for row in range(len(record.samples[:limit])))
+    explanation = (
+        f"Repeated token runs are shaded, longer ones darker: from {', '.join(map(str, SHADES))} "
+        "tokens on."
+        if record.image is None
+        else "Each model completes the context."
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>{_PAGE_STYLE}{STYLE}</style></head><body>
 <h1>{title}</h1>
-<p>Repeated token runs are shaded, longer ones darker: from {", ".join(map(str, SHADES))} tokens
-on.</p>
+<p>{explanation}</p>
 <table><thead><tr><th scope="col">text</th><th scope="col">context</th>
 <th scope="col">base model</th>
 <th scope="col">{escape(record.tuned_label)} model</th><th scope="col">reference</th></tr>
@@ -89,7 +93,10 @@ on.</p>
 """
 
 
-def _table_row(sample: Sample, number: int) -> str:
+def _table_row(record: Record, row: int) -> str:
+    sample, number = record.samples[row], row + 1
+    if record.image is not None:
+        return _image_row(record, row)
     continuations = "".join(
         f"<td>{to_html(continuation.token_texts, continuation.tokens)}</td>"
         for continuation in (sample.base, sample.tuned)
@@ -101,6 +108,23 @@ def _table_row(sample: Sample, number: int) -> str:
     )
 
 
+def _image_row(record: Record, row: int) -> str:
+    sides: dict[str, Side | None] = {
+        "context": None,
+        "completed by the base model": "base",
+        f"completed by the {record.tuned_label} model": "tuned",
+        "real image": "reference",
+    }
+    cells = "".join(
+        f'<td><img src="{data_uri(picture(record, row, side))}" alt="{escape(name)}"></td>'
+        for name, side in sides.items()
+    )
+    return (
+        f"<tr><th scope='row'>{escape(record.samples[row].dataset)}<br>{row + 1}</th>{cells}</tr>"
+    )
+
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _PAGE_STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { margin: 1.5rem; }

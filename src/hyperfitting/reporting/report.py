@@ -4,7 +4,9 @@
       index.html          all of it in one page, with every text; opens offline
       README.md           all but the texts, with commands, versions and machine
       <table>.md .tex .csv
-      <figure>.svg .png
+      <figure>.svg .pdf .png
+
+and in `outputs/reports/figures.html` the figures of all experiments at their printed size.
 
 Its content is described in the experiment's file, under `hydra.sweeper.report`; see
 `hyperfitting.reporting.spec`. `hyperfit-report sweep SWEEP_DIR` draws it again.
@@ -13,8 +15,15 @@ Its content is described in the experiment's file, under `hydra.sweeper.report`;
 from pathlib import Path
 from urllib.parse import quote
 
-from hyperfitting.reporting import community, figures, index, page, tables
-from hyperfitting.reporting.spec import ColumnSpec, ReportSpec, TableSpec, parse_report
+from hyperfitting.reporting import community, figures, index, latex, page, tables
+from hyperfitting.reporting.contact_sheet import write_contact_sheet
+from hyperfitting.reporting.spec import (
+    ColumnSpec,
+    ImageGridSpec,
+    ReportSpec,
+    TableSpec,
+    parse_report,
+)
 from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
 from hyperfitting.reporting.tables import markdown_text
 from hyperfitting.runtime.files import write_text
@@ -28,6 +37,15 @@ _DEFAULT_COLUMNS = {
     "entropy, nats": "val/entropy",
 }
 """Heading and metric of the columns of a sweep that describes no report."""
+_DEFAULT_IMAGE_COLUMNS = {
+    "repeated rows": "gen/row_repeat",
+    "repeated 2-grams": "gen/rep_2",
+    "total variation": "gen/total_variation",
+    "nearest training image": "gen/nearest_train",
+    "bits per pixel": "val/bits_per_pixel",
+    "entropy, nats": "val/entropy",
+}
+"""The same of a sweep of image models, which has a grid of images, too."""
 
 
 def write_report(folder: Path, reports: Path | None = None) -> Path:
@@ -54,7 +72,7 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for table in built:
         write_text(out / f"{table.name}.md", tables.to_markdown(table))
-        write_text(out / f"{table.name}.tex", tables.to_latex(table))
+        write_text(out / f"{table.name}.tex", latex.to_latex(table))
         write_text(out / f"{table.name}.csv", tables.to_csv(table))
     rendered = [figures.render(sweep, name, figure, out) for name, figure in spec.figures.items()]
     title = spec.title or sweep.spec.name
@@ -68,14 +86,22 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
     write_text(out / "README.md", "\n\n".join(filter(None, map(str.strip, parts))) + "\n")
     write_text(out / index.PAGE, page.render_page(sweep, title, spec.about, built, rendered))
     index.add_report(out, title, sweep)
+    write_contact_sheet(reports)
     return out
 
 
 def _default_report(sweep: SweepRecords) -> ReportSpec:
     """Return the report of a sweep that describes none: a table of all runs."""
-    columns = {heading: ColumnSpec(key=key) for heading, key in _DEFAULT_COLUMNS.items()}
+    is_image = any(record.image is not None for _, record in sweep.finished())
+    headings = _DEFAULT_IMAGE_COLUMNS if is_image else _DEFAULT_COLUMNS
+    columns = {heading: ColumnSpec(key=key) for heading, key in headings.items()}
     axes = sweep.axes
-    return ReportSpec(tables={"runs": TableSpec(rows=axes, columns=columns)} if axes else {})
+    return ReportSpec(
+        tables={"runs": TableSpec(rows=axes, columns=columns)} if axes else {},
+        figures={"images": ImageGridSpec.model_validate({"kind": "image_grid"})}
+        if is_image
+        else {},
+    )
 
 
 def _figure_markdown(figure: figures.RenderedFigure) -> str:

@@ -151,6 +151,18 @@ class BarsSpec(_Figure):
     """Axis: a bar for each label."""
 
 
+class ScatterSpec(_Figure):
+    """Numbers against another number, a point for each label and a panel for each number."""
+
+    kind: Literal["scatter"]
+    x: ColumnSpec
+    y: dict[str, ColumnSpec]
+    """By label of the panel's vertical axis."""
+    points: str
+    """Axis."""
+    x_label: str
+
+
 class HistogramSpec(_Figure):
     """Lengths of the longest overlap with the training data."""
 
@@ -228,10 +240,24 @@ class TextSpec(_Figure):
     """Characters of a line."""
 
 
+class ImageGridSpec(_Figure):
+    """Images: contexts, their completions and the real images, a row for each context."""
+
+    kind: Literal["image_grid"]
+    columns: str | None = None
+    """Axis: a column for each label, of its first run; none: for each run, and before it for its
+    base model."""
+    count: int = Field(8, ge=1)
+    """Rows."""
+    first: int = Field(0, ge=0)
+    """Index of the first evaluation image."""
+
+
 FigureSpec = (
     CurvesSpec
     | LinePlotSpec
     | BarsSpec
+    | ScatterSpec
     | HistogramSpec
     | PerPositionSpec
     | PerLayerSpec
@@ -240,6 +266,7 @@ FigureSpec = (
     | RanksSpec
     | NextTokensSpec
     | TextSpec
+    | ImageGridSpec
 )
 _FIGURES: dict[str, type[_Figure]] = {
     get_args(spec.model_fields["kind"].annotation)[0]: spec for spec in get_args(FigureSpec)

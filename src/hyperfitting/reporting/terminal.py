@@ -107,7 +107,7 @@ def outcome(record: Record, color: bool) -> RenderableType:
             )
         )
     parts += [Text(f"note: {printable(note)}\n") for note in record.notes]
-    samples = record.samples[:SAMPLES_SHOWN]
+    samples = record.samples[:SAMPLES_SHOWN] if record.image is None else []
     heading = f"{record.tuned_label} model"
     parts += [_sample_panel(s, heading, number, color) for number, s in enumerate(samples, 1)]
     return Group(*parts)

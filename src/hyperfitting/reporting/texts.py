@@ -7,6 +7,7 @@ from itertools import groupby
 
 from hyperfitting.metrics.registry import metric
 from hyperfitting.record.schema import Continuation, Record, Side
+from hyperfitting.reporting.images import data_uri, picture
 from hyperfitting.reporting.preference import TextKey, judged_texts, text_key
 from hyperfitting.reporting.repetition_highlight import shades
 from hyperfitting.reporting.sweep_records import SweepRecords
@@ -15,6 +16,15 @@ MIN_OVERLAP = 5
 """Tokens: shorter overlaps with the training data are not underlined."""
 TEXT_METRICS = ("gen/ttr", "gen/rep_2", "gen/dataset_overlap")
 """Metrics of a single continuation that the page shows, filters and sorts by."""
+IMAGE_METRICS = (
+    "gen/row_repeat",
+    "gen/rep_2",
+    "gen/ttr",
+    "gen/dataset_overlap",
+    "gen/nearest_train",
+    "gen/class_confidence",
+)
+"""The same of a completed image."""
 Context = tuple[str, str, int]
 """Evaluation dataset, text of the context, and how many earlier texts have the same context."""
 Span = tuple[str, int, int]
@@ -31,6 +41,9 @@ class ShownContinuation:
     metrics: list[tuple[str, str]]
     """Label and value; then who judged it, and how."""
     spans: list[Span]
+    """Empty for an image."""
+    image: str = ""
+    """Address of the completed image; empty: it is a text."""
 
     @property
     def text(self) -> str:
@@ -45,6 +58,9 @@ class ContextTexts:
     context: str
     reference: str
     continuations: list[ShownContinuation]
+    context_image: str = ""
+    reference_image: str = ""
+    """Addresses; empty: they are texts."""
 
 
 def all_contexts(sweep: SweepRecords) -> list[Context]:
@@ -75,26 +91,32 @@ def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
         for index, run in enumerate(sweep.runs)
         if run.record is not None
     ]
-    base_names = _base_model_names(sweep)
+    base_names = base_model_names(sweep)
     judged = judged_texts(sweep)
     for context in all_contexts(sweep):
         continuations: list[ShownContinuation] = []
         seen: set[tuple[int, ...]] = set()
-        reference = ""
+        reference, images = "", ("", "")
         for index, name, record, rows in finished:
             if context not in rows:
                 continue
             row = rows[context]
             reference = max(reference, record.samples[row].reference.text, key=len)
+            if record.image is not None:
+                images = (
+                    data_uri(picture(record, row, None)),
+                    data_uri(picture(record, row, "reference")),
+                )
             if (tokens := tuple(record.samples[row].base.tokens)) not in seen:
                 seen.add(tokens)
                 continuations.append(_shown(record, "base", row, base_names[name], None, judged))
             if record.is_tuned:
                 continuations.append(_shown(record, "tuned", row, name, index, judged))
-        yield ContextTexts(context[1], reference, continuations)
+        shown = ("", "") if any(images) else (context[1], reference)
+        yield ContextTexts(*shown, continuations, *images)
 
 
-def _base_model_names(sweep: SweepRecords) -> dict[str, str]:
+def base_model_names(sweep: SweepRecords) -> dict[str, str]:
     """Return by run the name of the base model with its decoding."""
     by_decoding: dict[str, str] = {}
     names = {}
@@ -121,14 +143,30 @@ def _shown(
 ) -> ShownContinuation:
     continuation = record.samples[row].tuned if side == "tuned" else record.samples[row].base
     per_text = record.per_text.values(side)
-    values = {key: per_text[key][row] for key in TEXT_METRICS if key in per_text}
+    values = {key: per_text[key][row] for key in text_metrics(record) if key in per_text}
     metrics = [
         (metric(key).label, f"{metric(key).format.format(value)} {metric(key).unit}".strip())
         for key, value in values.items()
         if value is not None
     ]
     metrics += judged.get(text_key(record.samples[row], side), ())
-    return ShownContinuation(name, run, metrics, list(highlighted_spans(continuation)))
+    if record.image is None:
+        return ShownContinuation(name, run, metrics, list(highlighted_spans(continuation)))
+    metrics += _recognized(record, side, row)
+    return ShownContinuation(name, run, metrics, [], data_uri(picture(record, row, side)))
+
+
+def _recognized(record: Record, side: Side, row: int) -> list[tuple[str, str]]:
+    """Return which class a classifier sees, if there is one."""
+    if record.recognition is None:
+        return []
+    seen = getattr(record.recognition, side)[row]
+    return [("class", f"{seen} (true: {record.recognition.true[row]})")]
+
+
+def text_metrics(record: Record) -> tuple[str, ...]:
+    """Return the metrics of a single continuation that are shown of a record."""
+    return TEXT_METRICS if record.image is None else IMAGE_METRICS
 
 
 def highlighted_spans(continuation: Continuation) -> Iterator[Span]:

@@ -1,20 +1,27 @@
 """What W&B receives of a run or a sweep: summary, texts, charts, files."""
 
+import base64
+import io
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hyperfitting.record.schema import Record, Side
+import numpy as np
+
+from hyperfitting.record.schema import Record, Sample, Side
+from hyperfitting.reporting.images import enlarged, picture
 from hyperfitting.reporting.next_tokens import TokenPosition, changed_positions
 from hyperfitting.reporting.repetition_highlight import texts_page
 from hyperfitting.reporting.sweep_records import SweepRecords
-from hyperfitting.reporting.texts import TEXT_METRICS, texts_by_context
+from hyperfitting.reporting.texts import text_metrics, texts_by_context
 
 MAX_TEXTS, MAX_HIGHLIGHTED, MAX_POSITIONS = 300, 24, 3
 """Per run: rows of the table of texts, highlighted texts, and positions in a dataset's first text
 whose next tokens are charted."""
 _CONTEXT_CHARACTERS = 60
+_GAP = 8
+"""Pixels between two images."""
 _SIDES: tuple[Side, ...] = ("tuned", "base")
 
 
@@ -62,13 +69,17 @@ def _flat_estimate(key: str, mean: float, ci95: tuple[float, float] | None) -> d
 
 
 def media(record: Record) -> dict[str, Any]:
-    """Return texts, highlighted texts, histograms of overlap, and charts of next tokens."""
+    """Return texts or images, highlighted texts, overlap histograms, charts of next tokens."""
     import wandb
 
     logged = {
         "texts": _texts_table(record),
         "texts_highlighted": wandb.Html(texts_page(record, MAX_HIGHLIGHTED)),
     }
+    if record.image is not None:
+        logged["images"] = [
+            _images(record, row) for row in range(min(MAX_TEXTS, len(record.samples)))
+        ]
     for side in _SIDES:
         counts = getattr(record.overlap_histogram, side)
         if counts:
@@ -101,19 +112,37 @@ def _texts_table(record: Record) -> Any:
     per_text = {
         f"{prefix}{key}": record.per_text.values(side).get(key)
         for side, prefix in zip(_SIDES, ("", "base/"), strict=True)
-        for key in TEXT_METRICS
+        for key in text_metrics(record)
     }
     table = wandb.Table(columns=["dataset", "context", "base", "tuned", "reference", *per_text])
     for row, sample in enumerate(record.samples[:MAX_TEXTS]):
         table.add_data(
             sample.dataset,
-            sample.context.text,
-            sample.base.text,
-            sample.tuned.text,
-            sample.reference.text,
+            *_contents(record, row, sample),
             *(values[row] if values else None for values in per_text.values()),
         )
     return table
+
+
+def _images(record: Record, row: int) -> Any:
+    """Return context, completions and real image of a sample side by side."""
+    import wandb
+
+    beside = [enlarged(picture(record, row, side)) for side in (None, "base", "tuned", "reference")]
+    gap = np.zeros((len(beside[0]), _GAP, 4), dtype=np.uint8)  # transparent
+    parts = [part for pixels in beside for part in (pixels, gap)][:-1]
+    caption = f"{record.samples[row].dataset} {row + 1}: context, base, {record.tuned_label}, real"
+    return wandb.Image(np.concatenate(parts, axis=1), caption=caption)
+
+
+def _contents(record: Record, row: int, sample: Sample) -> list[Any]:
+    """Return context, base, tuned and reference of a sample: texts, or W&B's images."""
+    if record.image is None:
+        return [text.text for text in (sample.context, sample.base, sample.tuned, sample.reference)]
+    import wandb
+
+    sides: tuple[Side | None, ...] = (None, "base", "tuned", "reference")
+    return [wandb.Image(enlarged(picture(record, row, side))) for side in sides]
 
 
 def report_media(sweep: SweepRecords, folder: Path) -> dict[str, Any]:
@@ -124,10 +153,23 @@ def report_media(sweep: SweepRecords, folder: Path) -> dict[str, Any]:
     names = list(dict.fromkeys(c.name for texts in contexts for c in texts.continuations))
     table = wandb.Table(columns=["context", *names, "reference"])
     for texts in contexts:
-        by_name = {c.name: c.text for c in texts.continuations}
-        table.add_data(texts.context, *(by_name.get(name) for name in names), texts.reference)
+        by_name = {c.name: _content(c.text, c.image) for c in texts.continuations}
+        context = _content(texts.context, texts.context_image)
+        reference = _content(texts.reference, texts.reference_image)
+        table.add_data(context, *(by_name.get(name) for name in names), reference)
     figures = {f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
     return {"contexts": table, **figures}
+
+
+def _content(text: str, address: str) -> Any:
+    """Return a text, or the image of a data address, as W&B shows it in a table."""
+    if not address:
+        return text
+    import wandb
+    from PIL import Image
+
+    png = base64.b64decode(address.partition(",")[2])
+    return wandb.Image(Image.open(io.BytesIO(png)))
 
 
 def create_artifact(run: Any, kind: str, paths: Iterable[Path]) -> Any:

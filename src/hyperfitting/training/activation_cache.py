@@ -119,6 +119,7 @@ def build_activation_cache(
     n_frozen = len(block_list) - cfg.tuning.last_blocks
     if n_frozen == 0:
         return None
+    tokens = layers.input_tokens(model, tokens)
     if not _can_replay(model, n_frozen, tokens[:1]):
         log.warning(
             "%s cannot start from the activations of its frozen blocks: all blocks are run in "

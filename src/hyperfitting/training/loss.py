@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hyperfitting.models.layers import override_forward
+from hyperfitting.models.layers import input_tokens, override_forward
 from hyperfitting.runtime.linear_kernels import linear
 from hyperfitting.training.flops import CHUNK_BYTES
 
@@ -103,18 +103,19 @@ class NextTokenLoss:
             n_valid: the first so many sequences count, the others are padding; none: all count.
         """
         targets = tokens[:n_valid, 1:].flatten()
-        layer = self._layer
+        layer, n_targets = self._layer, tokens.shape[1] - 1
+        inputs = input_tokens(self._model, tokens)
         if layer is None:
-            logits = self._model(input_ids=tokens, use_cache=False).logits[:n_valid, :-1]
+            logits = self._model(input_ids=inputs, use_cache=False).logits[:n_valid, :n_targets]
             return nn.functional.cross_entropy(
                 logits.flatten(0, 1).float(), targets, reduction="sum"
             )
 
         def loss(states: Tensor) -> Tensor:  # (B, T, H)
-            rows = states[:n_valid, :-1].flatten(0, 1)
+            rows = states[:n_valid, :n_targets].flatten(0, 1)
             return chunked_cross_entropy(rows, layer.weight, layer.bias, targets)
 
-        return self._forward_with_output_layer(layer, loss, tokens)
+        return self._forward_with_output_layer(layer, loss, inputs)
 
     def _forward_with_output_layer(
         self, layer: nn.Linear, output: Callable[[Tensor], Tensor], tokens: Tensor

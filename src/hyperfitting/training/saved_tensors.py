@@ -88,7 +88,7 @@ def _count(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     from hyperfitting.models import attention, trainable
-    from hyperfitting.models.layers import override_forward
+    from hyperfitting.models.layers import input_tokens, override_forward
 
     config = copy.deepcopy(base.transformers_config())
     config.num_hidden_layers = n_blocks
@@ -126,7 +126,8 @@ def _count(
             trainable.autocast(model, cfg.trainer.precision),
             override_forward({head: lambda states: states} if head is not None else {}),
         ):
-            model(input_ids=torch.zeros(*shape, dtype=torch.long), use_cache=False)
+            tokens = input_tokens(model, torch.zeros(*shape, dtype=torch.long))
+            model(input_ids=tokens, use_cache=False)
     saved_bytes = sum(storage.nbytes() for storage in saved.values())
     return saved_bytes, sum(p.numel() for p in trained.values())
 

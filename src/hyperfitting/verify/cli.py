@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "result",
         metavar="RESULT",
         type=Path,
-        help="a results.json, a run's folder, a sweep's folder, or a folder of them",
+        help="a results.json, a run's folder, a sweep's folder, a folder of them, or latest",
     )
     parser.add_argument("--store", type=Path, help="the run's artifacts (default: as recorded)")
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")

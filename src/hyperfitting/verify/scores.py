@@ -62,7 +62,8 @@ def check_scores(record: Record, predictions: Predictions) -> ScoresCheck:
     recorder = _Recomputation(record, evaluation, stats)
     scores = {side: recorder.scores(side) for side in SIDES}
     contexts = [TokenizedText(s.context.tokens, s.context.token_texts) for s in record.samples]
-    expected = slices(Comparison(**scores, contexts=contexts), evaluation)
+    comparison = Comparison(scores["tuned"], scores["base"], scores["reference"], contexts)
+    expected = slices(comparison, evaluation)
     if len(record.slices) != len(expected):
         raise ValueError(f"{len(record.slices)} slices instead of {len(expected)}")
     differences = Differences(RTOL, ATOL)
@@ -123,9 +124,15 @@ class _Recomputation:
 
     def _values(self, inputs: ScoringInputs, length: int) -> Values:
         full = self.evaluation.continuation_len
+        modality = "text" if self.record.image is None else "image"
         values: Values = {}
         for key, metric in METRICS.items():
             if metric.per_text is None or metric.among_texts:
+                continue
+            if metric.modality not in (None, modality):
+                continue
+            if metric.modality == "image":  # they need the training images
+                self._missing[length].add(key)
                 continue
             if not metric.of_continuations and (
                 length < full or not (metric.is_measured(inputs) or self._is_recorded(key))

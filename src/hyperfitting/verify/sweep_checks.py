@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hyperfitting.errors import UserError
-from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.record.files import RECORD_FILE, newest_record, read_record
 from hyperfitting.reporting.community import WHO_FILE, read_contributor
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
 from hyperfitting.verify.check import Check, listed
@@ -14,11 +14,14 @@ def run_folders(path: Path) -> list[Path]:
     """Return the folders of the runs that a path names, in order.
 
     Args:
-        path: a results.json, the folder of a run or of a sweep, or a folder with such folders.
+        path: a results.json, the folder of a run or of a sweep, a folder with such folders, or
+            `latest`: the newest run below `outputs/runs`.
 
     Raises:
         UserError: there is none.
     """
+    if str(path) == "latest":
+        return [newest_record().parent]
     if path.name == RECORD_FILE and path.is_file():
         return [path.parent]
     folders = sorted(record.parent for record in path.rglob(RECORD_FILE))

@@ -19,6 +19,10 @@ from hyperfitting.runtime.distributed import is_on_one_device
 log = logging.getLogger(__name__)
 
 
+_MASKED_BY_CACHE_LENGTH = ("imagegpt",)
+"""Model types that take the length of the cache for the number of tokens in it."""
+
+
 class CudaGraphBackend(PlainBackend):
     """Greedy decoding and sampling on one GPU, over a static cache."""
 
@@ -31,6 +35,7 @@ class CudaGraphBackend(PlainBackend):
             and decode.strategy in ("greedy", "sample")
             and is_on_one_device(model)
             and has_full_attention(model)
+            and model.config.model_type not in _MASKED_BY_CACHE_LENGTH
         )
 
     def start(self, model: PreTrainedModel, max_length: int) -> CachedModel:

@@ -106,12 +106,19 @@ function highlighted(spans) {
   return paragraph;
 }
 
-function card({ name, metrics, spans }) {
+function picture(source, description) {
+  const image = element("img", undefined, "picture");
+  image.src = source;
+  image.alt = description;
+  return image;
+}
+
+function card({ name, metrics, spans, image }) {
   const article = element("article", undefined, "continuation");
   article.append(element("h3", name));
   const numbers = metrics.map(([label, value]) => `${label} ${value}`).join(" · ");
   if (numbers) article.append(element("p", numbers, "note"));
-  article.append(highlighted(spans));
+  article.append(image ? picture(image, `the image as completed by ${name}`) : highlighted(spans));
   return article;
 }
 
@@ -123,14 +130,16 @@ function isShown(continuation, selected) {
 function showContext() {
   const index = $("contexts").value;
   $("continuations").replaceChildren();
-  $("context").textContent = "";
+  $("context").replaceChildren();
   if (index === "") return;
   const texts = JSON.parse($(`text-${index}`).textContent);
   const selected = selectedRuns();
-  $("context").textContent = texts.context;
+  $("context").replaceChildren(
+    texts.context_image ? picture(texts.context_image, "the pixels that are given") : texts.context);
   const cards = texts.continuations.filter((continuation) => isShown(continuation, selected)).map(card);
-  if (texts.reference) {
-    cards.push(card({ name: "reference", metrics: [], spans: [[texts.reference, 0, 0]] }));
+  if (texts.reference || texts.reference_image) {
+    const name = texts.reference_image ? "real image" : "reference";
+    cards.push(card({ name, metrics: [], spans: [[texts.reference, 0, 0]], image: texts.reference_image }));
   }
   $("continuations").replaceChildren(...cards);
   history.replaceState(null, "", `#text-${Number(index) + 1}`);
@@ -144,6 +153,7 @@ function values(key, context, selected) {
 const highest = (key, context, selected) => Math.max(-Infinity, ...values(key, context, selected));
 const SORT_KEYS = {
   "gen/rep_2": (context, selected) => -highest("gen/rep_2", context, selected),
+  "gen/row_repeat": (context, selected) => -highest("gen/row_repeat", context, selected),
   "gen/dataset_overlap": (context, selected) => -highest("gen/dataset_overlap", context, selected),
   "gen/ttr": (context, selected) => Math.min(Infinity, ...values("gen/ttr", context, selected)),
 };

@@ -1,7 +1,7 @@
 """Figures of a sweep's records, with matplotlib: legible in gray, labeled with units.
 
 What a kind of figure shows, and its fields, stand in `reporting.spec`; each kind has one function
-here, in `curves`, `distributions`, `layers` or `texts`.
+here, in `curves`, `distributions`, `layers`, `texts` or `images`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from hyperfitting.reporting.figures import curves, distributions, layers, texts
+from hyperfitting.reporting.figures import curves, distributions, images, layers, texts
 from hyperfitting.reporting.figures.style import STYLE, NoDataError
 from hyperfitting.reporting.spec import FigureSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
@@ -24,6 +24,7 @@ _KINDS: dict[str, Callable[[SweepRecords, Any], Figure]] = {
     "curves": curves.curves,
     "line_plot": curves.line_plot,
     "bars": curves.bars,
+    "scatter": curves.scatter,
     "per_position": curves.per_position,
     "per_layer": layers.per_layer,
     "rank_shift": layers.rank_shift,
@@ -32,7 +33,12 @@ _KINDS: dict[str, Callable[[SweepRecords, Any], Figure]] = {
     "ranks": distributions.ranks,
     "next_tokens": distributions.next_tokens,
     "text": texts.text,
+    "image_grid": images.image_grid,
 }
+
+
+_TIMESTAMPS = {"pdf": "CreationDate", "png": "Software", "svg": "Date"}
+"""Metadata left out, which differ from one drawing or version of matplotlib to the next."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,13 @@ def draw(sweep: SweepRecords, spec: FigureSpec) -> Figure:
 
 
 def render(sweep: SweepRecords, name: str, spec: FigureSpec, folder: Path) -> RenderedFigure:
-    """Write a figure as `NAME.svg` and `NAME.png`, if there is something to draw."""
+    """Write a figure as `NAME.svg`, `.pdf` and `.png`, if there is something to draw."""
     caption = spec.caption or name
     try:
         figure = draw(sweep, spec)
     except NoDataError as error:
         return RenderedFigure(name, caption, missing=str(error))
-    for suffix in ("png", "svg"):
+    for suffix in ("pdf", "png", "svg"):
         with replacing(folder / f"{name}.{suffix}") as temporary:
             _save(figure, temporary, suffix)
     return RenderedFigure(name, caption, (folder / f"{name}.svg").read_bytes())
@@ -74,6 +80,6 @@ def render(sweep: SweepRecords, name: str, spec: FigureSpec, folder: Path) -> Re
 
 def _save(figure: Figure, path: Path, suffix: str) -> None:
     """Write a figure; the same figure gives the same file."""
-    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+    metadata = {_TIMESTAMPS[suffix]: None}
     with mpl.rc_context(STYLE):
         figure.savefig(path, format=suffix, dpi=200, bbox_inches="tight", metadata=metadata)

@@ -25,10 +25,11 @@ from hyperfitting.reporting.spec import (
     CurvesSpec,
     LinePlotSpec,
     PerPositionSpec,
+    ScatterSpec,
 )
 from hyperfitting.reporting.sweep_records import SweepRecords
 
-_Y_LABEL_WIDTH = 46
+_Y_LABEL_WIDTH = 40
 """Characters of a line, as many as the axis is high."""
 
 
@@ -126,9 +127,36 @@ def bars(sweep: SweepRecords, spec: BarsSpec) -> Figure:
             panel.barh(y, estimate.mean, xerr=errors, color=BAR_COLOR, edgecolor="black",
                        linewidth=0.5, error_kw={"linewidth": 0.8}, capsize=2)  # fmt: skip
         panel.set(xlabel=x_label)
-        panel.set_yticks(range(len(labels)), labels if panel is panels[0] else [""] * len(labels))
+        panel.set_yticks(range(len(labels)), labels if _is_first(panel) else [""] * len(labels))
         panel.invert_yaxis()
     return figure
+
+
+def scatter(sweep: SweepRecords, spec: ScatterSpec) -> Figure:
+    """Draw numbers against another number, a point for each label, with both intervals."""
+    figure, panels = make_panels(len(spec.y))
+    for label, _ in grouped(sweep, spec.points):
+        x = table_cell(sweep, {spec.points: label}, spec.x).estimate
+        for panel, column in zip(panels, spec.y.values(), strict=True):
+            y = table_cell(sweep, {spec.points: label}, column).estimate
+            if x is not None and y is not None:
+                errors = [np.array([_error_bar(value)]).T for value in (x, y)]  # (2, 1)
+                panel.errorbar(
+                    x.mean, y.mean, xerr=errors[0], yerr=errors[1], marker="o", capsize=2,
+                    label=legend_label(label),
+                )  # fmt: skip
+    if not any(panel.has_data() for panel in panels):
+        raise NoDataError("no run has both numbers")
+    for panel, y_label in zip(panels, spec.y, strict=True):
+        panel.set(xlabel=spec.x_label, ylabel=textwrap.fill(y_label, _Y_LABEL_WIDTH))
+    panels[0].legend()
+    return figure
+
+
+def _is_first(panel: Axes) -> bool:
+    """Return whether it is the first panel of its row."""
+    place = panel.get_subplotspec()
+    return place is not None and place.is_first_col()
 
 
 def per_position(sweep: SweepRecords, spec: PerPositionSpec) -> Figure:

@@ -14,8 +14,11 @@ from hyperfitting.errors import UserError, near_matches
 from hyperfitting.record.schema import Record
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
 
-PANEL_WIDTH, PANEL_HEIGHT = 3.4, 2.6
+PANEL_WIDTH, PANEL_HEIGHT = 3.3, 2.5
 """Inches of a panel: one fits a paper's column."""
+PAGE_WIDTH = 6.9
+"""Inches of several panels side by side, so that text is printed at its size; three to a row."""
+_PER_ROW = 3
 BAR_COLOR = "#9ecae1"
 STYLE: Any = {
     "font.size": 8,
@@ -28,6 +31,7 @@ STYLE: Any = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "svg.hashsalt": "hyperfitting",
+    "pdf.fonttype": 42,  # TrueType, embedded: journals refuse Type 3
     "text.parse_math": False,  # a $ is a dollar, in labels and in texts of models
     "text.hinting": "none",  # glyphs as wide as the font states, at any size
     # distinguished in gray by dash and marker, in color as Okabe and Ito (2008)
@@ -46,10 +50,15 @@ class NoDataError(Exception):
 def make_panels(
     count: int, width: float = PANEL_WIDTH, height: float = PANEL_HEIGHT
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels side by side, each of this size in inches."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
+    """Return a figure with panels side by side, of this size in inches, or as fits the page."""
+    n_rows, n_columns = -(-count // _PER_ROW), min(count, _PER_ROW)
+    size = (min(width * n_columns, max(width, PAGE_WIDTH)), height * n_rows)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(np.atleast_1d(np.asarray(figure.subplots(1, count))))
+    panels = list(np.asarray(figure.subplots(n_rows, n_columns, squeeze=False)).flat)
+    for panel in panels[count:]:
+        panel.remove()
+    return figure, panels[:count]
 
 
 def grouped(

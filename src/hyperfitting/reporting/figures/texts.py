@@ -16,9 +16,9 @@ from hyperfitting.reporting.spec import TextSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
 
 _SHADES = ("#ffffff", "#dddddd", "#bbbbbb", "#8f8f8f", "#555555")
-_FONT_POINTS, _CHARACTER_WIDTH = 7.5, 0.602
+_FONT_POINTS, _CHARACTER_WIDTH = 8, 0.602
 """Size of the characters, and their width relative to it (DejaVu Sans Mono, matplotlib's own)."""
-_LINE_INCHES = 0.165
+_LINE_INCHES = 0.17
 
 
 @dataclass(frozen=True)

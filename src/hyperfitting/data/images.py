@@ -1,0 +1,209 @@
+"""Where images come from, and how they are split: the Hub, a folder, images that packages ship.
+
+Every source ends as one artifact: `images.npy` (N, H, W, 3), and `groups.npy`, which images are of
+one photograph. A photograph is in one of the sets only:
+
+    packaged images: pre-training (60%, never seen otherwise) | held out | validation | train
+    all others:                                                 held out | validation | train
+
+A set depends on a hash of the photograph's own pixels, as that of a text (`data.sequences`).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperfitting.data import packaged_images
+from hyperfitting.data.config import ImageConfig, TextsConfig
+from hyperfitting.data.hub_dataset import explain_datasets_errors, load_rows
+from hyperfitting.data.image_files import find_images, read_image
+from hyperfitting.data.packaged_images import Pixels
+from hyperfitting.data.splits import uniform_hash
+from hyperfitting.errors import UserError, near_matches
+from hyperfitting.fields import id_config
+from hyperfitting.models import hub
+from hyperfitting.progress import ProgressReporter, no_op
+from hyperfitting.store.artifact import Artifact, Step, Store
+from hyperfitting.store.hashing import fingerprint
+
+VERSION = 1
+PRETRAINING_FRACTION = 0.6
+"""Of packaged images, the fraction that only base models are pre-trained on."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a dataset."""
+
+    pixels: Pixels
+    """(N, H, W, 3), all different."""
+    groups: NDArray[np.int32]
+    """(N,) the photograph that each is of."""
+    is_packaged: bool
+    """Whether a part is for pre-training only."""
+    n_read: int
+    """Images read, exact copies included."""
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """Indices of the images of each set."""
+
+    pretraining: NDArray[np.int64]
+    pretraining_validation: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    train: NDArray[np.int64]
+
+
+Groups = Iterable[tuple[Pixels, int]]
+"""Images (H, W, 3) with the number of the photograph of each."""
+
+
+def images_step(
+    cfg: TextsConfig, image: ImageConfig, store: Store, progress: ProgressReporter = no_op
+) -> Step:
+    """Return the step that reads a dataset's images. Only its id is determined here.
+
+    Raises:
+        UserError: the source does not exist or cannot be reached; so does the step's build if an
+            image cannot be read.
+    """
+    source_id, read = _SOURCES[cfg.source](cfg, image, progress)
+
+    def build(work: Path) -> None:
+        pixels, groups, seen, n_read = [], [], set(), 0
+        with progress(f"reading {cfg.name}", 0, "images") as advance:
+            for picture, group in read():
+                resized = _resize(picture, image)
+                n_read += 1
+                advance(1)
+                if resized.tobytes() not in seen:
+                    seen.add(resized.tobytes())
+                    pixels.append(resized)
+                    groups.append(group)
+        if not pixels:
+            raise UserError("holds no image", field="dataset.path", value=cfg.path)
+        np.save(work / "images.npy", np.stack(pixels), allow_pickle=False)
+        np.save(work / "groups.npy", np.array(groups, np.int32), allow_pickle=False)
+        np.save(work / "n_read.npy", np.int64(n_read), allow_pickle=False)
+
+    config = id_config(image, "images") | {"split": cfg.split, "subset": cfg.subset}
+    artifact = store.artifact(
+        "images",
+        version=VERSION,
+        config=config | {"source": cfg.source},
+        inputs={"source": source_id},
+    )
+    return Step(artifact, build)
+
+
+def load_images(artifact: Artifact) -> Images:
+    """Return the images of an `images` artifact."""
+    return Images(
+        np.load(artifact.file("images.npy")),
+        np.load(artifact.file("groups.npy")),
+        artifact.recipe["config"]["source"] == "package",
+        int(np.load(artifact.file("n_read.npy"))),
+    )
+
+
+def split_images(images: Images, holdout_fraction: float, validation_fraction: float) -> ImageSplit:
+    """Split images by photograph.
+
+    Args:
+        images: N of them.
+        holdout_fraction: of the photographs that are not for pre-training, for evaluation.
+        validation_fraction: of the others, and of those for pre-training.
+    """
+    keys = np.array([image_key(picture) for picture in images.pixels])
+    sets: dict[str, list[NDArray[np.int64]]] = {}
+    for group in np.unique(images.groups):
+        members = np.flatnonzero(images.groups == group)
+        name = _set_of(min(keys[members]), images, holdout_fraction, validation_fraction)
+        sets.setdefault(name, []).append(members)
+    none = [np.zeros(0, np.int64)]
+    names = ImageSplit.__dataclass_fields__
+    return ImageSplit(**{name: np.concatenate(sets.get(name, none)) for name in names})
+
+
+def _set_of(key: str, images: Images, holdout_fraction: float, validation_fraction: float) -> str:
+    if images.is_packaged and uniform_hash("pretraining", key) < PRETRAINING_FRACTION:
+        is_val = uniform_hash("pretraining validation", key) < validation_fraction
+        return "pretraining_validation" if is_val else "pretraining"
+    if uniform_hash("split", key) < holdout_fraction:
+        return "held_out"
+    return "validation" if uniform_hash("validation", key) < validation_fraction else "train"
+
+
+def ordered(images: Images, rows: NDArray[np.int64], seed: int) -> Pixels:
+    """Return some images in a random order that depends only on ``seed`` and their own pixels."""
+    keys = [uniform_hash(str(seed), image_key(images.pixels[row])) for row in rows]
+    return images.pixels[rows[np.argsort(keys, kind="stable")]]
+
+
+def image_key(picture: Pixels) -> str:
+    """Return a hash of an image's pixels."""
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def _resize(picture: Pixels, image: ImageConfig) -> Pixels:
+    """Scale an image (H, W, 3) as `ImageGPTImageProcessor` does: bilinear, without cropping."""
+    if picture.shape[:2] == (image.height, image.width):
+        return picture
+    from PIL import Image
+
+    size = (image.width, image.height)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+
+
+Source = tuple[str, Callable[[], Groups]]
+"""What determines the content, and the function that reads it."""
+
+
+def _package(cfg: TextsConfig, image: ImageConfig, progress: ProgressReporter) -> Source:
+    name = str(cfg.path)
+    return packaged_images.source_id(name), lambda: packaged_images.read(name, image)
+
+
+def _files(cfg: TextsConfig, image: ImageConfig, progress: ProgressReporter) -> Source:
+    folder = Path(str(cfg.path)).expanduser().absolute()
+    paths = find_images(folder)
+
+    def read() -> Iterator[tuple[Pixels, int]]:
+        for group, path in enumerate(paths):
+            yield read_image(path), group
+
+    return fingerprint({str(path.relative_to(folder)): path for path in paths}), read
+
+
+def _hub(cfg: TextsConfig, image: ImageConfig, progress: ProgressReporter) -> Source:
+    repo = str(cfg.path)
+    commit = hub.resolve_commit("dataset", repo, cfg.revision)
+
+    def read() -> Iterator[tuple[Pixels, int]]:
+        rows = load_rows(cfg, commit, progress)
+        if image.column not in rows.column_names:
+            raise UserError(
+                "there is no such column",
+                field="dataset.image.column",
+                value=image.column,
+                valid=", ".join(rows.column_names),
+                hint=near_matches(image.column, rows.column_names),
+            )
+        with explain_datasets_errors(cfg):
+            for group, picture in enumerate(rows[image.column]):
+                yield np.asarray(picture.convert("RGB")), group
+
+    return f"{repo}@{commit}", read
+
+
+_SOURCES: dict[str, Callable[[TextsConfig, ImageConfig, ProgressReporter], Source]] = {
+    "hub": _hub,
+    "files": _files,
+    "package": _package,
+}

@@ -1,0 +1,293 @@
+"""Downstream tasks: questions, the harness on our models, statistics, and what a crash loses."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from hyperfitting.errors import UserError
+from hyperfitting.evaluation.downstream import harness, local_tasks
+from hyperfitting.metrics.accuracy import accuracy, mcnemar
+from hyperfitting.metrics.calibration import (
+    BINS,
+    brier_scores,
+    calibration,
+    expected_calibration_error,
+    fit_temperature,
+)
+from hyperfitting.models.base import BaseModel
+from hyperfitting.models.loading import load
+from hyperfitting.record.files import RECORD_FILE, read_record
+from tests.cli import hyperfit, start
+from tests.conftest import Compose
+
+_DOCUMENTS = [
+    f"The {animal} came to the river in the {time} and looked around for a while. "
+    f"Nobody had seen the {animal} there before, so many people stopped on the road. "
+    f"Then it went back over the hill and slept behind the old {place}."
+    for animal, time, place in (
+        ("horse", "morning", "castle"),
+        ("sheep", "evening", "church"),
+        ("tiger", "winter", "market"),
+        ("goose", "summer", "school"),
+    )
+]
+
+
+def _rows(name: str) -> list[local_tasks.Row]:
+    return local_tasks.make_questions(local_tasks.parse(name), _DOCUMENTS)
+
+
+def test_the_accuracy_has_the_exact_binomial_interval() -> None:
+    estimate = accuracy([1] * 13 + [0] * 37)
+    assert estimate.mean == 13 / 50
+    assert estimate.ci95 == pytest.approx(proportion_confint(13, 50, method="beta"))
+
+
+@pytest.mark.parametrize(("only_tuned", "only_base"), [(0, 0), (3, 9), (20, 1)])
+def test_mcnemar_is_that_of_statsmodels(only_tuned: int, only_base: int) -> None:
+    tuned = [1] * (5 + only_tuned) + [0] * (only_base + 4)
+    base = [1] * 5 + [0] * only_tuned + [1] * only_base + [0] * 4
+    test = mcnemar(tuned, base)
+    assert (test.only_tuned, test.only_base) == (only_tuned, only_base)
+    table = [[5, only_tuned], [only_base, 4]]
+    assert test.p == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue)
+
+
+def test_calibration_is_that_of_a_loop_over_the_questions() -> None:
+    rng = np.random.default_rng(0)
+    logits, gold = rng.normal(0, 2, (60, 4)), rng.integers(0, 4, 60)
+    p = softmax(logits, axis=1)
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    brier = 0.0
+    for row, right in zip(p.tolist(), gold.tolist(), strict=True):
+        confidence = max(row)
+        number = next(b for b in range(BINS) if confidence <= (b + 1) / BINS)
+        bins.setdefault(number, []).append((confidence, row.index(confidence) == right))
+        brier += sum((value - (i == right)) ** 2 for i, value in enumerate(row))
+    ece = sum(
+        len(b) / 60 * abs(sum(c for c, _ in b) / len(b) - sum(r for _, r in b) / len(b))
+        for b in bins.values()
+    )
+    assert expected_calibration_error(p, gold) == pytest.approx(ece)
+    assert brier_scores(p, gold).mean() == pytest.approx(brier / 60)
+
+
+def test_the_temperature_of_overconfident_answers_is_found_and_helps_the_other_half() -> None:
+    rng = np.random.default_rng(1)
+    honest = rng.normal(0, 1, (2000, 4))
+    gold = np.array([rng.choice(4, p=row) for row in softmax(honest, axis=1)])
+    logits = 5 * honest
+    scores = calibration(logits, gold)
+    temperatures = np.linspace(2, 10, 801)
+    losses = [
+        -log_softmax(logits[::2] / t, axis=1)[np.arange(1000), gold[::2]].mean()
+        for t in temperatures
+    ]
+    assert scores.temperature == pytest.approx(temperatures[np.argmin(losses)], abs=0.02)
+    assert scores.ece_held_out is not None
+    assert scores.ece_scaled is not None
+    assert scores.ece_scaled < 0.05
+    assert scores.ece_held_out > 0.2
+    assert fit_temperature(honest, gold) == pytest.approx(1, abs=0.1)
+
+
+def test_padding_of_fewer_choices_changes_nothing() -> None:
+    logits, gold = np.array([[0.0, 1.0], [2.0, 0.5]] * 3), np.array([1, 0, 0, 1, 1, 0])
+    padded = np.pad(logits, ((0, 0), (0, 2)), constant_values=-np.inf)
+    assert calibration(padded, gold) == calibration(logits, gold)
+
+
+@pytest.mark.parametrize("kind", ["last_word", "cloze", "sentence_order"])
+def test_the_right_answer_continues_the_document(kind: str) -> None:
+    rows = _rows(f"local_{kind}_news")
+    assert len(rows) == len(_DOCUMENTS)
+    for row in rows:
+        answer = row["choices"][row["gold"]] if row["choices"] else f" {row['answer']}"
+        continued = [row["context"] + choice in document for document in _DOCUMENTS
+                     for choice in [answer]]  # fmt: skip
+        assert any(continued)
+        wrong = [choice for choice in row["choices"] if choice != answer]
+        assert not any(row["context"] + choice in d for d in _DOCUMENTS for choice in wrong)
+        if row["choices"]:
+            assert f"\n{row['answer']}.{answer}\n" in row["prompt"]
+
+
+def test_sums_are_right_and_verbs_agree() -> None:
+    for row in _rows("local_arithmetic"):
+        a, sign, b = row["context"].splitlines()[-1].removesuffix(" =").split()
+        result = int(a) + int(b) * (1 if sign == "+" else -1)
+        assert row["choices"][row["gold"]] == f" {result}"
+        assert row["answer"] == str(result)
+        assert len(set(row["choices"])) == 4
+    rows = _rows("local_agreement")
+    for row in rows:
+        subject = row["context"].split()[1]
+        verb = "are" if subject.endswith("s") else "is"
+        assert row["choices"][row["gold"]].split()[0] == row["answer"] == verb
+    assert len(rows) == local_tasks.MAX_QUESTIONS
+
+
+def test_questions_depend_on_the_documents_only() -> None:
+    for name in local_tasks.names():
+        task = local_tasks.parse(name)
+        assert local_tasks.make_questions(task, _DOCUMENTS) == local_tasks.make_questions(
+            task, _DOCUMENTS[::-1]
+        )
+
+
+def test_options_without_tasks_are_refused(compose: Compose) -> None:
+    with pytest.raises(UserError, match="changes nothing without tasks"):
+        compose("preset=debug", "evaluation.downstream_limit=5")
+
+
+def test_a_missing_harness_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError) as error:
+        harness.harness_version()
+    assert "hyperfitting[downstream]" in str(error.value.hint)
+
+
+def _local(tmp_path: Path, name: str) -> dict[str, Any]:
+    """A local task on few questions, as the harness reads it."""
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in _rows(name)[:6]), "utf-8")
+    return local_tasks.harness_config(name, str(path))
+
+
+_OPTIONS: dict[str, Any] = {
+    "batch_size": 4, "num_fewshot": None, "limit": None, "apply_chat_template": False,
+}  # fmt: skip
+
+
+def test_the_harness_scores_choices_by_the_models_log_likelihoods_without_network(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    connections: list[Any] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: connections.append(address))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    model, tokenizer = load(base).eval(), base.tokenizer()
+    name = "local_cloze_news"
+    results = harness.evaluate(model, tokenizer, _local(tmp_path, name), **_OPTIONS)
+    lines = [json.loads(harness.sample_line(s)) for s in results["samples"][name]]
+    correct = []
+    for row, line in zip(_rows(name), lines, strict=True):
+        scores = []
+        for choice in row["choices"]:
+            start = len(tokenizer(row["context"])["input_ids"])
+            tokens = torch.tensor([tokenizer(row["context"] + choice)["input_ids"]])
+            with torch.no_grad():
+                log_p = model(tokens).logits.log_softmax(-1)[0, start - 1 : -1]
+            scores.append(log_p.gather(-1, tokens[0, start:, None]).sum().item())
+        assert [value for value, _ in line["filtered_resps"]] == pytest.approx(scores, abs=1e-3)
+        correct.append(int(np.argmax(scores)) == row["gold"])
+    assert results["results"][name]["acc,none"] == np.mean(correct)
+    assert not connections
+
+
+@pytest.mark.slow
+def test_generated_answers_are_extracted(base: BaseModel, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    name = "local_arithmetic_gen"
+    model = load(base).eval()
+    results = harness.evaluate(model, base.tokenizer(), _local(tmp_path, name), **_OPTIONS)
+    for sample in results["samples"][name]:
+        found = re.findall(r"-?\d+", sample["resps"][0][0])
+        assert sample["filtered_resps"] == [found[0] if found else "[invalid]"]
+        assert sample["exact_match"] == float(found[:1] == [sample["target"]])
+
+
+@pytest.mark.slow
+def test_unknown_tasks_and_unavailable_data_are_users_errors(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    with pytest.raises(UserError, match="no such task") as error:
+        harness.check_tasks(["gsm8k", "gsm8"])
+    assert error.value.value == "gsm8"
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="not in the cache") as error:
+        harness.evaluate(load(base).eval(), base.tokenizer(), "gsm8k", **_OPTIONS)
+    assert "hf auth login" in str(error.value.hint)
+
+
+@pytest.mark.slow
+def test_the_numbers_are_those_of_the_harness_own_command_line(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    import yaml
+
+    model_folder = tmp_path / "model"
+    model, tokenizer = load(base).eval(), harness.with_eos(base.tokenizer())
+    model.save_pretrained(model_folder)
+    tokenizer.save_pretrained(model_folder)
+    tasks = ("local_cloze_news", "local_last_word_news", "local_arithmetic_gen")
+    (tmp_path / "tasks").mkdir()
+    ours = {}
+    for name in tasks:
+        config = _local(tmp_path, name)
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(config), "utf-8")
+        ours[name] = harness.evaluate(model, tokenizer, config, **_OPTIONS)
+    subprocess.run(
+        [
+            sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args",
+            f"pretrained={model_folder},dtype=float32", "--tasks", ",".join(tasks),
+            "--include_path", str(tmp_path / "tasks"), "--device", "cpu", "--batch_size", "4",
+            "--log_samples", "--output_path", str(tmp_path / "out"),
+        ],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, capture_output=True, timeout=600,
+    )  # fmt: skip
+    (path,) = (tmp_path / "out").rglob("results_*.json")
+    theirs = json.loads(path.read_text("utf-8"))
+    for name in tasks:
+        numbers = {k: v for k, v in ours[name]["results"][name].items() if "," in k}
+        assert {k: theirs["results"][name][k] for k in numbers} == pytest.approx(numbers)
+        assert harness.task_hash(ours[name]["samples"][name]) == theirs["task_hashes"][name]
+
+
+_TASKS = "evaluation.downstream=[local_agreement,local_arithmetic,local_arithmetic_gen]"
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_tasks_keeps_the_finished_ones(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    arguments = ("preset=debug", "hydra.run.dir=run", _TASKS, "evaluation.downstream_limit=8")
+    process = start(tmp_path, *arguments)
+    store = tmp_path / "outputs/store/downstream"
+    deadline = time.monotonic() + 300
+    while not (before := list(store.glob("*/manifest.json"))):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stamps = {path: path.stat().st_mtime_ns for path in before}
+    result = hyperfit(tmp_path, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert len(list(store.glob("*/manifest.json"))) == 6
+    downstream = read_record(tmp_path / "run" / RECORD_FILE).downstream
+    assert downstream is not None
+    assert set(downstream.tasks) == {"local_agreement", "local_arithmetic", "local_arithmetic_gen"}
+    agreement = downstream.tasks["local_agreement"]
+    for score in (agreement.tuned, agreement.base):
+        assert score.accuracy.mean == score.value
+        assert score.accuracy.n == 8
+        assert score.calibration is not None
