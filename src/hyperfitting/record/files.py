@@ -122,11 +122,13 @@ def read_record(path: Path) -> Record:
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Return a record of an earlier format as this version has it; any other as it is.
 
-    Version 5 lacks `mechanism`, which none of its runs measured. It and the first records of
-    version 6 have `git` instead of `code`, and no `machine`.
+    Version 6 added `mechanism`, version 7 `image`, `recognition` and `downstream`, which no run
+    before measured. Version 5 and the first records of version 6 have `git` instead of `code`, and
+    no `machine`.
     """
-    if values.get("schema_version") == 5:
-        values = values | {"schema_version": 6, "mechanism": None}
+    if values.get("schema_version") not in (5, 6):
+        return values
+    values = {"mechanism": None, **values, "schema_version": 7}
     if "git" not in values:
         return values
     git = values["git"] and {**values["git"], "diff_sha256": None}
