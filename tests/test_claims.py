@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from playwright.sync_api import Browser
 from scipy import stats
 
 from hyperfitting.errors import UserError
@@ -25,6 +26,7 @@ from hyperfitting.reporting.cli import main
 from hyperfitting.reporting.index import write_index
 from hyperfitting.reporting.serve import update_claims
 from hyperfitting.reporting.sweep_records import RunEntry, load_sweep
+from tests.browser import open_page
 from tests.records import (
     make_config,
     make_continuation,
@@ -307,6 +309,23 @@ def test_a_page_of_a_hostile_label_has_no_script(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
     assert "default-src 'none'" in page
     assert "<script" not in markdown(ledger).replace(r"\<", "")
+
+
+@pytest.mark.server
+def test_a_browser_shows_the_claims_of_one_verdict_without_a_script(
+    browser: Browser, tmp_path: Path
+) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    claims = [
+        claim(criteria=[criterion(above=0.4)]),
+        claim(id="p1-y", claim="it is high", criteria=[criterion(above=0.9)]),
+    ]
+    opened = open_page(browser, write_page(build_ledger(claims, runs), tmp_path))
+    rows = opened.page.locator("tbody tr:visible")
+    assert rows.count() == len(claims) * len(SCALES)
+    opened.page.get_by_label("not reproduced").check()
+    assert ["it is high" in text for text in rows.all_inner_texts()] == [True]
+    assert opened.messages == []
 
 
 def test_the_command_writes_the_same_numbers_for_people_and_programs(
