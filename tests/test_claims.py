@@ -340,6 +340,17 @@ def test_the_command_writes_the_same_numbers_for_people_and_programs(
     assert "not tested" in capsys.readouterr().out
 
 
+def test_a_folder_that_does_not_exist_is_an_error_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["claims", str(tmp_path / "nowhere"), "--to", str(tmp_path)])
+    assert done.value.code != 0
+    error = capsys.readouterr().err
+    assert "nowhere: is no folder" in error
+    assert "Traceback" not in error
+
+
 def test_the_dashboard_has_a_page_of_the_claims_that_is_drawn_when_a_record_is_newer(
     tmp_path: Path,
 ) -> None:
