@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from playwright.sync_api import Browser
 from scipy import stats
 
 from hyperfitting.errors import UserError
@@ -25,6 +26,7 @@ from hyperfitting.reporting.cli import main
 from hyperfitting.reporting.index import write_index
 from hyperfitting.reporting.serve import update_claims
 from hyperfitting.reporting.sweep_records import RunEntry, load_sweep
+from tests.browser import open_page
 from tests.records import (
     make_config,
     make_continuation,
@@ -309,6 +311,23 @@ def test_a_page_of_a_hostile_label_has_no_script(tmp_path: Path) -> None:
     assert "<script" not in markdown(ledger).replace(r"\<", "")
 
 
+@pytest.mark.server
+def test_a_browser_shows_the_claims_of_one_verdict_without_a_script(
+    browser: Browser, tmp_path: Path
+) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    claims = [
+        claim(criteria=[criterion(above=0.4)]),
+        claim(id="p1-y", claim="it is high", criteria=[criterion(above=0.9)]),
+    ]
+    opened = open_page(browser, write_page(build_ledger(claims, runs), tmp_path))
+    rows = opened.page.locator("tbody tr:visible")
+    assert rows.count() == len(claims) * len(SCALES)
+    opened.page.get_by_label("not reproduced").check()
+    assert ["it is high" in text for text in rows.all_inner_texts()] == [True]
+    assert opened.messages == []
+
+
 def test_the_command_writes_the_same_numbers_for_people_and_programs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +338,17 @@ def test_the_command_writes_the_same_numbers_for_people_and_programs(
     ledger = Ledger.model_validate_json((tmp_path / "docs/claims.json").read_text("utf-8"))
     assert (tmp_path / "docs/claims.md").read_text("utf-8") == markdown(ledger)
     assert "not tested" in capsys.readouterr().out
+
+
+def test_a_folder_that_does_not_exist_is_an_error_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["claims", str(tmp_path / "nowhere"), "--to", str(tmp_path)])
+    assert done.value.code != 0
+    error = capsys.readouterr().err
+    assert "nowhere: is no folder" in error
+    assert "Traceback" not in error
 
 
 def test_the_dashboard_has_a_page_of_the_claims_that_is_drawn_when_a_record_is_newer(
