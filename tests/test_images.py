@@ -34,6 +34,7 @@ from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.store.artifact import Store
 from hyperfitting.training.loss import NextTokenLoss
 from hyperfitting.training.pretraining import palette, resolve_model
+from hyperfitting.verify.run_checks import check_run
 from tests.cli import hyperfit
 from tests.conftest import Compose
 
@@ -340,3 +341,7 @@ def test_a_run_pretrains_tunes_and_completes_images(tmp_path: Path) -> None:
         assert sample.context.tokens[0] == 17
         assert len(sample.context.tokens + sample.tuned.tokens) == 65
         assert max(sample.tuned.tokens + sample.base.tokens) < 17
+    checks = check_run(tmp_path / "run", tmp_path / "outputs/store")
+    outcomes = {check.name: check.outcome for check in checks}
+    assert "failed" not in outcomes.values()
+    assert {outcomes[name] for name in ("config", "scores", "artifact ids")} == {"passed"}

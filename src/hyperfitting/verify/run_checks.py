@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperfitting.config import RunConfig, from_plain
+from hyperfitting.config import RunConfig, from_plain, register
 from hyperfitting.errors import UserError
 from hyperfitting.fields import differing_fields, result_settings
 from hyperfitting.formatting import first_line
@@ -111,10 +112,11 @@ def _check_commands(folder: Path, config: RunConfig) -> Iterator[Check]:
     """Compare the config with what Hydra composed, and with the run's entry in its sweep."""
     path = folder / _HYDRA_CONFIG
     if path.is_file():
+        register()  # the resolvers
         try:
-            composed: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-            changed = sorted(differing_fields(composed, config))
-        except (OmegaConfBaseException, OSError, ValueError, TypeError) as error:
+            values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            changed = sorted(differing_fields(asdict(from_plain(values)), config))
+        except (UserError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
             yield Check("config", "not checked", f"{_HYDRA_CONFIG}: {first_line(error)}")
         else:
             detail = f"not as composed in {_HYDRA_CONFIG}: {listed(changed)}"

@@ -8,6 +8,7 @@ they are left out. `verify.store` checks them with the artifacts.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,15 @@ def check_scores(record: Record, predictions: Predictions) -> ScoresCheck:
     for i, (part, other) in enumerate(zip(record.slices, expected, strict=True)):
         old, new = part.model_dump(), other.model_dump()
         for group in (*SIDES, "difference"):
+            for key in set(new[group]) - recorder.of_modality:
+                del new[group][key]
             extra = set(old[group]) - set(new[group])
             for key in extra & recorder.not_computed(part.max_new_tokens):
                 del old[group][key]
         differences.compare(old, new, f"slices[{i}]")
     for side, of_side in scores.items():
-        differences.compare(record.per_text.values(side), per_text(of_side), f"per_text.{side}")
+        values = {k: v for k, v in per_text(of_side).items() if k in recorder.of_modality}
+        differences.compare(record.per_text.values(side), values, f"per_text.{side}")
     lengths = {side: histogram(of_side.overlap.length) for side, of_side in scores.items()}
     differences.compare(record.overlap_histogram.model_dump(), lengths, "overlap_histogram")
     recorded = {key for part in record.slices for side in SIDES for key in part.estimates(side)}
@@ -97,6 +101,12 @@ class _Recomputation:
         in_words = self.evaluation.unit == "word"
         no_sequences = np.zeros((0, 1), np.int32)
         self._corpus = NgramCorpus(no_sequences, str if in_words else None)
+
+    @cached_property
+    def of_modality(self) -> set[str]:
+        """Metrics of the record's texts, or of its images."""
+        other = "image" if self.record.image is None else "text"
+        return {key for key, metric in METRICS.items() if metric.modality != other}
 
     def not_computed(self, length: int) -> set[str]:
         """Return the metrics whose text values are not computed at a length."""
@@ -124,12 +134,11 @@ class _Recomputation:
 
     def _values(self, inputs: ScoringInputs, length: int) -> Values:
         full = self.evaluation.continuation_len
-        modality = "text" if self.record.image is None else "image"
         values: Values = {}
         for key, metric in METRICS.items():
             if metric.per_text is None or metric.among_texts:
                 continue
-            if metric.modality not in (None, modality):
+            if key not in self.of_modality:
                 continue
             if metric.modality == "image":  # they need the training images
                 self._missing[length].add(key)
