@@ -132,3 +132,9 @@ def test_every_exception_is_still_needed() -> None:
 def test_an_altered_number_is_noticed(right: str, wrong: str, expected: tuple[str, str]) -> None:
     assert README.count(right) == 1
     assert expected in unfounded(README.replace(right, wrong))
+
+
+def test_no_committed_result_is_of_changed_code() -> None:
+    reports = list(RESULTS.glob("*/README.md"))
+    assert len(reports) > 15
+    assert not [path for path in reports if "with changes" in path.read_text("utf-8")]
