@@ -185,7 +185,7 @@ def test_a_run_whose_config_changed_is_set_aside_and_runs_again(
         aside = tmp_path / "sweep" / f"seed={seed}" / "results.stale-1.json"
         assert read_record(aside).config["evaluation"]["n_texts"] == 4
     record = tmp_path / "sweep" / "seed=0" / "results.json"
-    record.write_text(json.dumps({"schema_version": SCHEMA_VERSION - 1}))
+    record.write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
     again = hyperfit(tmp_path, *sweep, "evaluation.n_texts=3")
     assert "another version of this software" in " ".join(again.stdout.split())
     assert again.stdout.count("finished in") == 1
