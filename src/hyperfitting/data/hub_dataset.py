@@ -170,6 +170,6 @@ def _data_files(params: dict[str, Any], names: Iterable[str]) -> dict[str, list[
 
 def _matches(name: str, pattern: str, folder: str) -> bool:
     """Return whether a file's name matches a pattern, as `datasets` reads it."""
-    from fsspec.utils import glob_translate  # type: ignore[import-untyped]
+    from fsspec.utils import glob_translate
 
     return bool(re.match(glob_translate(f"{folder}/{pattern}" if folder else pattern), name))

@@ -51,7 +51,7 @@ def check_name(repo_type: RepoType, repo: str) -> None:
         UserError: it cannot be.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # not in __all__
 
     try:
         validate_repo_id(repo)
