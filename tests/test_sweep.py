@@ -133,6 +133,16 @@ def test_the_same_command_runs_nothing_again(finished: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in modified} == modified
 
 
+def test_a_plan_prints_its_table_and_nothing_else(finished: Path, tmp_path: Path) -> None:
+    plan = hyperfit(tmp_path, *SWEEP, "plan=true")
+    assert plan.returncode == 0, plan.stderr
+    assert (tmp_path / "outputs/store/saved_tensors").is_dir()  # what it counts is kept
+    assert plan.stdout.lstrip().startswith("run ")
+    assert "built" not in plan.stdout + plan.stderr
+    log = only_sweep(finished) / NAMES[0] / "hyperfit.log"
+    assert "built tuned" in log.read_text()  # as a run logs it
+
+
 def test_new_runs_of_a_sweep_are_added_to_the_finished_ones(finished: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     sweep.mkdir()

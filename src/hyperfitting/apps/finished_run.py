@@ -1,12 +1,12 @@
 """A finished run, opened again from its record, with the models that it compared."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hyperfitting.config import from_plain
 from hyperfitting.errors import UserError
 from hyperfitting.models.loading import ModelState
-from hyperfitting.pipeline.build import build_pipeline
+from hyperfitting.pipeline.build import recorded_pipeline
 from hyperfitting.pipeline.pipeline import Pipeline
 from hyperfitting.record.files import RECORD_FILE, newest_record, read_record
 from hyperfitting.record.schema import Record
@@ -42,14 +42,9 @@ def open_run(path: Path, store: Path | None = None, device: str = "auto") -> Fin
     """
     record = read_record(_record_file(path))
     folder = store or Path(record.artifacts["sequences"]).parents[1]
-    config = replace(
-        from_plain(record.config),
-        store=str(folder),
-        remote_stores=[],
-        plan=False,
-        hardware=HardwareConfig(device=device),
-    )
-    pipeline = build_pipeline(config, setup_torch(config.hardware))
+    hardware = HardwareConfig(device=device)
+    config = from_plain(record.config)
+    pipeline = recorded_pipeline(config, folder, hardware, setup_torch(hardware))
     if pipeline.models.tuned is not None:
         _check_tuned(record, pipeline.models.tuned.state, folder)
     pipeline.base.ensure()

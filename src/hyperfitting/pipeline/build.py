@@ -22,9 +22,28 @@ from hyperfitting.models.config import ModelConfig
 from hyperfitting.models.loading import ModelState
 from hyperfitting.pipeline.pipeline import Models, Pipeline
 from hyperfitting.progress import ProgressReporter, no_op
+from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.store.artifact import Step, Store
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.pretraining import resolve_model
+
+
+def recorded_pipeline(
+    cfg: RunConfig, store: Path, hardware: HardwareConfig, device: torch.device
+) -> Pipeline:
+    """Return the pipeline of a recorded config, with the artifacts of one local store.
+
+    Args:
+        cfg: of the record.
+        store: holds its artifacts.
+        hardware: of this machine.
+        device: where its models are evaluated.
+
+    Raises:
+        UserError: its model or a dataset is not available here.
+    """
+    here = replace(cfg, store=str(store), remote_stores=[], plan=False, hardware=hardware)
+    return build_pipeline(here, device)
 
 
 def build_pipeline(

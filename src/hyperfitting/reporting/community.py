@@ -73,13 +73,12 @@ def contributions(folder: Path, spec: SweepSpec) -> list[Contribution]:
     Raises:
         UserError: one of them is damaged.
     """
-    found = []
-    for path in sorted(folder.glob(f"*/*/{SPEC_FILE}")):
-        sweep = load_sweep(path.parent)
-        if _experiment(sweep.spec) == _experiment(spec):
-            contributor = read_contributor(path.parents[1] / WHO_FILE)
-            found.append(Contribution(contributor, sweep))
-    return found
+    sweeps = [load_sweep(path.parent) for path in sorted(folder.glob(f"*/*/{SPEC_FILE}"))]
+    return [
+        Contribution(read_contributor(sweep.folder.parent / WHO_FILE), sweep)
+        for sweep in sweeps
+        if sweep.spec.experiment == spec.experiment
+    ]
 
 
 def with_contributions(table: Table, others: Sequence[Contribution]) -> Table:
@@ -98,7 +97,3 @@ def _marked(row: Row, contributor: Contributor) -> Row:
     first = next(iter(labels))
     labels[first] = f"{labels[first]} ({contributor.mark})"
     return replace(row, labels=labels)
-
-
-def _experiment(spec: SweepSpec) -> str:
-    return spec.name.removesuffix(f"_{spec.scale}")

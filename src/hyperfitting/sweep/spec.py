@@ -74,6 +74,11 @@ class SweepSpec(StrictModel):
         default=None, description="the code that it is pinned to; null: unknown"
     )
 
+    @property
+    def experiment(self) -> str:
+        """The experiment's name: the sweep's, without its scale."""
+        return self.name.removesuffix(f"_{self.scale}")
+
     @field_validator("report")
     @classmethod
     def _check_report(cls, report: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hyperfitting.record.schema import Record, Sample, Side
-from hyperfitting.reporting.images import enlarged, picture
+from hyperfitting.record.schema import Record, Side
+from hyperfitting.reporting.images import Picture, enlarged, picture
 from hyperfitting.reporting.next_tokens import TokenPosition, changed_positions
 from hyperfitting.reporting.repetition_highlight import texts_page
 from hyperfitting.reporting.sweep_records import SweepRecords
@@ -118,7 +118,7 @@ def _texts_table(record: Record) -> Any:
     for row, sample in enumerate(record.samples[:MAX_TEXTS]):
         table.add_data(
             sample.dataset,
-            *_contents(record, row, sample),
+            *_contents(record, row),
             *(values[row] if values else None for values in per_text.values()),
         )
     return table
@@ -128,21 +128,27 @@ def _images(record: Record, row: int) -> Any:
     """Return context, completions and real image of a sample side by side."""
     import wandb
 
-    beside = [enlarged(picture(record, row, side)) for side in (None, "base", "tuned", "reference")]
-    gap = np.zeros((len(beside[0]), _GAP, 4), dtype=np.uint8)  # transparent
-    parts = [part for pixels in beside for part in (pixels, gap)][:-1]
+    pictures = _pictures(record, row)
+    gap = np.zeros((len(pictures[0]), _GAP, 4), dtype=np.uint8)  # transparent
+    parts = [part for pixels in pictures for part in (pixels, gap)][:-1]
     caption = f"{record.samples[row].dataset} {row + 1}: context, base, {record.tuned_label}, real"
     return wandb.Image(np.concatenate(parts, axis=1), caption=caption)
 
 
-def _contents(record: Record, row: int, sample: Sample) -> list[Any]:
+def _pictures(record: Record, row: int) -> list[Picture]:
+    """Return context, base, tuned and reference of a sample as enlarged images."""
+    sides: tuple[Side | None, ...] = (None, "base", "tuned", "reference")
+    return [enlarged(picture(record, row, side)) for side in sides]
+
+
+def _contents(record: Record, row: int) -> list[Any]:
     """Return context, base, tuned and reference of a sample: texts, or W&B's images."""
     if record.image is None:
+        sample = record.samples[row]
         return [text.text for text in (sample.context, sample.base, sample.tuned, sample.reference)]
     import wandb
 
-    sides: tuple[Side | None, ...] = (None, "base", "tuned", "reference")
-    return [wandb.Image(enlarged(picture(record, row, side))) for side in sides]
+    return [wandb.Image(pixels) for pixels in _pictures(record, row)]
 
 
 def report_media(sweep: SweepRecords, folder: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _run_anew(config: RunConfig, work: Path, python: str, console: Console | Non
     command += ["--config-dir", str(configs), "--config-name", _CONFIG]
     command += [f"hydra.run.dir={quote(str(work / 'run'))}"]
     out = None if console is not None else subprocess.DEVNULL
-    process = subprocess.run(command, stdout=out, env=dict(os.environ), check=False)  # noqa: S603
+    process = subprocess.run(command, stdout=out, check=False)  # noqa: S603
     return process.returncode
 
 

@@ -1,9 +1,10 @@
 """`hyperfit-verify`: checks results without trusting them, and with `--again` makes one anew."""
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,14 +28,8 @@ def verify(arguments: argparse.Namespace) -> int:
         UserError: there is no result, or it cannot be made anew.
     """
     from hyperfitting.formatting import make_console
-    from hyperfitting.verify.again import check_again
     from hyperfitting.verify.check import exit_code
-    from hyperfitting.verify.run_checks import check_run
-    from hyperfitting.verify.sweep_checks import (
-        check_contributors,
-        check_sweep,
-        run_folders,
-    )
+    from hyperfitting.verify.sweep_checks import run_folders
 
     target: Path = arguments.result
     folders = run_folders(target)
@@ -47,32 +42,41 @@ def verify(arguments: argparse.Namespace) -> int:
         )
     console = make_console()
     results: dict[str, list[Check]] = {}
-
-    def add(name: str, checks: Iterator["Check"]) -> None:
-        results[name] = list(checks)
+    for name, group in _groups(arguments, folders, console):
+        results[name] = list(group)
         if not arguments.json:
             _print(console, name, results[name])
-
-    for folder in folders:
-        add(str(folder), check_run(folder, arguments.store))
-    if arguments.again:
-        out = None if arguments.json else console
-        add(
-            f"{folders[0]}, made anew",
-            check_again(folders[0], arguments.python, arguments.work, arguments.store, out),
-        )
-    whole = [*check_sweep(target), *check_contributors(target)]
-    if whole:
-        add(f"all of {target}", iter(whole))
-    checks = [check for of_one in results.values() for check in of_one]
+    checks = list(itertools.chain.from_iterable(results.values()))
     status = exit_code(checks)
     if arguments.json:
-        rows = {name: [asdict(check) for check in of_one] for name, of_one in results.items()}
+        rows = {name: [asdict(check) for check in group] for name, group in results.items()}
         print(json.dumps({"status": status, "results": rows}, indent=1, ensure_ascii=False))
     else:
         counts = {o: sum(check.outcome == o for check in checks) for o in _COLORS}
         console.print(", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
     return status
+
+
+def _groups(
+    arguments: argparse.Namespace, folders: Sequence[Path], console: "Console"
+) -> Iterator[tuple[str, Iterable["Check"]]]:
+    """Yield the checks of each run, of the one made anew, and of the result as a whole."""
+    from hyperfitting.verify.again import check_again
+    from hyperfitting.verify.run_checks import check_run
+    from hyperfitting.verify.sweep_checks import check_contributors, check_sweep
+
+    for folder in folders:
+        yield str(folder), check_run(folder, arguments.store)
+    if arguments.again:
+        progress = None if arguments.json else console
+        yield (
+            f"{folders[0]}, made anew",
+            check_again(folders[0], arguments.python, arguments.work, arguments.store, progress),
+        )
+    target: Path = arguments.result
+    whole = [*check_sweep(target), *check_contributors(target)]
+    if whole:
+        yield f"all of {target}", whole
 
 
 def _print(console: "Console", name: str, checks: list["Check"]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -13,6 +14,7 @@ from hyperfitting.config import RunConfig, from_plain, register
 from hyperfitting.errors import UserError
 from hyperfitting.fields import differing_fields, result_settings
 from hyperfitting.formatting import first_line
+from hyperfitting.pipeline.build import recorded_pipeline
 from hyperfitting.record.files import (
     CHECKSUMS_FILE,
     PREDICTIONS_FILE,
@@ -26,6 +28,7 @@ from hyperfitting.record.files import (
 from hyperfitting.record.schema import Record
 from hyperfitting.reporting.repetition_highlight import texts_page
 from hyperfitting.runtime.code_version import DIFF_FILE, code_version
+from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.files import OtherVersionError
 from hyperfitting.store.hashing import digest, file_sha256
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
@@ -35,7 +38,6 @@ from hyperfitting.verify.store import (
     check_artifacts,
     check_ids,
     check_rebuilt,
-    pipeline_of,
     recorded_store,
 )
 
@@ -173,7 +175,12 @@ def _check_store(
     record: Record, config: RunConfig, recorded: Predictions | None, store: Path | None
 ) -> Iterator[Check]:
     try:
-        pipeline = pipeline_of(config, store or Path("outputs/store"))
+        pipeline = recorded_pipeline(
+            config,
+            store or Path("outputs/store"),
+            HardwareConfig(device="cpu"),
+            torch.device("cpu"),
+        )
         ids = check_ids(record, pipeline)
     except UserError as error:
         pipeline, ids = None, Check("artifact ids", "not checked", first_line(error))

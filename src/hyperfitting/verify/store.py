@@ -1,29 +1,25 @@
 """Checks against the artifact store, which is only read: ids, checksums, and the record rebuilt."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.record_builder import build_record, predictions
-from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.pipeline.pipeline import Pipeline
 from hyperfitting.pipeline.result import run_result
 from hyperfitting.record.files import Predictions
 from hyperfitting.record.schema import Record
 from hyperfitting.runtime.code_version import code_version
-from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.store.hashing import digest, file_sha256
 from hyperfitting.store.manifest import CODE, MANIFEST, read_manifest
 from hyperfitting.verify.check import Check, Outcome, listed
 from hyperfitting.verify.scores import ATOL, RTOL
 from hyperfitting.verify.values import Differences
 
-_PLACES: dict[str, Any] = {
+_NOT_DETERMINED: dict[str, Any] = {
     "config": True,  # checked by the ids
     "artifacts": True,
     "timings": True,
@@ -33,23 +29,12 @@ _PLACES: dict[str, Any] = {
     "machine": True,
     "model": {"location"},
 }
-"""What the same artifacts do not determine."""
+"""Parts of a record that its artifacts do not determine."""
 
 
 def recorded_store(record: Record) -> Path | None:
     """Return the store that a record names; none: it has no artifacts."""
     return next((Path(folder).parents[1] for folder in record.artifacts.values()), None)
-
-
-def pipeline_of(config: RunConfig, store: Path) -> Pipeline:
-    """Return the pipeline that this code makes of a record's config; nothing is built.
-
-    Raises:
-        UserError: its model or a dataset is not available here.
-    """
-    hardware = HardwareConfig(device="cpu")
-    config = replace(config, store=str(store), remote_stores=[], plan=False, hardware=hardware)
-    return build_pipeline(config, torch.device("cpu"))
 
 
 def check_ids(record: Record, pipeline: Pipeline) -> Check:
@@ -110,11 +95,11 @@ def check_artifacts(record: Record, store: Path) -> Check:
     if damaged:
         return Check(name, "failed", listed(damaged))
     if missing:
-        there = len(record.artifacts) - len(missing)
+        n_present = len(record.artifacts) - len(missing)
         return Check(
             name,
             "not checked",
-            f"{there} of {len(record.artifacts)} are in {store}; not there: {listed(missing)}",
+            f"{n_present} of {len(record.artifacts)} are in {store}; not there: {listed(missing)}",
         )
     detail = f"{len(record.artifacts)} artifacts, {n_files} files"
     if other_code:
@@ -128,7 +113,9 @@ def check_rebuilt(record: Record, recorded: Predictions | None, pipeline: Pipeli
     result = run_result(pipeline, comparison, torch.device("cpu"), 0.0)
     rebuilt = build_record(result, pipeline.cfg.evaluation)
     differences = Differences(RTOL, ATOL)
-    differences.compare(record.model_dump(exclude=_PLACES), rebuilt.model_dump(exclude=_PLACES))
+    differences.compare(
+        record.model_dump(exclude=_NOT_DETERMINED), rebuilt.model_dump(exclude=_NOT_DETERMINED)
+    )
     if recorded is not None:
         arrays = {name: np.asarray(values) for name, values in predictions(comparison).items()}
         differences.compare(dict(recorded), arrays, "predictions")

@@ -1,7 +1,8 @@
 """claims.json: every claim with its verdict at each scale, computed from the records.
 
-- reproduced: all numbers lie where the claim has them, with an adjusted p-value below 0.05;
-- partly: they do but it is not significant, or only some of several do;
+- reproduced: all numbers lie where the claim has them, with an adjusted p-value below 0.05 (a claim
+  that something occurs needs no test);
+- partly: they do but it is not significant or cannot be tested, or only some of several do;
 - not reproduced: none does;
 - not tested: no number here, or one of another model than the claim is about.
 
@@ -32,14 +33,18 @@ _MODEL_AXIS = "model"
 
 
 class Outcome(StrictModel):
-    """What was found of a claim at a scale."""
+    """A claim's verdict at a scale, and what it follows from."""
 
-    verdict: Verdict = Field(description="see the verdicts in docs/claims.md")
-    reason: str = Field(description="why it is not tested, or what a reader must know")
-    command: str = Field(description="what would test it; empty: it is")
-    p: float | None = Field(description="largest p-value of its criteria; null: none")
-    adjusted_p: float | None = Field(description="by Holm's method over all decided claims")
-    evidence: list[Evidence] = Field(description="by criterion, and by model if there are several")
+    verdict: Verdict = Field(default="not tested", description="see docs/claims.md")
+    reason: str = Field(default="", description="why it is not tested; empty: it is")
+    command: str = Field(default="", description="what would test it; empty: it is")
+    p: float | None = Field(default=None, description="largest p-value of its criteria; null: none")
+    adjusted_p: float | None = Field(
+        default=None, description="by Holm's method over all decided claims; null: none"
+    )
+    evidence: list[Evidence] = Field(
+        default=[], description="by criterion, and by model if there are several"
+    )
 
 
 class Entry(StrictModel):
@@ -102,9 +107,7 @@ def load_sweeps(folders: Iterable[Path]) -> Sweeps:
         own = [folder] if (folder / SPEC_FILE).is_file() else []
         for path in own or sorted(p.parent for p in folder.glob(f"*/{SPEC_FILE}")):
             sweep: SweepRecords = load_sweep(path)
-            scale = sweep.spec.scale
-            experiment = sweep.spec.name.removesuffix(f"_{scale}")
-            runs_of.setdefault((experiment, scale), []).extend(sweep.runs)
+            runs_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).extend(sweep.runs)
     return Sweeps(runs_of)
 
 
@@ -116,10 +119,8 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps) -> Ledger:
     """
     outcomes = {(claim.id, scale): _outcome(claim, sweeps, scale)
                 for claim in claims for scale in SCALES}  # fmt: skip
-    tested = {at: outcome.p for at, outcome in outcomes.items() if outcome.p is not None}
+    tested = {key: outcome.p for key, outcome in outcomes.items() if outcome.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    for at, p in adjusted.items():
-        outcomes[at] = outcomes[at].model_copy(update={"adjusted_p": p})
     entries = [
         Entry(
             id=claim.id,
@@ -127,7 +128,10 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps) -> Ledger:
             source=claim.source,
             claim=claim.claim,
             theirs=claim.theirs,
-            outcomes={scale: _decided(outcomes[claim.id, scale]) for scale in SCALES},
+            outcomes={
+                scale: _decided(outcomes[claim.id, scale], adjusted.get((claim.id, scale)))
+                for scale in SCALES
+            },
             reading=claim.reading,
         )
         for claim in claims
@@ -137,40 +141,27 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps) -> Ledger:
 
 def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale) -> Outcome:
     """Return a claim's evidence; its verdict waits for the adjusted p-values of all claims."""
+    if claim.not_tested:
+        return Outcome(reason=claim.not_tested, command=claim.command)
     criteria = claim.criteria_at(scale)
     if not criteria:
-        reason = claim.not_tested or "not at this scale"
-        return _not_tested(reason, claim.command if claim.not_tested else "")
-    command = claim.command or _command(criteria, scale)
-    evidence: list[Evidence] = []
+        return Outcome(reason="not at this scale")
     try:
-        for criterion in criteria:
-            evidence += _evidence(criterion, sweeps, scale, claim.model)
+        evidence = [
+            item
+            for criterion in criteria
+            for item in _evidence(criterion, sweeps, scale, claim.model)
+        ]
     except NotMeasuredError as error:
-        return _not_tested(str(error), command)
+        return Outcome(reason=str(error), command=claim.command or _command(criteria, scale))
     if scale not in claim.judged_at:
-        at = "other models and protocol than the claim's: shown for comparison"
-        return _not_tested(at, _command(criteria, "paper"), evidence)
-    p_values = [found.p for found in evidence if found.p is not None]
-    return Outcome(
-        verdict="not tested",
-        reason="",
-        command="",
-        p=max(p_values) if p_values else None,
-        adjusted_p=None,
-        evidence=evidence,
-    )
-
-
-def _not_tested(reason: str, command: str, evidence: Sequence[Evidence] = ()) -> Outcome:
-    return Outcome(
-        verdict="not tested",
-        reason=reason,
-        command=command,
-        p=None,
-        adjusted_p=None,
-        evidence=list(evidence),
-    )
+        return Outcome(
+            reason="other models and protocol than the claim's: shown for comparison",
+            command=_command(criteria, "paper"),
+            evidence=evidence,
+        )
+    p_values = [item.p for item in evidence if item.p is not None]
+    return Outcome(p=max(p_values, default=None), evidence=evidence)
 
 
 def _evidence(
@@ -197,16 +188,16 @@ def _by_model(
     runs = sweeps.runs(quantity, scale)
     if scale == "paper" and model is not None:
         runs = [run for run in runs if run.labels.get(_MODEL_AXIS) in (None, model)]
-    found: dict[str | None, dict[int, list[RunEntry]]] = {}
+    by_model: dict[str | None, dict[int, list[RunEntry]]] = {}
     for run in runs:
         if run.record is not None:
-            by_seed = found.setdefault(run.labels.get(_MODEL_AXIS), {})
+            by_seed = by_model.setdefault(run.labels.get(_MODEL_AXIS), {})
             by_seed.setdefault(int(run.record.config["seed"]), []).append(run)
-    if not found:
+    if not by_model:
         raise NotMeasuredError(
             f"{quantity.experiment}: {runs[0].missing if runs else 'not run at this scale'}"
         )
-    return found
+    return by_model
 
 
 def _command(criteria: Sequence[Criterion], scale: Scale) -> str:
@@ -215,22 +206,21 @@ def _command(criteria: Sequence[Criterion], scale: Scale) -> str:
     return "; ".join(f"hyperfit experiment={experiment}{suffix}" for experiment in experiments)
 
 
-def _decided(outcome: Outcome) -> Outcome:
-    """Return an outcome with its verdict."""
+def _decided(outcome: Outcome, adjusted_p: float | None) -> Outcome:
+    """Return an outcome with its verdict and the adjusted p-value that it depends on."""
     if outcome.reason:
         return outcome
-    holding = [found.holds for found in outcome.evidence]
+    holding = [item.holds for item in outcome.evidence]
     verdict: Verdict = "partly"
     if not any(holding):
         verdict = "not reproduced"
-    elif all(holding) and _is_certain(outcome):
+    elif all(holding) and _is_certain(outcome.evidence, adjusted_p):
         verdict = "reproduced"
-    return outcome.model_copy(update={"verdict": verdict})
+    return outcome.model_copy(update={"verdict": verdict, "adjusted_p": adjusted_p})
 
 
-def _is_certain(outcome: Outcome) -> bool:
+def _is_certain(evidence: Sequence[Evidence], adjusted_p: float | None) -> bool:
     """Return whether every criterion is observed, or tested and significant."""
-    tested = [found for found in outcome.evidence if not found.observed]
-    if any(found.p is None for found in tested):
+    if any(item.p is None and not item.observed for item in evidence):
         return False
-    return outcome.adjusted_p is None or outcome.adjusted_p < LEVEL
+    return adjusted_p is None or adjusted_p < LEVEL

@@ -12,7 +12,7 @@ from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.registry import metric
 from hyperfitting.metrics.uncertainty import Floats
 from hyperfitting.record.schema import NextToken, Position, Record, Side
-from hyperfitting.reporting.cells import config_value
+from hyperfitting.reporting.cells import config_value, contexts
 from hyperfitting.reporting.claims.schema import Quantity
 from hyperfitting.reporting.sweep_records import RunEntry
 
@@ -31,8 +31,8 @@ class Measurement:
     """(N,) values whose mean the number is; none: it is no such mean, or they are not kept."""
     ci95: tuple[float, float] | None = None
     """Its interval over texts, where the values are not kept."""
-    contexts: tuple[str, ...] = ()
-    """Of the texts: numbers of the same texts are paired."""
+    contexts: tuple[tuple[str, str], ...] = ()
+    """Dataset and context of each text: numbers of the same texts are paired."""
 
 
 class NotMeasuredError(Exception):
@@ -82,13 +82,13 @@ def _of_metric(record: Record, quantity: Quantity) -> Measurement:
     estimate: Estimate | None = record.estimate(part, quantity.side, quantity.key)
     if estimate is None:
         raise NotMeasuredError(f"{quantity.key} is not measured")
-    return Measurement(estimate.mean, None, estimate.ci95, _contexts(record))
+    return Measurement(estimate.mean, None, estimate.ci95, tuple(contexts(record)))
 
 
 def _of_texts(record: Record, texts: Floats) -> Measurement:
     if np.isnan(texts).all():
         raise NotMeasuredError("no text has a value")
-    return Measurement(float(np.nanmean(texts)), texts, None, _contexts(record))
+    return Measurement(float(np.nanmean(texts)), texts, None, tuple(contexts(record)))
 
 
 def _of_history(record: Record, quantity: Quantity) -> Measurement:
@@ -108,7 +108,7 @@ def _agreement(runs: Sequence[RunEntry]) -> Measurement:
     equal = [(a == b).mean(axis=1) for a, b in itertools.combinations(tokens, 2)]  # (pairs, N)
     record = runs[0].record
     texts = np.mean(equal, axis=0)
-    return Measurement(float(texts.mean()), texts, None, _contexts(record) if record else ())
+    return Measurement(float(texts.mean()), texts, None, tuple(contexts(record)) if record else ())
 
 
 def _correlation(runs: Sequence[RunEntry], quantity: Quantity, field: str) -> Measurement:
@@ -169,7 +169,3 @@ _DERIVED_NUMBERS: dict[str, Callable[[Record], float]] = {
     "unseen_probability": _unseen_probability,
     "early_cosine": _early_cosine,
 }
-
-
-def _contexts(record: Record) -> tuple[str, ...]:
-    return tuple(f"{sample.dataset}\n{sample.context.text}" for sample in record.samples)

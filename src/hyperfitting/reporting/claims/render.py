@@ -31,7 +31,9 @@ with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again.
 
 - **reproduced**: every number of ours lies where the claim has it, and the adjusted p-value of the
   opposite is below {LEVEL}.
-- **partly**: they lie there but not significantly, or only some of several do.
+  A claim that something occurs is reproduced by one observation, without a test.
+- **partly**: they lie there but not significantly or without an interval, or only some of several
+  do.
 - **not reproduced**: none lies there.
 - **not tested**: no number here, or one of another model than the claim is about; such a number is
   shown, but decides nothing.
@@ -41,8 +43,12 @@ sequences in another order), differences paired by seed; else bootstraps over te
 text, and p-values are of sign flips: a verdict of one seed says nothing about the next. Shares of
 texts are tested with the exact binomial test; numbers whose values by text are not kept, with the
 normal distribution that has their interval. p-values are one-sided and adjusted together by Holm's
-method. At `scale=embedded` the model has 135 million parameters and is trained for 80 steps
-([results](results/README.md)): what is not reproduced there may hold for the papers' models."""
+method.
+
+That P2's controls, ranks and geometry are of TinyLlama is inferred: P2 has other numbers for the
+original Qwen2.5 1.5B. At `scale=embedded` the model has 135 million parameters and is trained for
+80 steps ([results](results/README.md)): what is not reproduced there may hold for the papers'
+models."""
 
 
 def write_ledger(ledger: Ledger, folder: Path) -> list[Path]:
@@ -147,41 +153,41 @@ def _remarks(outcome: Outcome) -> list[str]:
     remarks = []
     if outcome.adjusted_p is not None:
         remarks.append(f"p {formatting.p_value(outcome.adjusted_p)}")
-    if any(len(found.seeds) == 1 for found in outcome.evidence):
+    if any(len(item.seeds) == 1 for item in outcome.evidence):
         remarks.append("one seed")
-    if any(found.p is None and not found.observed for found in outcome.evidence):
+    if any(item.p is None and not item.observed for item in outcome.evidence):
         remarks.append("a number without interval")
-    if any(not found.holds and _reaches(found) for found in outcome.evidence):
+    if any(not item.holds and _reaches(item) for item in outcome.evidence):
         remarks.append("the interval reaches the claimed region")
     return remarks
 
 
-def _reaches(found: Evidence) -> bool:
+def _reaches(evidence: Evidence) -> bool:
     """Return whether the interval of a number outside the claimed region has a part in it."""
-    if found.ci95 is None:
+    if evidence.ci95 is None:
         return False
-    low, high = found.ci95
-    above_ok = found.above is None or high > found.above
-    return above_ok and (found.below is None or low < found.below)
+    low, high = evidence.ci95
+    above_ok = evidence.above is None or high > evidence.above
+    return above_ok and (evidence.below is None or low < evidence.below)
 
 
 def ours_lines(outcome: Outcome) -> list[str]:
     """Return our numbers of a claim, a line for each."""
-    return [_ours_line(found) for found in outcome.evidence]
+    return [_ours_line(item) for item in outcome.evidence]
 
 
-def _ours_line(found: Evidence) -> str:
-    form = found.format
-    difference = found.minus is not None
+def _ours_line(evidence: Evidence) -> str:
+    form = evidence.format
+    difference = evidence.minus is not None
     number = formatting.estimate(
-        Estimate(found.estimate, found.ci95, found.n), form, signed=difference
+        Estimate(evidence.estimate, evidence.ci95, evidence.n), form, signed=difference
     )
-    if found.minus is not None:
-        number = f"{form.format(found.value)} − {form.format(found.minus)} = {number}"
-    model = f"{found.model}: " if found.model else ""
-    unit = found.unit if found.n != 1 else found.unit.removesuffix("s")
-    over = f" ({found.n} {unit})" if unit else ""
-    return f"{model}{found.label} {number}{over}"
+    if evidence.minus is not None:
+        number = f"{form.format(evidence.value)} − {form.format(evidence.minus)} = {number}"
+    model = f"{evidence.model}: " if evidence.model else ""
+    unit = evidence.unit if evidence.n != 1 else evidence.unit.removesuffix("s")
+    over = f" ({evidence.n} {unit})" if unit else ""
+    return f"{model}{evidence.label} {number}{over}"
 
 
 def _untested(entries: list[Entry]) -> list[str]:
@@ -213,7 +219,7 @@ def _tested(ledger: Ledger, scale: Scale) -> bool:
 
 
 def _sweeps(outcome: Outcome) -> list[str]:
-    runs = [run for found in outcome.evidence for run in found.runs]
+    runs = [run for item in outcome.evidence for run in item.runs]
     return list(dict.fromkeys(run.partition("/")[0] for run in runs))
 
 
