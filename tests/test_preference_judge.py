@@ -1,75 +1,29 @@
-"""A model as judge: what it is asked, its faults, its cost, and how far it is believed."""
+"""A model as judge: what it is asked, how its answers are read, and what is asked again."""
 
-import json
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import statsmodels.api as sm
 import torch
-from scipy.optimize import minimize
 
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import ModelState
-from hyperfitting.preference.cli import main
-from hyperfitting.preference.items import (
-    JUDGMENTS_FILE,
-    Annotator,
-    Choice,
-    Item,
-    Shown,
-    Task,
-    read_task,
-    write_task,
-)
+from hyperfitting.preference.items import JUDGMENTS_FILE, Item, write_task
 from hyperfitting.preference.judge import ask_judge
 from hyperfitting.preference.judge_answers import MAX_ANSWERS, answer_file
-from hyperfitting.preference.judge_bias import PRIOR_SD, fit_logistic
 from hyperfitting.preference.judge_local import LocalJudge
 from hyperfitting.preference.judge_prompt import messages, parse
-from hyperfitting.preference.judge_report import JudgeReport, read_judge_file
-from hyperfitting.preference.judge_server import Budget, ServerJudge, check_base_url, read_key
-from hyperfitting.preference.judge_trust import report_on_judges
-from hyperfitting.preference.judgments import (
-    Answer,
-    append,
-    make_judgment,
-    read_judgments,
-)
+from hyperfitting.preference.judgments import Answer, read_judgments
 from tests.awkward_study import awkward_task, make_item, make_task
+from tests.judge_study import always_a, command, judge_of, report_of, texts_in, write_study
 from tests.openai_server import Fault, OpenAIServer, serving
-
-KEY = "sk-secret-0123456789"
-_TEXTS = re.compile(r"<continuation_(\w)>\n(.*?)\n</continuation", re.S)
-
-
-def always_a(_: str) -> str:
-    return '{"choice": "A"}'
-
-
-def texts_in(prompt: str) -> dict[str, str]:
-    return dict(_TEXTS.findall(prompt))
-
-
-def longer(prompt: str) -> str:
-    """Prefer the longer text, whatever it says."""
-    lengths = {side: len(text) for side, text in texts_in(prompt).items()}
-    return json.dumps({"choice": max(lengths, key=lambda side: lengths[side])})
-
-
-def careful(prompt: str) -> str:
-    """Prefer the text that says it is good; a tie if both or none do."""
-    good = [side for side, text in texts_in(prompt).items() if "good" in text]
-    return json.dumps({"choice": good[0] if len(good) == 1 else "equal"})
 
 
 @pytest.fixture
@@ -80,33 +34,7 @@ def server() -> Iterator[OpenAIServer]:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """Six items, of which the run's text is the longer one in five, and the good one in two."""
-    items = [
-        make_item(n, "good" * (n < 2) + "long" * (n + 1), "good" * (n > 3) + "other")
-        for n in range(6)
-    ]
-    write_task(tmp_path, make_task(items))
-    return tmp_path
-
-
-def judge_of(study: Path, server: OpenAIServer, **fields: Any) -> ServerJudge:
-    question = read_task(study).question
-    options: dict[str, Any] = {"budget": Budget(), "concurrency": 1} | fields
-    return ServerJudge("model", server.url, question, **options)
-
-
-def command(study: Path, server: OpenAIServer, *more: str) -> list[str]:
-    return ["judge", str(study), "--model", "model", "--base-url", server.url, *more]
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as end:
-        main(list(arguments))
-    return int(end.value.code or 0)
-
-
-def report_of(study: Path, name: str = "model") -> JudgeReport:
-    return report_on_judges(study).judges[name]
+    return write_study(tmp_path)
 
 
 def test_a_judge_gets_every_item_in_both_orders_with_the_words_that_people_get(
@@ -144,50 +72,6 @@ def test_repeats_are_not_asked_again(server: OpenAIServer, tmp_path: Path) -> No
     write_task(tmp_path, make_task([item, repeat]))
     ask_judge(tmp_path, "model", judge_of(tmp_path, server))
     assert len(server.requests) == 2
-
-
-FAULTS = {
-    "too many requests": Fault(429, {"Retry-After": "1"}, b'{"error": {"message": "wait"}}'),
-    "an internal error": Fault(500, body=b"oops"),
-    "a dropped connection": Fault(send_bytes=-1),
-    "a truncated answer": Fault(send_bytes=20),
-    "invalid JSON": Fault(body=b'{"choices": [{'),
-    "no chat completion": Fault(body=b'{"choices": []}'),
-    "a slow answer": Fault(seconds=1.5),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_after_a_fault_a_question_is_asked_again(
-    server: OpenAIServer, tmp_path: Path, fault: str
-) -> None:
-    write_task(tmp_path, make_task([make_item(0, "one", "two")]))
-    server.faults.append(FAULTS[fault])
-    assert ask_judge(tmp_path, "model", judge_of(tmp_path, server, timeout=1.0))
-    assert len(server.requests) == 3
-    assert server.requests[0] == server.requests[1]
-    assert len(read_judgments(tmp_path / JUDGMENTS_FILE)) == 2
-    if "Retry-After" in FAULTS[fault].headers:
-        assert server.times[1] - server.times[0] >= 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        (Fault(401, body=b'{"error": {"message": "bad key %s"}}' % KEY.encode()), "--key-env"),
-        (Fault(404, body=b'{"error": {"message": "no such model"}}'), "no such model"),
-        (Fault(400, body=b'{"error": {"message": "too long"}}'), "too long"),
-    ],
-)
-def test_what_no_repetition_helps_ends_with_a_message_and_keeps_the_answers(
-    server: OpenAIServer, study: Path, fault: Fault, message: str
-) -> None:
-    server.faults.extend([Fault(), Fault(), fault])
-    with pytest.raises(UserError, match=message) as error:
-        ask_judge(study, "model", judge_of(study, server, key=KEY))
-    assert KEY not in str(error.value)
-    assert len(server.requests) == 3
-    assert len(read_judgments(study / JUDGMENTS_FILE)) == 2
 
 
 def test_an_invalid_answer_is_asked_for_once_more_and_then_never_again(
@@ -263,105 +147,6 @@ def test_judgments_that_a_crash_lost_are_added_from_the_answers(
     assert len(server.requests) == 12
 
 
-def test_nothing_is_asked_that_might_exceed_the_budget(server: OpenAIServer, study: Path) -> None:
-    def judge(max_cost: float) -> ServerJudge:
-        # an answer costs 100 * 1 + 10 * 10 = 200 millionths
-        budget = Budget(price_in=1, price_out=10, max_cost=max_cost)
-        return judge_of(study, server, budget=budget, max_tokens=20, concurrency=3)
-
-    first = judge(3e-3)
-    assert not ask_judge(study, "model", first)
-    n_asked = len(server.requests)
-    assert 0 < n_asked < 12
-    assert first.budget.spent == pytest.approx(n_asked * 200e-6)
-    assert first.budget.spent <= 3e-3
-    second = judge(1.0)
-    assert ask_judge(study, "model", second)
-    assert len(server.requests) == 12
-    assert second.budget.spent == pytest.approx(12 * 200e-6)
-
-
-def test_without_the_servers_count_tokens_are_not_underestimated(
-    server: OpenAIServer, study: Path
-) -> None:
-    server.usage = None
-    ask_judge(study, "model", judge_of(study, server))
-    with answer_file(study, "model") as answers:
-        n_bytes = sum(len(prompt.encode()) for prompt in server.prompts())
-        assert answers.usage.prompt_tokens >= n_bytes
-        assert answers.usage.completion_tokens >= 12 * len(always_a(""))
-
-
-@pytest.mark.parametrize("concurrency", [1, 3])
-def test_requests_at_a_time_are_bounded(
-    server: OpenAIServer, study: Path, concurrency: int
-) -> None:
-    server.delay = 0.05
-    ask_judge(study, "model", judge_of(study, server, concurrency=concurrency))
-    assert server.most_at_once == concurrency
-
-
-def test_the_key_goes_to_the_server_and_nowhere_else(
-    server: OpenAIServer, study: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setenv("THE_KEY", KEY)
-    server.reply = lambda _: f'{{"choice": "A"}} {KEY}'
-    assert run(*command(study, server, "--key-env", "THE_KEY")) == 0
-    assert set(server.keys) == {f"Bearer {KEY}"}
-    out, err = capfd.readouterr()
-    assert KEY not in out + err
-    for path in study.rglob("*"):
-        assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
-    assert KEY not in repr(judge_of(study, server, key=KEY))
-
-
-def test_openais_key_is_sent_to_openai_alone(
-    server: OpenAIServer, study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert run(*command(study, server)) == 0
-    assert KEY not in "".join(server.keys)
-    assert read_key("https://api.openai.com/v1", None) == KEY
-    monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(UserError, match="OPENAI_API_KEY"):
-        read_key("https://api.openai.com/v1", None)
-
-
-@pytest.mark.parametrize(
-    ("url", "problem"),
-    [
-        ("localhost:8000", "no address"),
-        ("ftp://host/v1", "no address"),
-        ("http://", "no address"),
-        ("http://[", "no address"),
-        ("http://me:secret@host/v1", "password"),
-    ],
-)
-def test_an_address_that_is_none_is_refused(url: str, problem: str) -> None:
-    with pytest.raises(UserError, match=problem) as error:
-        check_base_url(url)
-    assert "secret" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("more", "problem"),
-    [
-        (["--max-cost", "1"], "needs prices"),
-        (["--price-in", "-1"], "is no amount"),
-        (["--concurrency", "0"], "--concurrency"),
-        (["--dtype", "bfloat16"], "is for --in-process"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(
-    server: OpenAIServer, study: Path, capfd: pytest.CaptureFixture[str],
-    more: list[str], problem: str,
-) -> None:  # fmt: skip
-    assert run(*command(study, server, *more)) == 1
-    assert problem in capfd.readouterr().err
-    assert server.requests == []
-
-
 def test_one_name_is_one_judge(server: OpenAIServer, study: Path) -> None:
     ask_judge(study, "model", judge_of(study, server))
     with pytest.raises(UserError, match="--name"):
@@ -419,161 +204,6 @@ def test_the_fine_form_has_both_bad() -> None:
     assert parsed.shown == "both_bad"
 
 
-def test_a_judge_that_always_takes_a_is_not_believed(server: OpenAIServer, study: Path) -> None:
-    ask_judge(study, "model", judge_of(study, server))
-    report = report_of(study)
-    assert report.flip_rate is not None
-    assert report.reversal_rate is not None
-    assert report.left_rate is not None
-    assert (report.flip_rate.mean, report.reversal_rate.mean, report.left_rate.mean) == (1, 1, 1)
-    assert not report.believed
-    assert "100% of 6 items" in report.reasons[0]
-    (preference,) = report.preferences
-    assert preference.win_rate.mean == 0.5
-    assert preference.position_effect.mean > 2
-
-
-def test_a_judge_by_length_is_believed_but_its_length_controlled_win_rate_is_even(
-    server: OpenAIServer, tmp_path: Path
-) -> None:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 60, (60, 2))
-    lengths[:, 0] += 12  # the run's are longer
-    items = [make_item(n, "x" * a, "y" * b) for n, (a, b) in enumerate(lengths.tolist()) if a != b]
-    write_task(tmp_path, make_task(items))
-    server.reply = longer
-    ask_judge(tmp_path, "model", judge_of(tmp_path, server, concurrency=4))
-    report = report_of(tmp_path)
-    assert report.believed
-    assert report.flip_rate is not None
-    assert report.longer_rate is not None
-    assert (report.flip_rate.mean, report.longer_rate.mean) == (0, 1)
-    (preference,) = report.preferences
-    expected = np.mean([len(i.first.text) > len(i.second.text) for i in items])
-    assert preference.win_rate.mean == pytest.approx(expected)
-    assert preference.win_rate.mean > 0.6
-    assert preference.length_controlled.ci95 is not None
-    low, high = preference.length_controlled.ci95
-    assert low < 0.5 < high
-    assert preference.length_effect.mean > 2
-
-
-def add_people(study: Path, task: Task, rules: dict[str, Callable[[Item], Choice]]) -> None:
-    def shown(name: str, item: Item, choice: Choice) -> Shown:
-        if choice in ("equal", "both_bad"):
-            return choice
-        return "left" if choice == task.left(name, item) else "right"
-
-    append(
-        study / JUDGMENTS_FILE,
-        [
-            make_judgment(task, item, name, Answer(shown(name, item, rule(item))), "page")
-            for name, rule in rules.items()
-            for item in task.items
-        ],
-    )
-
-
-def test_agreement_is_with_the_majority_of_people_and_with_other_judges(
-    server: OpenAIServer, tmp_path: Path
-) -> None:
-    items = [make_item(n, "good one" if n % 2 else "one", "good two") for n in range(6)]
-    task = make_task(items, ("alice", "bob", "carol"))
-    write_task(tmp_path, task)
-    # people: even items second twice; item 1 tied three ways; items 3 and 5 first twice
-
-    def even(item: Item) -> bool:
-        return item.first.text == "one"
-
-    add_people(
-        tmp_path, task,
-        {
-            "alice": lambda item: "second" if even(item) else "first",
-            "bob": lambda i: "second" if even(i) else "equal" if i == items[1] else "first",
-            "carol": lambda item: "second" if item == items[1] else "equal",
-        },
-    )  # fmt: skip
-    server.reply = careful  # second on even items, ties on odd ones
-    ask_judge(tmp_path, "careful", judge_of(tmp_path, server))
-    server.reply = always_a  # all ties as verdicts
-    ask_judge(tmp_path, "left", judge_of(tmp_path, server))
-    report = report_of(tmp_path, "careful")
-    assert report.compared_with == "scripts"
-    assert report.with_people is not None
-    assert (report.with_people.share.mean, report.with_people.share.n) == (3 / 5, 5)
-    # 5 items, 10 values: second 6, first 2, equal 2; 2 items disagree
-    expected_disagreement = 1 - (6 * 5 + 2 * 1 + 2 * 1) / (10 * 9)
-    assert report.with_people.alpha is not None
-    assert report.with_people.alpha.mean == pytest.approx(1 - (2 / 5) / expected_disagreement)
-    assert report.with_judges["left"].share.mean == 1 / 2
-    assert report.people is not None
-    assert read_judge_file(tmp_path) == report_on_judges(tmp_path)
-
-
-def test_people_count_before_scripts(server: OpenAIServer, study: Path) -> None:
-    items = [make_item(n, "one", "good two") for n in range(4)]
-    task = make_task(items)
-    ids = task.annotators["bob"].items
-    task = task.model_copy(
-        update={"annotators": task.annotators | {"bob": Annotator(kind="person", items=ids)}}
-    )
-    (study / "task.json").unlink()
-    write_task(study, task)
-    add_people(study, task, {"alice": lambda _: "first", "bob": lambda _: "second"})
-    server.reply = careful
-    ask_judge(study, "model", judge_of(study, server))
-    report = report_of(study)
-    assert report.compared_with == "people"
-    assert report.with_people is not None
-    assert report.with_people.share.mean == 1
-
-
-def test_checks_are_verdicts_too_and_no_part_of_the_rest(
-    server: OpenAIServer, tmp_path: Path
-) -> None:
-    checks = [
-        make_item(n, "good", "scrambled", kind="attention_check", expected=expected)
-        for n, expected in enumerate(("first", "second"))
-    ]
-    write_task(tmp_path, make_task([*checks, make_item(9, "good", "other")]))
-    server.reply = careful
-    ask_judge(tmp_path, "model", judge_of(tmp_path, server))
-    report = report_of(tmp_path)
-    assert report.checks_passed is not None
-    assert report.checks_passed.mean == 0.5
-    assert report.items == 1
-
-
-def random_wins(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    x = np.column_stack([np.ones(n), rng.normal(size=n), rng.choice([-0.5, 0.5], n)])
-    p = 1 / (1 + np.exp(-x @ [0.5, 1.0, -0.8]))
-    return x, rng.binomial(2, p) / 2
-
-
-def test_the_logistic_regression_is_statsmodels() -> None:
-    x, y = random_wins(200, 0)
-    weights = np.random.default_rng(1).integers(0, 4, (3, 200)).astype(float)
-    ours = fit_logistic(x, y, weights, [1e6] * 3)
-    for row, coefficients in zip(weights, ours, strict=True):
-        model = sm.GLM(y, x, family=sm.families.Binomial(), freq_weights=row)
-        np.testing.assert_allclose(coefficients, model.fit().params, rtol=1e-6)
-
-
-def test_the_prior_keeps_a_separable_regression_at_its_mode() -> None:
-    x, _ = random_wins(50, 2)
-    y = (x[:, 1] > 0).astype(float)
-
-    def objective(b: np.ndarray) -> float:
-        log_odds = x @ b
-        loss = np.logaddexp(0, log_odds) - y * log_odds
-        return float(loss.sum() + 0.5 * (b**2 / np.array(PRIOR_SD) ** 2).sum())
-
-    expected = minimize(objective, np.zeros(3), tol=1e-12).x
-    (ours,) = fit_logistic(x, y, np.ones((1, 50)), PRIOR_SD)
-    np.testing.assert_allclose(ours, expected, atol=1e-3)
-
-
 def test_a_local_judge_takes_the_most_likely_answer(base: BaseModel, tmp_path: Path) -> None:
     task = make_task([make_item(0, "one", "two")], form="fine", aspects=("fluency",))
     write_task(tmp_path, task)
@@ -596,16 +226,3 @@ def test_a_local_judge_takes_the_most_likely_answer(base: BaseModel, tmp_path: P
         assert judgment.shown == words[max(scores, key=lambda word: scores[word])]
         assert set(judgment.aspects) == {"fluency"}
     assert {j.left for j in judgments} == {"first", "second"}
-
-
-def test_the_command_line_reports_and_exits_without_an_error(
-    server: OpenAIServer, study: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    prices = ["--price-in", "1", "--price-out", "10", "--max-cost", "1"]
-    assert run(*command(study, server, *prices)) == 0
-    out, err = capfd.readouterr()
-    assert err == ""
-    assert "flips      1.00" in out
-    assert "no ranking its answer depends on the order" in out
-    assert "cost       0.0024" in out
-    assert "wins" not in out

@@ -1,11 +1,10 @@
-"""Tables and figures of records, and the highlighting of repetition."""
+"""Tables of records: cells, their intervals, and the config of a table."""
 
 import csv
 import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,130 +16,34 @@ from hyperfitting.errors import UserError
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.record.files import RECORD_FILE, write_record
-from hyperfitting.record.schema import SCHEMA_VERSION, NextTokens
-from hyperfitting.reporting import figures, latex, repetition_highlight, tables
-from hyperfitting.reporting.cells import Cell
-from hyperfitting.reporting.next_tokens import changed_positions
+from hyperfitting.record.schema import SCHEMA_VERSION
+from hyperfitting.reporting import latex, tables
 from hyperfitting.reporting.report import write_report
-from hyperfitting.reporting.spec import TableSpec, parse_report
-from hyperfitting.reporting.sweep_records import SweepRecords, load_sweep
+from hyperfitting.reporting.spec import parse_report
+from hyperfitting.reporting.sweep_records import load_sweep
 from tests.records import (
     make_config,
-    make_continuation,
     make_mechanism,
-    make_next_tokens,
     make_predictions,
     make_record,
-    make_sample,
     make_samples,
     make_slice,
     ttr_record,
     write_sweep,
 )
-
-HOSTILE = "<script>alert('x')</script> & \"quoted\" | pipe"
-
-
-class Reader(HTMLParser):
-    """What a browser would see: the tags, and the text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_highlighted_text_is_escaped_and_complete() -> None:
-    token_texts = [HOSTILE, " b", " c"] * 4
-    reader = Reader()
-    reader.feed(repetition_highlight.to_html(token_texts, [1, 2, 3] * 4))
-    assert reader.text == "".join(token_texts)
-    assert set(reader.tags) == {"div", "span"}
-
-
-def test_the_texts_page_of_a_hostile_record_has_no_script_and_loads_nothing() -> None:
-    continuation = make_continuation("a b").model_copy(
-        update={"token_texts": [HOSTILE, " b"], "tokens": [1, 2]}
-    )
-    sample = make_sample(continuation, continuation, HOSTILE, HOSTILE, HOSTILE)
-    names = {group: {"name": HOSTILE} for group in ("model", "dataset", "decode")}
-    record = make_record([make_slice({})], [sample, sample], config=make_config(**names))
-    page = repetition_highlight.texts_page(record)
-    reader = Reader()
-    reader.feed(page)
-    assert "script" not in reader.tags
-    assert reader.text.count(HOSTILE) == 2 * 3 + 2 * 5
-    assert reader.tags.count("tr") == 3
-    assert "default-src 'none'" in page
-    assert not re.search(r"(src|href)\s*=", page)
-    assert repetition_highlight.texts_page(record, limit=1).count("<tr>") == 2
-
-
-def test_longer_repeats_are_darker() -> None:
-    new = list(range(100, 130))
-    for length, shade in ((1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (9, 3), (10, 4), (20, 4)):
-        tokens = [*new[:20], 1, *new[:length], 2]
-        assert repetition_highlight.shades(tokens) == [0] * 21 + [shade] * length + [0]
-    for shade in range(1, len(repetition_highlight.SHADES) + 1):
-        assert f".r{shade} " in repetition_highlight.STYLE
-
-
-def test_the_number_of_token_texts_must_be_that_of_the_tokens() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        repetition_highlight.to_html(["a"], [1, 2])
-
-
-COLUMNS = {
-    "TTR": {"key": "gen/ttr", "scale": 100, "format": "{:.1f}"},
-    "at 16": {"key": "gen/ttr", "length": 16},
-    "longest": {"key": "gen/dataset_overlap", "statistic": "max", "format": "{:.0f}"},
-    "preference": {"key": "preference"},
-    "never": {"key": "gen/ttr", "length": 99},
-}
-TABLE: dict[str, Any] = {
-    "caption": "A & B",
-    "rows": ["model", "system"],
-    "columns": COLUMNS,
-    "published": [
-        {"model": "ours", "system": "base", "TTR": 12.5},
-        {"model": "another", "system": "tuned", "TTR": "1 or 2"},
-    ],
-    "source": "someone",
-}
-
-
-def table_spec(table: dict[str, Any]) -> TableSpec:
-    return parse_report({"tables": {"main": table}}).tables["main"]
-
-
-def cells_by_labels(sweep: SweepRecords, table: dict[str, Any]) -> dict[Any, dict[str, Cell]]:
-    built = tables.build_table(sweep, "main", table_spec(table))
-    return {tuple(row.labels.values()): row.cells for row in built.rows}
-
-
-def mean_of(cell: Cell) -> float:
-    assert cell.estimate is not None, cell.missing
-    return cell.estimate.mean
+from tests.report_tables import (
+    COLUMNS,
+    TABLE,
+    cells_by_labels,
+    mean_of,
+    table_spec,
+    write_half_done,
+)
 
 
 @pytest.fixture
 def half_done(tmp_path: Path) -> Path:
-    return write_sweep(
-        tmp_path / "sweeps" / "x",
-        {"tables": {"main": TABLE}},
-        {
-            "base_0": ttr_record([0.1, 0.2, 0.4], 0.5),
-            "tuned_0": ttr_record([0.6, 0.6, 0.6], 0.7),
-            "tuned_1": ttr_record([0.7, 0.7, 0.7], 0.8),
-            "tuned_2": ttr_record([0.8, 0.8, 0.8], 0.9),
-        },
-    )
+    return write_half_done(tmp_path / "sweeps" / "x")
 
 
 def test_a_cell_of_several_runs_has_students_interval(half_done: Path) -> None:
@@ -339,21 +242,6 @@ def test_an_invalid_table_is_an_error_that_names_the_field(
         write_report(folder)
 
 
-@pytest.mark.parametrize(
-    ("figure", "message"),
-    [
-        ({"kind": "curve", "series": []}, "figures.f.kind=curve(.|\n)*did you mean curves"),
-        ({"kind": "curves", "serie": []}, "figures.f=serie(.|\n)*did you mean series"),
-        ({"kind": "bars", "rows": "system", "y": {"a": {"kye": "k"}}}, "figures.f.y.a=kye"),
-    ],
-)
-def test_an_invalid_figure_is_an_error_that_names_the_field(
-    figure: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        parse_report({"figures": {"f": figure}})
-
-
 @pytest.mark.parametrize("form", ["{:.3f}", "{:+.2f}", "{:.1e}", "{:.0%}"])
 def test_a_format_is_a_precision_and_a_presentation(form: str) -> None:
     columns = {"TTR": {"key": "gen/ttr", "format": form}}
@@ -378,84 +266,6 @@ def test_a_record_of_another_version_and_a_folder_without_a_sweep_are_errors(
         write_report(tmp_path)
 
 
-FIGURES: dict[str, dict[str, Any]] = {
-    "curves": {"kind": "curves", "series": ["train/loss", "gen/ttr"], "lines": "system"},
-    "line_plot": {
-        "kind": "line_plot", "x": "seed", "lines": "system", "log_x": False,
-        "y": {"TTR": {"key": "gen/ttr"}},
-    },
-    "bars": {"kind": "bars", "rows": "system", "y": {"TTR": {"key": "gen/ttr"}}},
-    "histogram": {"kind": "histogram", "lines": "system"},
-    "per_position": {"kind": "per_position", "series": ["gen/entropy"], "lines": "system"},
-    "per_layer": {
-        "kind": "per_layer", "lines": "system",
-        "panels": {"distance": ["reference/l2"], "weights": ["weights/spectral", "reference/l2"]},
-    },
-    "rank_shift": {"kind": "rank_shift", "count": 5},
-    "agreement": {"kind": "agreement", "axis": "seed"},
-    "ranks": {"kind": "ranks", "lines": "system"},
-    "next_tokens": {"kind": "next_tokens", "dataset": "news", "count": 2},
-    "text": {"kind": "text", "rows": "system", "width": 20},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", FIGURES)
-def test_a_figure_of_each_kind_is_drawn_and_the_same_again(kind: str, tmp_path: Path) -> None:
-    fields = {"next_tokens": {"news": make_next_tokens()}, "mechanism": make_mechanism()}
-    records = {
-        f"{system}_{seed}": ttr_record([0.1, 0.2, 0.4], 0.5, **fields)
-        for system, seed in (("base", 0), ("tuned", 0), ("tuned", 1))
-    }
-    folder = write_sweep(tmp_path / "x", {}, records)
-    spec = parse_report({"figures": {"f": FIGURES[kind]}}).figures["f"]
-    first = figures.render(load_sweep(folder), "f", spec, tmp_path)
-    pdf = (tmp_path / "f.pdf").read_bytes()
-    second = figures.render(load_sweep(folder), "f", spec, tmp_path)
-    assert first.svg.startswith(b"<?xml")
-    assert first.svg == second.svg
-    assert (tmp_path / "f.pdf").read_bytes() == pdf
-    assert b"/Type3" not in pdf and b"/FontFile2" in pdf  # embedded as TrueType
-    assert (tmp_path / "f.png").stat().st_size > 1000
-
-
-def test_agreement_is_the_share_of_equal_top1_tokens(tmp_path: Path) -> None:
-    record = ttr_record([0.1, 0.2, 0.4], 0.5)
-    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record, "tuned_1": record})
-    predictions = dict(make_predictions())
-    write_record(folder / "tuned_0", record, predictions)
-    other = predictions["tuned/top1"].copy()
-    other[0] += 1  # of three texts one differs
-    write_record(folder / "tuned_1", record, predictions | {"tuned/top1": other})
-    spec = parse_report({"figures": {"f": FIGURES["agreement"]}}).figures["f"]
-    figure = figures.draw(load_sweep(folder), spec)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["100.0", "66.7", "66.7", "100.0"]
-
-
-def test_a_figure_without_data_has_a_reason(tmp_path: Path) -> None:
-    report = {"figures": {name: spec for name, spec in FIGURES.items() if name != "text"}}
-    empty = write_sweep(tmp_path / "empty", report, {})
-    assert "(bars: no run has finished)" in (write_report(empty) / "README.md").read_text()
-    record = ttr_record([0.1, 0.2, 0.4], 0.5)
-    folder = write_sweep(tmp_path / "x", report, {"tuned_0": record})
-    readme = (write_report(folder) / "README.md").read_text()
-    assert "(agreement: fewer than two runs have predictions.npz" in readme
-    assert "(next_tokens: no run has evaluation.top_tokens of the dataset news)" in readme
-    assert "(per_layer: no run has mechanism.measures of this)" in readme
-    assert "(rank_shift: no run has mechanism.measures=[ranks])" in readme
-
-
-def test_layers_are_drawn_in_order_with_the_final_norm_apart(tmp_path: Path) -> None:
-    record = ttr_record([0.1, 0.2, 0.4], 0.5, mechanism=make_mechanism())
-    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record})
-    spec = parse_report({"figures": {"f": FIGURES["per_layer"]}}).figures["f"]
-    panel = figures.draw(load_sweep(folder), spec).axes[0]
-    curve, outside = panel.lines
-    assert curve.get_ydata().tolist() == [0, 1, 2, 3]
-    assert outside.get_ydata().tolist() == [0, 3]
-    labels = [label.get_text() for label in panel.get_xticklabels()]
-    assert labels == ["embedding", "1", "2", "final norm"]
-
-
 def test_a_table_has_what_compares_both_models_over_all_texts_only(tmp_path: Path) -> None:
     record = ttr_record([0.1, 0.2, 0.4], 0.5, mechanism=make_mechanism())
     columns = {"L2": {"key": "mech/last_block_l2"}, "at 16": {"key": "mech/last_block_l2",
@@ -466,18 +276,3 @@ def test_a_table_has_what_compares_both_models_over_all_texts_only(tmp_path: Pat
     (cells,) = (r.cells for r in rows if r.labels == {"system": "tuned", "seed": "0"})
     assert cells["L2"].texts("{:.1f}") == ("22.0", "[21.0, 23.0]")
     assert cells["at 16"].estimate is None
-
-
-def test_a_figure_of_an_unknown_axis_is_an_error(half_done: Path) -> None:
-    spec = parse_report({"figures": {"f": FIGURES["bars"] | {"rows": "systems"}}}).figures["f"]
-    with pytest.raises(UserError, match=r"no such axis(.|\n)*did you mean system"):
-        figures.draw(load_sweep(half_done), spec)
-
-
-def test_positions_with_a_new_token_come_first_and_stay_in_order() -> None:
-    next_tokens = make_next_tokens()
-    (changed,) = changed_positions(next_tokens, 1)
-    assert changed.context == "It is"
-    assert [token.text for token in changed.tuned] == [" $b", " a"]
-    assert [position.context for position in changed_positions(next_tokens, 9)] == ["It", "It is"]
-    assert changed_positions(NextTokens(token_texts=["It"], positions=[]), 3) == []

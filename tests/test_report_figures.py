@@ -1,0 +1,136 @@
+"""Figures of records: one of each kind, and the config of a figure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyperfitting.errors import UserError
+from hyperfitting.record.files import write_record
+from hyperfitting.record.schema import NextTokens
+from hyperfitting.reporting import figures
+from hyperfitting.reporting.next_tokens import changed_positions
+from hyperfitting.reporting.report import write_report
+from hyperfitting.reporting.spec import parse_report
+from hyperfitting.reporting.sweep_records import load_sweep
+from tests.records import (
+    make_mechanism,
+    make_next_tokens,
+    make_predictions,
+    ttr_record,
+    write_sweep,
+)
+from tests.report_tables import write_half_done
+
+
+@pytest.fixture
+def half_done(tmp_path: Path) -> Path:
+    return write_half_done(tmp_path / "sweeps" / "x")
+
+
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [
+        ({"kind": "curve", "series": []}, "figures.f.kind=curve(.|\n)*did you mean curves"),
+        ({"kind": "curves", "serie": []}, "figures.f=serie(.|\n)*did you mean series"),
+        ({"kind": "bars", "rows": "system", "y": {"a": {"kye": "k"}}}, "figures.f.y.a=kye"),
+    ],
+)
+def test_an_invalid_figure_is_an_error_that_names_the_field(
+    figure: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_report({"figures": {"f": figure}})
+
+
+FIGURES: dict[str, dict[str, Any]] = {
+    "curves": {"kind": "curves", "series": ["train/loss", "gen/ttr"], "lines": "system"},
+    "line_plot": {
+        "kind": "line_plot", "x": "seed", "lines": "system", "log_x": False,
+        "y": {"TTR": {"key": "gen/ttr"}},
+    },
+    "bars": {"kind": "bars", "rows": "system", "y": {"TTR": {"key": "gen/ttr"}}},
+    "histogram": {"kind": "histogram", "lines": "system"},
+    "per_position": {"kind": "per_position", "series": ["gen/entropy"], "lines": "system"},
+    "per_layer": {
+        "kind": "per_layer", "lines": "system",
+        "panels": {"distance": ["reference/l2"], "weights": ["weights/spectral", "reference/l2"]},
+    },
+    "rank_shift": {"kind": "rank_shift", "count": 5},
+    "agreement": {"kind": "agreement", "axis": "seed"},
+    "ranks": {"kind": "ranks", "lines": "system"},
+    "next_tokens": {"kind": "next_tokens", "dataset": "news", "count": 2},
+    "text": {"kind": "text", "rows": "system", "width": 20},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_a_figure_of_each_kind_is_drawn_and_the_same_again(kind: str, tmp_path: Path) -> None:
+    fields = {"next_tokens": {"news": make_next_tokens()}, "mechanism": make_mechanism()}
+    records = {
+        f"{system}_{seed}": ttr_record([0.1, 0.2, 0.4], 0.5, **fields)
+        for system, seed in (("base", 0), ("tuned", 0), ("tuned", 1))
+    }
+    folder = write_sweep(tmp_path / "x", {}, records)
+    spec = parse_report({"figures": {"f": FIGURES[kind]}}).figures["f"]
+    first = figures.render(load_sweep(folder), "f", spec, tmp_path)
+    pdf = (tmp_path / "f.pdf").read_bytes()
+    second = figures.render(load_sweep(folder), "f", spec, tmp_path)
+    assert first.svg.startswith(b"<?xml")
+    assert first.svg == second.svg
+    assert (tmp_path / "f.pdf").read_bytes() == pdf
+    assert b"/Type3" not in pdf and b"/FontFile2" in pdf  # embedded as TrueType
+    assert (tmp_path / "f.png").stat().st_size > 1000
+
+
+def test_agreement_is_the_share_of_equal_top1_tokens(tmp_path: Path) -> None:
+    record = ttr_record([0.1, 0.2, 0.4], 0.5)
+    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record, "tuned_1": record})
+    predictions = dict(make_predictions())
+    write_record(folder / "tuned_0", record, predictions)
+    other = predictions["tuned/top1"].copy()
+    other[0] += 1  # of three texts one differs
+    write_record(folder / "tuned_1", record, predictions | {"tuned/top1": other})
+    spec = parse_report({"figures": {"f": FIGURES["agreement"]}}).figures["f"]
+    figure = figures.draw(load_sweep(folder), spec)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["100.0", "66.7", "66.7", "100.0"]
+
+
+def test_a_figure_without_data_has_a_reason(tmp_path: Path) -> None:
+    report = {"figures": {name: spec for name, spec in FIGURES.items() if name != "text"}}
+    empty = write_sweep(tmp_path / "empty", report, {})
+    assert "(bars: no run has finished)" in (write_report(empty) / "README.md").read_text()
+    record = ttr_record([0.1, 0.2, 0.4], 0.5)
+    folder = write_sweep(tmp_path / "x", report, {"tuned_0": record})
+    readme = (write_report(folder) / "README.md").read_text()
+    assert "(agreement: fewer than two runs have predictions.npz" in readme
+    assert "(next_tokens: no run has evaluation.top_tokens of the dataset news)" in readme
+    assert "(per_layer: no run has mechanism.measures of this)" in readme
+    assert "(rank_shift: no run has mechanism.measures=[ranks])" in readme
+
+
+def test_layers_are_drawn_in_order_with_the_final_norm_apart(tmp_path: Path) -> None:
+    record = ttr_record([0.1, 0.2, 0.4], 0.5, mechanism=make_mechanism())
+    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record})
+    spec = parse_report({"figures": {"f": FIGURES["per_layer"]}}).figures["f"]
+    panel = figures.draw(load_sweep(folder), spec).axes[0]
+    curve, outside = panel.lines
+    assert curve.get_ydata().tolist() == [0, 1, 2, 3]
+    assert outside.get_ydata().tolist() == [0, 3]
+    labels = [label.get_text() for label in panel.get_xticklabels()]
+    assert labels == ["embedding", "1", "2", "final norm"]
+
+
+def test_a_figure_of_an_unknown_axis_is_an_error(half_done: Path) -> None:
+    spec = parse_report({"figures": {"f": FIGURES["bars"] | {"rows": "systems"}}}).figures["f"]
+    with pytest.raises(UserError, match=r"no such axis(.|\n)*did you mean system"):
+        figures.draw(load_sweep(half_done), spec)
+
+
+def test_positions_with_a_new_token_come_first_and_stay_in_order() -> None:
+    next_tokens = make_next_tokens()
+    (changed,) = changed_positions(next_tokens, 1)
+    assert changed.context == "It is"
+    assert [token.text for token in changed.tuned] == [" $b", " a"]
+    assert [position.context for position in changed_positions(next_tokens, 9)] == ["It", "It is"]
+    assert changed_positions(NextTokens(token_texts=["It"], positions=[]), 3) == []
