@@ -363,6 +363,12 @@ def test_a_pretrained_model_has_an_id_and_a_config_before_it_is_built(
     assert resolve_model(other, store).id != model.id
 
 
+def test_an_unknown_architecture_is_a_users_error(compose: Compose, store: Store) -> None:
+    cfg = compose("preset=images", "model.architecture.model_type=imagegtp").model
+    with pytest.raises(UserError, match="transformers cannot build it"):
+        resolve_model(cfg, store).transformers_config()
+
+
 def test_a_run_pretrains_tunes_and_completes_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

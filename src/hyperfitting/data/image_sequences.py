@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from hyperfitting.data.config import DatasetConfig, ImageConfig, TextsConfig
 from hyperfitting.data.images import Images, ImageSplit, load_images, ordered, split_images
-from hyperfitting.data.packaged_images import Pixels
 from hyperfitting.data.sequences import (
     EVALUATION_SEED,
     EvaluationTexts,
@@ -18,7 +17,7 @@ from hyperfitting.data.sequences import (
 from hyperfitting.errors import UserError
 from hyperfitting.fields import id_config
 from hyperfitting.models.base import BaseModel
-from hyperfitting.models.image_format import ImageFormat
+from hyperfitting.models.image_format import ImageFormat, Pixels
 from hyperfitting.store.artifact import Artifact, Step, Store
 
 VERSION = 1

@@ -26,8 +26,7 @@ def read_step(
     """Return the step that reads a dataset's documents or images; only its id is determined."""
     if cfg.image is None:
         return documents_step(cfg, store, progress, at)
-    with errors_at(at):
-        return images_step(cfg, cfg.image, store, progress)
+    return images_step(cfg, cfg.image, store, progress, at)
 
 
 def training_sequences_step(
