@@ -1,4 +1,4 @@
-"""Reading image files that nobody vouches for: right, or a UserError that names the file.
+"""Reading untrusted image files: as RGB, or a UserError that names the file.
 
 Pillow decodes them, in the formats of `FORMATS` only: none that starts another program, such as
 Ghostscript. Size and number of pixels are checked before anything is decoded.

@@ -144,8 +144,8 @@ METRICS: dict[str, dict[str, Any]] = {
     ),
     "gen/class_kept": _entry(
         "class kept",
-        "share of completed images in which a classifier sees the class of the true image; that of "
-        "the references is its accuracy",
+        "share of completed images whose class, as a classifier predicts it, is that of the true "
+        "image; of the references it is the classifier's accuracy",
         _recognition("class_kept"),
         direction="higher",
         format="{:.2f}",
@@ -153,7 +153,7 @@ METRICS: dict[str, dict[str, Any]] = {
     ),
     "gen/class_confidence": _entry(
         "confidence of the classifier",
-        "probability of the class that the classifier sees in the completed image",
+        "probability of the class that the classifier predicts for the completed image",
         _recognition("confidence"),
         in_summary=True,
     ),
