@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from hyperfitting.data.config import DatasetConfig, TextsConfig
+from hyperfitting.data.modality import held_out_step
 from hyperfitting.data.sequences import (
     EvaluationTexts,
     Sequences,
     Tokens,
-    evaluation_texts_step,
     load_evaluation_texts,
     load_sequences,
     sequences_step,
@@ -33,7 +33,7 @@ def build_evaluation_texts(
     base: BaseModel, cfg: DatasetConfig, store: Store, n: int = 10, at: str = "dataset"
 ) -> EvaluationTexts:
     documents = documents_step(cfg, store, at=at).ensure()
-    step = evaluation_texts_step(cfg, documents, base, store, n_texts=n, length=32, at=at)
+    step = held_out_step(cfg, documents, base, store, n_texts=n, length=32, at=at)
     return load_evaluation_texts(step.ensure())
 
 
@@ -87,7 +87,7 @@ def test_ids_depend_on_exactly_what_changes_the_tokens(
     def ids(**fields: Any) -> tuple[str, str]:
         cfg = files_config(many_documents, **{"seq_len": 32} | fields)
         documents = documents_step(cfg, store).artifact
-        texts = evaluation_texts_step(cfg, documents, base, store, n_texts=5, length=32)
+        texts = held_out_step(cfg, documents, base, store, n_texts=5, length=32)
         return sequences_step(cfg, documents, base, store).artifact.id, texts.artifact.id
 
     sequences, texts = ids()
@@ -95,7 +95,7 @@ def test_ids_depend_on_exactly_what_changes_the_tokens(
     cfg = TextsConfig(name="mine", source="files", path=str(many_documents))
     at = "evaluation.datasets.mine"
     documents = documents_step(cfg, store, at=at).artifact
-    step = evaluation_texts_step(cfg, documents, base, store, n_texts=5, length=32, at=at)
+    step = held_out_step(cfg, documents, base, store, n_texts=5, length=32, at=at)
     assert step.artifact.id == texts
     changed = {"seed": 1, "n_train": 3, "n_val": 3, "seq_len": 8, "validation_fraction": 0.3}
     for field, value in changed.items():
@@ -206,6 +206,6 @@ def test_errors_of_an_evaluation_dataset_name_its_own_fields(
     cfg = files_config(many_documents)
     documents = documents_step(cfg, store, at=at).ensure()
     with pytest.raises(UserError, match="only 0 held-out texts of 900 tokens") as raised:
-        evaluation_texts_step(cfg, documents, base, store, n_texts=5, length=900, at=at).ensure()
+        held_out_step(cfg, documents, base, store, n_texts=5, length=900, at=at).ensure()
     assert "evaluation.datasets.other.sequences=packed" in str(raised.value)
     assert "evaluation.n_texts=5" in str(raised.value)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
+from hyperfitting.apps import write
 from hyperfitting.config import RunConfig
 from hyperfitting.data.config import ImageConfig
 from hyperfitting.data.image_sequences import to_tokens
@@ -26,6 +28,7 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.forward import compute_token_stats
+from hyperfitting.mechanism.static_bias import logit_means
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.image_format import ImageFormat, PixelTokenizer
 from hyperfitting.models.loading import load
@@ -313,6 +316,42 @@ def test_models_and_datasets_of_other_modalities_are_refused(
         training_sequences_step(dataset, images.artifact, imagegpt, store).ensure()
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("evaluation.downstream=[local_agreement]", "for models of text"),
+        ("evaluation.mauve=base", "for models of text"),
+        ("mechanism.measures=[weights,lens]", "for models of text"),
+        ("mechanism.measures=[weights,geometry]", "one more than the model has positions"),
+        ("decode=contrastive", "one more than the model has positions"),
+    ],
+)
+def test_what_does_not_work_on_image_models_is_refused(
+    compose: Compose, override: str, problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem) as error:
+        compose("preset=images", override)
+    assert override.startswith(error.value.field.rpartition(".")[0])
+
+
+def test_what_needs_a_position_for_each_token_works_without_sos(compose: Compose) -> None:
+    compose("preset=images", "mechanism.measures=[weights]")
+    overrides = ("mechanism.measures=[geometry,ranks,loops]", "decode=contrastive")
+    compose("preset=images", "dataset.image.prepend_sos=false", *overrides)
+    compose("preset=images", "evaluation.max_new_tokens=[47]", *overrides)
+
+
+def test_mean_logits_leave_out_sos_which_has_none(imagegpt: BaseModel) -> None:
+    model, sequences = load(imagegpt).eval(), digit_sequences(3)
+    with torch.no_grad():
+        inputs = torch.tensor(sequences[:, :-1], dtype=torch.long)
+        logits = model(input_ids=inputs).logits.numpy()  # (3, 64, 17)
+    means = logit_means(model, [sequences], batch_size=2)
+    np.testing.assert_allclose(means.logits, logits.mean((0, 1)), rtol=1e-3, atol=1e-4)
+    ranks = scipy.stats.rankdata(-logits, axis=-1, method="ordinal").mean((0, 1))
+    np.testing.assert_allclose(means.ranks, ranks, atol=0.02)  # rounding swaps near ties
+
+
 def test_a_pretrained_model_has_an_id_and_a_config_before_it_is_built(
     compose: Compose, store: Store
 ) -> None:
@@ -324,7 +363,15 @@ def test_a_pretrained_model_has_an_id_and_a_config_before_it_is_built(
     assert resolve_model(other, store).id != model.id
 
 
-def test_a_run_pretrains_tunes_and_completes_images(tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_a_users_error(compose: Compose, store: Store) -> None:
+    cfg = compose("preset=images", "model.architecture.model_type=imagegtp").model
+    with pytest.raises(UserError, match="transformers cannot build it"):
+        resolve_model(cfg, store).transformers_config()
+
+
+def test_a_run_pretrains_tunes_and_completes_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = hyperfit(
         tmp_path, *SMALL, "model=imagegpt_digits", "model.architecture.n_embd=32",
         "model.architecture.n_layer=2", "model.pretraining.n_train=32", "model.pretraining.n_val=8",
@@ -345,3 +392,6 @@ def test_a_run_pretrains_tunes_and_completes_images(tmp_path: Path) -> None:
     outcomes = {check.name: check.outcome for check in checks}
     assert "failed" not in outcomes.values()
     assert {outcomes[name] for name in ("config", "scores", "artifact ids")} == {"passed"}
+    with pytest.raises(SystemExit):
+        write.main([str(tmp_path / "run"), "ffffff", "--store", str(tmp_path / "outputs/store")])
+    assert "is a run of images" in capsys.readouterr().err

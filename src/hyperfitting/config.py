@@ -12,7 +12,7 @@ from typing import Any, cast, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from hyperfitting.data.config import DatasetConfig, TextsConfig
+from hyperfitting.data.config import DatasetConfig, TextsConfig, register_resolvers
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.evaluation.config import EvaluationConfig
@@ -71,6 +71,7 @@ class RunConfig:
         self._check_replacement()
         self._check_patching()
         self._check_mechanism()
+        self._check_images()
         self._check_ngram_lengths()
         if self.hardware.plan_gpu_memory_gb and not self.plan:
             raise UserError(
@@ -190,6 +191,40 @@ class RunConfig:
                     hint="tuning=full, or another tuning",
                 )
 
+    def _check_images(self) -> None:
+        """Refuse what does not work on image models."""
+        if self.dataset.image is None:
+            return
+        measures, strategy = self.mechanism.measures, self.decode.strategy
+        for field, value in (
+            ("evaluation.downstream", self.evaluation.downstream),
+            ("evaluation.mauve", self.evaluation.mauve),
+            ("mechanism.measures", [measure for measure in measures if measure == "lens"]),
+        ):
+            if value:
+                raise UserError(
+                    "is for models of text, not of images",
+                    field=field,
+                    value=value,
+                    hint="another model and dataset",
+                )
+        n_pixels = self.dataset.image.n_pixels  # and positions: SOS and all pixels are one more
+        if max(self.evaluation.total_len, self.evaluation.reference_len) <= n_pixels:
+            return
+        for field, value in (
+            ("mechanism.measures", [measure for measure in measures if measure != "weights"]),
+            ("decode.strategy", [strategy] if strategy == "contrastive" else []),
+        ):
+            if value:
+                raise UserError(
+                    "feeds the model every token, and an image with SOS has one more than the "
+                    "model has positions",
+                    field=field,
+                    value=", ".join(value),
+                    valid=f"with at most {n_pixels} tokens of context and continuation",
+                    hint="dataset.image.prepend_sos=false",
+                )
+
     def _check_ngram_lengths(self) -> None:
         """Refuse n-grams longer than the text they are counted in."""
         blocker = self.decode.citation_blocker
@@ -224,30 +259,9 @@ class RunConfig:
 
 
 def register() -> None:
-    """Register the schema with Hydra, as the config that `conf/config.yaml` begins with.
-
-    And the resolvers of lengths that follow from the size of `dataset.image`.
-    """
+    """Register the schema with Hydra, as the config that `conf/config.yaml` begins with."""
     ConfigStore.instance().store(name="schema", node=RunConfig, provider="hyperfitting")
-    OmegaConf.register_new_resolver("image_tokens", _image_tokens, replace=True)
-    OmegaConf.register_new_resolver("rest_of_image", _rest_of_image, replace=True)
-
-
-def _image_tokens(fraction: float, *, _root_: DictConfig) -> int:
-    """Return the tokens of the first pixels of an image, SOS included: `${image_tokens:0.25}`.
-
-    Of a text, those of the first part of `dataset.seq_len`.
-    """
-    dataset = _root_.dataset
-    if dataset.image is None:
-        return round(fraction * int(dataset.seq_len))
-    n_pixels = int(dataset.image.height) * int(dataset.image.width)
-    return round(fraction * n_pixels) + int(dataset.image.prepend_sos)
-
-
-def _rest_of_image(context_len: int, *, _root_: DictConfig) -> int:
-    """Return the tokens of an image after its context: `${rest_of_image:${…context_len}}`."""
-    return _image_tokens(1.0, _root_=_root_) - context_len
+    register_resolvers()
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:

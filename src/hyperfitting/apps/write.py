@@ -32,13 +32,20 @@ def write(arguments: argparse.Namespace) -> None:
     """Continue the prompt, and print each continuation.
 
     Raises:
-        UserError: the run cannot be opened, or the prompt is empty or too long.
+        UserError: the run cannot be opened or is of images, or the prompt is empty or too long.
     """
     from hyperfitting.apps.finished_run import open_run
     from hyperfitting.formatting import make_console
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     run = open_run(arguments.run, arguments.store, arguments.device)
+    if run.record.image is not None:
+        raise UserError(
+            "is a run of images, and prompts are text",
+            field="RUN",
+            value=arguments.run,
+            hint="its completed images are in continuations.html",
+        )
     decode = decode_config(run.record.config["decode"], arguments.overrides)
     new_tokens = arguments.max_new_tokens or run.record.overall.max_new_tokens
     tokens = _prompt_tokens(run, prompt, new_tokens)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hyperfitting.fields import RECORD, at_least, fraction, one_of, required, setting
 
@@ -22,9 +22,14 @@ class ImageConfig:
     skeleton, each pixel stands one position earlier than in pre-training."""
 
     @property
+    def n_pixels(self) -> int:
+        """Pixels of an image."""
+        return self.height * self.width
+
+    @property
     def n_tokens(self) -> int:
         """Tokens of an image, SOS included."""
-        return self.height * self.width + self.prepend_sos
+        return self.n_pixels + self.prepend_sos
 
     def check(self, at: str) -> None:
         """Refuse invalid values; ``at`` is the position of this config in the whole."""
@@ -108,3 +113,26 @@ class DatasetConfig(TextsConfig):
         at_least("dataset.n_val", self.n_val, 1)
         fraction("dataset.validation_fraction", self.validation_fraction)
         at_least("dataset.seed", self.seed, 0)
+
+
+def register_resolvers() -> None:
+    """Register the resolvers of lengths that follow from the size of `dataset.image`."""
+    OmegaConf.register_new_resolver("image_tokens", _image_tokens, replace=True)
+    OmegaConf.register_new_resolver("rest_of_image", _rest_of_image, replace=True)
+
+
+def _image_tokens(fraction: float, *, _root_: DictConfig) -> int:
+    """Return the tokens of the first pixels of an image, SOS included: `${image_tokens:0.25}`.
+
+    Of a text, those of the first part of `dataset.seq_len`.
+    """
+    dataset = _root_.dataset
+    if dataset.image is None:
+        return round(fraction * int(dataset.seq_len))
+    n_pixels = int(dataset.image.height) * int(dataset.image.width)
+    return round(fraction * n_pixels) + int(dataset.image.prepend_sos)
+
+
+def _rest_of_image(context_len: int, *, _root_: DictConfig) -> int:
+    """Return the tokens of an image after its context: `${rest_of_image:${…context_len}}`."""
+    return _image_tokens(1.0, _root_=_root_) - context_len

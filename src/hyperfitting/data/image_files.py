@@ -1,4 +1,4 @@
-"""Reading image files that nobody vouches for: right, or a UserError that names the file.
+"""Reading untrusted image files: as RGB, or a UserError that names the file.
 
 Pillow decodes them, in the formats of `FORMATS` only: none that starts another program, such as
 Ghostscript. Size and number of pixels are checked before anything is decoded.
@@ -8,10 +8,10 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hyperfitting.errors import UserError, exhausted_resource
+from hyperfitting.models.image_format import Pixels
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, whatever the name of the file says."""
@@ -28,7 +28,6 @@ _DEEP_MODES = {"I;16": 16, "I;16L": 16, "I;16B": 16, "I;16N": 16}
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 log = logging.getLogger(__name__)
-Pixels = NDArray[np.uint8]
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -3,22 +3,21 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hyperfitting.data.config import DatasetConfig, ImageConfig, TextsConfig
 from hyperfitting.data.images import Images, ImageSplit, load_images, ordered, split_images
-from hyperfitting.data.packaged_images import Pixels
 from hyperfitting.data.sequences import (
     EVALUATION_SEED,
+    EvaluationTexts,
     SplitSizes,
     Tokens,
-    save_evaluation_texts,
     save_sequences,
 )
-from hyperfitting.data.sources import errors_at
 from hyperfitting.errors import UserError
 from hyperfitting.fields import id_config
 from hyperfitting.models.base import BaseModel
-from hyperfitting.models.image_format import ImageFormat
+from hyperfitting.models.image_format import ImageFormat, Pixels
 from hyperfitting.store.artifact import Artifact, Step, Store
 
 VERSION = 1
@@ -46,19 +45,23 @@ def image_sequences_step(
     """
 
     def build(work: Path) -> None:
-        image_format = _format(base, image, "dataset")
+        image_format = _format(base, image)
         loaded = load_images(images)
         split = split_images(loaded, cfg.holdout_fraction, cfg.validation_fraction)
-        rows = (split.train, split.validation)
+
+        def take(field: str, n: int, rows: NDArray[np.int64]) -> Tokens:
+            _check_count(field, n, len(rows), cfg, loaded)
+            return to_tokens(ordered(loaded, rows, cfg.seed)[:n], image_format, image)
+
+        train, val = split.train, split.validation
         if for_pretraining:
-            rows = (split.pretraining, split.pretraining_validation)
-        for name, n, part in zip(("n_train", "n_val"), (cfg.n_train, cfg.n_val), rows, strict=True):
-            _check_count(f"dataset.{name}", n, len(part), cfg, loaded)
-        train, val = (
-            to_tokens(ordered(loaded, part, cfg.seed)[:n], image_format, image)
-            for part, n in zip(rows, (cfg.n_train, cfg.n_val), strict=True)
+            train, val = split.pretraining, split.pretraining_validation
+        save_sequences(
+            work,
+            take("dataset.n_train", cfg.n_train, train),
+            take("dataset.n_val", cfg.n_val, val),
+            _sizes(loaded, split),
         )
-        save_sequences(work, train, val, _sizes(loaded, split))
 
     artifact = store.artifact(
         "sequences",
@@ -71,64 +74,29 @@ def image_sequences_step(
     return Step(artifact, build)
 
 
-def evaluation_images_step(
-    cfg: TextsConfig,
-    image: ImageConfig,
-    images: Artifact,
-    base: BaseModel,
-    store: Store,
-    *,
-    n_texts: int,
-    length: int,
-    at: str = "dataset",
-) -> Step:
-    """Return the step of the held-out images of one evaluation dataset.
+def held_out_images(
+    cfg: TextsConfig, image: ImageConfig, images: Images, base: BaseModel, n: int, length: int
+) -> EvaluationTexts:
+    """Return the first ``n`` held-out images, cut to ``length`` tokens, SOS included.
 
-    Its build raises UserError if there are too few images, or fewer pixels than asked for.
-
-    Args:
-        cfg: the dataset; its seed, if it has one, changes nothing here.
-        image: whether SOS is prepended.
-        images: the `images` artifact.
-        base: quantizes them.
-        store: where the tokens are kept.
-        n_texts: number of images, N.
-        length: tokens of each: the context and its reference continuation, SOS included.
-        at: position of ``cfg`` in the whole config, for error messages.
+    Raises:
+        UserError: there are too few images, or they have fewer tokens; or the model is not made
+            for them.
     """
-
-    def build(work: Path) -> None:
-        image_format = _format(base, image, at)
-        if length > image.n_tokens:
-            raise UserError(
-                "longer than an image",
-                field="evaluation.context_len + evaluation.max_new_tokens",
-                value=length,
-                valid=f"at most {image.n_tokens} tokens",
-            )
-        loaded = load_images(images)
-        held_out = split_images(loaded, cfg.holdout_fraction, 0.0).held_out
-        with errors_at(at):
-            _check_count("evaluation.n_texts", n_texts, len(held_out), cfg, loaded)
-        pictures = ordered(loaded, held_out, EVALUATION_SEED)[:n_texts]
-        tokens = to_tokens(pictures, image_format, image)[:, :length]
-        decode = base.tokenizer().decode
-        texts = [[decode([token]) for token in row] for row in tokens.tolist()]
-        save_evaluation_texts(work, tokens, texts)
-
-    artifact = store.artifact(
-        "evaluation_texts",
-        version=VERSION,
-        config={
-            "modality": "image",
-            "prepend_sos": image.prepend_sos,
-            "holdout_fraction": cfg.holdout_fraction,
-            "n_texts": n_texts,
-            "length": length,
-        },
-        inputs={"images": images.id, "model": base.id},
-    )
-    return Step(artifact, build)
+    image_format = _format(base, image)
+    if length > image.n_tokens:
+        raise UserError(
+            "longer than an image",
+            field="evaluation.context_len + evaluation.max_new_tokens",
+            value=length,
+            valid=f"at most {image.n_tokens} tokens",
+        )
+    held_out = split_images(images, cfg.holdout_fraction, 0.0).held_out
+    _check_count("evaluation.n_texts", n, len(held_out), cfg, images)
+    pictures = ordered(images, held_out, EVALUATION_SEED)[:n]
+    tokens = to_tokens(pictures, image_format, image)[:, :length]
+    decode = base.tokenizer().decode
+    return EvaluationTexts(tokens, [[decode([token]) for token in row] for row in tokens.tolist()])
 
 
 def to_tokens(pictures: Pixels, image_format: ImageFormat, image: ImageConfig) -> Tokens:
@@ -138,13 +106,13 @@ def to_tokens(pictures: Pixels, image_format: ImageFormat, image: ImageConfig) -
     return np.concatenate([sos, tokens], axis=1)
 
 
-def _format(base: BaseModel, image: ImageConfig, at: str) -> ImageFormat:
+def _format(base: BaseModel, image: ImageConfig) -> ImageFormat:
     """Return the model's image format; refuse a model that is not made for these images."""
     image_format = base.image_format()
     if image_format is None:
         raise UserError(
             f"is of images, and {base.name} is no image model",
-            field=f"{at}.image",
+            field="dataset.image",
             value=f"{image.height} x {image.width}",
             hint="model=imagegpt_digits or imagegpt_small, or a dataset of texts",
         )
@@ -152,7 +120,7 @@ def _format(base: BaseModel, image: ImageConfig, at: str) -> ImageFormat:
     if size != models_size:
         raise UserError(
             f"{base.name} is made for images of another size",
-            field=f"{at}.image.height, {at}.image.width",
+            field="dataset.image.height, dataset.image.width",
             value=" x ".join(map(str, size)),
             valid=" x ".join(map(str, models_size)),
         )

@@ -11,7 +11,7 @@ A set depends on a hash of the photograph's own pixels, as that of a text (`data
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,12 @@ from hyperfitting.data import packaged_images
 from hyperfitting.data.config import ImageConfig, TextsConfig
 from hyperfitting.data.hub_dataset import explain_datasets_errors, load_rows
 from hyperfitting.data.image_files import find_images, read_image
-from hyperfitting.data.packaged_images import Pixels
+from hyperfitting.data.sources import errors_at
 from hyperfitting.data.splits import uniform_hash
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.fields import id_config
 from hyperfitting.models import hub
+from hyperfitting.models.image_format import Pixels
 from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.store.artifact import Artifact, Step, Store
 from hyperfitting.store.hashing import fingerprint
@@ -65,29 +66,40 @@ Groups = Iterable[tuple[Pixels, int]]
 
 
 def images_step(
-    cfg: TextsConfig, image: ImageConfig, store: Store, progress: ProgressReporter = no_op
+    cfg: TextsConfig,
+    image: ImageConfig,
+    store: Store,
+    progress: ProgressReporter = no_op,
+    at: str = "dataset",
 ) -> Step:
     """Return the step that reads a dataset's images. Only its id is determined here.
+
+    Args:
+        cfg: the dataset.
+        image: size that images are scaled to.
+        store: where they are kept.
+        progress: displays the reading.
+        at: position of ``cfg`` in the whole config, for error messages.
 
     Raises:
         UserError: the source does not exist or cannot be reached; so does the step's build if an
             image cannot be read.
     """
-    source_id, read = _SOURCES[cfg.source](cfg, image, progress)
+    with errors_at(at):
+        source_id, read = _SOURCES[cfg.source](cfg, image, progress)
 
     def build(work: Path) -> None:
-        pixels, groups, seen, n_read = [], [], set(), 0
-        with progress(f"reading {cfg.name}", 0, "images") as advance:
+        distinct: dict[bytes, tuple[Pixels, int]] = {}
+        n_read = 0
+        with errors_at(at), progress(f"reading {cfg.name}", 0, "images") as advance:
             for picture, group in read():
                 resized = _resize(picture, image)
+                distinct.setdefault(resized.tobytes(), (resized, group))
                 n_read += 1
                 advance(1)
-                if resized.tobytes() not in seen:
-                    seen.add(resized.tobytes())
-                    pixels.append(resized)
-                    groups.append(group)
-        if not pixels:
-            raise UserError("holds no image", field="dataset.path", value=cfg.path)
+            if not distinct:
+                raise UserError("holds no image", field="dataset.path", value=cfg.path)
+        pixels, groups = zip(*distinct.values(), strict=True)
         np.save(work / "images.npy", np.stack(pixels), allow_pickle=False)
         np.save(work / "groups.npy", np.array(groups, np.int32), allow_pickle=False)
         np.save(work / "n_read.npy", np.int64(n_read), allow_pickle=False)
@@ -116,7 +128,7 @@ def split_images(images: Images, holdout_fraction: float, validation_fraction: f
     """Split images by photograph.
 
     Args:
-        images: N of them.
+        images: N images.
         holdout_fraction: of the photographs that are not for pre-training, for evaluation.
         validation_fraction: of the others, and of those for pre-training.
     """
@@ -126,9 +138,10 @@ def split_images(images: Images, holdout_fraction: float, validation_fraction: f
         members = np.flatnonzero(images.groups == group)
         name = _set_of(min(keys[members]), images, holdout_fraction, validation_fraction)
         sets.setdefault(name, []).append(members)
-    none = [np.zeros(0, np.int64)]
-    names = ImageSplit.__dataclass_fields__
-    return ImageSplit(**{name: np.concatenate(sets.get(name, none)) for name in names})
+    empty = [np.zeros(0, np.int64)]
+    return ImageSplit(
+        **{f.name: np.concatenate(sets.get(f.name, empty)) for f in fields(ImageSplit)}
+    )
 
 
 def _set_of(key: str, images: Images, holdout_fraction: float, validation_fraction: float) -> str:

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from hyperfitting.data.config import ImageConfig
 from hyperfitting.errors import UserError, near_matches
-
-Pixels = NDArray[np.uint8]
-"""(H, W, 3) or (N, H, W, 3): red, green and blue."""
+from hyperfitting.models.image_format import Pixels
 
 
 def source_id(name: str) -> str:

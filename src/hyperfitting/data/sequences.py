@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from hyperfitting.data.config import DatasetConfig, TextsConfig
 from hyperfitting.data.duplicates import near_duplicate_groups
-from hyperfitting.data.sources import Documents, errors_at, load_documents
+from hyperfitting.data.sources import Documents, load_documents
 from hyperfitting.data.splits import Split, count_words, cut_passages, shuffled, split_documents
 from hyperfitting.data.tokenization import DocumentTokenizer, token_texts
 from hyperfitting.errors import UserError
@@ -37,7 +37,6 @@ from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Artifact, Step, Store
 
 SEQUENCES_VERSION = 2
-EVALUATION_TEXTS_VERSION = 4
 Tokens = NDArray[np.int32]
 TokenLists = Sequence[Sequence[int] | NDArray[np.int32]] | Tokens
 
@@ -137,54 +136,24 @@ def load_split_sizes(artifact: Artifact) -> SplitSizes:
     return SplitSizes(**json.loads(artifact.file(_SIZES_FILE).read_text("utf-8")))
 
 
-def evaluation_texts_step(
-    cfg: TextsConfig,
-    documents: Artifact,
-    base: BaseModel,
-    store: Store,
-    *,
-    n_texts: int,
-    length: int,
-    at: str = "dataset",
-) -> Step:
-    """Return the step that cuts the held-out texts of one evaluation dataset.
+def held_out_texts(
+    cfg: TextsConfig, documents: Documents, base: BaseModel, n: int, length: int
+) -> EvaluationTexts:
+    """Return the first ``n`` held-out texts, cut to ``length`` tokens.
 
-    Its build raises UserError if there are too few documents, or they are too short.
-
-    Args:
-        cfg: the dataset; its seed, if it has one, changes nothing here.
-        documents: its documents.
-        base: tokenizes them.
-        store: where the texts are kept.
-        n_texts: number of texts, N.
-        length: tokens of each text, T: the context and its reference continuation.
-        at: position of ``cfg`` in the whole config, for error messages.
+    Raises:
+        UserError: there are too few documents, or they are too short.
     """
-
-    def build(work: Path) -> None:
-        base.check_length("evaluation.text_len", length)
-        loaded = load_documents(documents)
-        candidates = shuffled(_split(loaded, cfg).held_out, EVALUATION_SEED)
-        if cfg.sequences == "packed":
-            candidates = cut_passages(candidates, length)
-        texts = _take_prefixes(candidates, n_texts, length, DocumentTokenizer(base))
-        with errors_at(at):
-            _check_count("evaluation.n_texts", n_texts, len(texts), cfg, length, loaded)
-        decode = base.tokenizer().decode
-        save_evaluation_texts(work, texts, [token_texts(decode, text) for text in texts])
-
-    artifact = store.artifact(
-        "evaluation_texts",
-        version=EVALUATION_TEXTS_VERSION,
-        config={
-            "sequences": cfg.sequences,
-            "holdout_fraction": cfg.holdout_fraction,
-            "n_texts": n_texts,
-            "length": length,
-        },
-        inputs={"documents": documents.id, "model": base.id},
+    base.check_length("evaluation.text_len", length)
+    candidates = shuffled(_split(documents, cfg).held_out, EVALUATION_SEED)
+    if cfg.sequences == "packed":
+        candidates = cut_passages(candidates, length)
+    texts = _take_prefixes(candidates, n, length, DocumentTokenizer(base))
+    _check_count("evaluation.n_texts", n, len(texts), cfg, length, documents)
+    decode = base.tokenizer().decode
+    return EvaluationTexts(
+        np.asarray(texts, np.int32), [token_texts(decode, text) for text in texts]
     )
-    return Step(artifact, build)
 
 
 def load_evaluation_texts(artifact: Artifact) -> EvaluationTexts:
@@ -202,10 +171,10 @@ def save_sequences(work: Path, train: TokenLists, val: TokenLists, sizes: SplitS
     write_json(work / _SIZES_FILE, asdict(sizes))
 
 
-def save_evaluation_texts(work: Path, tokens: TokenLists, texts: list[list[str]]) -> None:
+def save_evaluation_texts(work: Path, texts: EvaluationTexts) -> None:
     """Write the files of an `evaluation_texts` artifact."""
-    _save(work / "texts.npy", tokens)
-    write_json(work / "token_texts.json", texts)
+    _save(work / "texts.npy", texts.tokens)
+    write_json(work / "token_texts.json", texts.token_texts)
 
 
 def _save(path: Path, sequences: TokenLists) -> None:

@@ -1,4 +1,4 @@
-"""What scores of completed images need beyond those of texts: pixels, and a classifier's view.
+"""What scores of completed images need beyond those of texts: pixels, and predicted classes.
 
 The classifier is trained on real images with known classes that are neither trained on nor
 evaluated; it is the same for all runs with the same sets.
@@ -106,13 +106,13 @@ def _joined(
 
 
 class Classifier:
-    """Tells the classes of complete images: logistic regression on random RBF features.
+    """Predicts the class of an image: logistic regression on random RBF features.
 
     Args:
         labeled: images with known classes.
         excluded: (N, H * W) images that it must not be trained or tested on.
         colors: (K, 3) of the tokens.
-        n_pixels: the first pixels, which it sees; the others it ignores.
+        n_pixels: the first pixels, which are its input; the others are ignored.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Classifier:
         self._model.fit(self._features(labeled.tokens[train]), labeled.classes[train])
         predicted, _ = self(labeled.tokens[test])
         self.is_correct = (predicted == labeled.classes[test]).astype(float)
-        """Of each real image that it is tested on, whether it tells its class."""
+        """Of each real image that it is tested on, 1 if the prediction is right, else 0."""
 
     def __call__(self, tokens: Tokens) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the class of each image (N, H * W), and the probability of that class."""
@@ -150,38 +150,36 @@ class Classifier:
 def recognize(
     scoring: ImageScoring, sides: dict[str, ImageInputs], resamples: int
 ) -> tuple[Recognition, dict[str, dict[str, NDArray[Any]]]] | None:
-    """Return the classes that a classifier sees, and by side the inputs of its metrics.
+    """Return the predicted classes, and by side the inputs of the metrics of recognition.
 
     None: the classes of the evaluation images are not known, or the images are not complete.
 
     Args:
         scoring: the images with known classes.
         sides: complete images of the tuned model, the base model and the references.
-        resamples: bootstrap resamples of its accuracy.
+        resamples: bootstrap resamples of the classifier's accuracy.
     """
-    true = next(iter(sides.values())).references
-    if scoring.labeled is None or true.shape[1] != scoring.format.height:
+    inputs = sides["reference"]
+    if scoring.labeled is None or inputs.references.shape[1] != scoring.format.height:
         return None
-    inputs = next(iter(sides.values()))
-    flat = _flat(true)
-    known = {row.tobytes(): c for row, c in zip(scoring.labeled.tokens.astype(np.int32),
-                                                scoring.labeled.classes, strict=True)}  # fmt: skip
-    keys = [row.tobytes() for row in flat.astype(np.int32)]
-    if not all(key in known for key in keys):
+    true_images = _flat(inputs.references)
+    classes = _classes_of(true_images, scoring.labeled)
+    if classes is None:
         return None
-    classes = np.array([known[key] for key in keys])
-    excluded = np.concatenate([flat, _flat(inputs.training)])
-    classifier = Classifier(scoring.labeled, excluded, inputs.colors, flat.shape[1])
+    excluded = np.concatenate([true_images, _flat(inputs.training)])
+    n_pixels = true_images.shape[1]
+    classifier = Classifier(scoring.labeled, excluded, inputs.colors, n_pixels)
     of_context = Classifier(scoring.labeled, excluded, inputs.colors, inputs.start)
-    predictions = {side: classifier(_flat(images.images)) for side, images in sides.items()}
     accuracy = bootstrap_mean(classifier.is_correct, resamples)
-    visible = bootstrap_mean((of_context(flat)[0] == classes).astype(float), resamples)
-    if accuracy is None or visible is None:
+    from_context = (of_context(true_images)[0] == classes).astype(float)
+    context_accuracy = bootstrap_mean(from_context, resamples)
+    if accuracy is None or context_accuracy is None:
         return None
+    predictions = {side: classifier(_flat(images.images)) for side, images in sides.items()}
     recognition = Recognition(
         n_train=classifier.n_train,
         accuracy=accuracy,
-        context_accuracy=visible,
+        context_accuracy=context_accuracy,
         true=classes.tolist(),
         **{side: predicted.tolist() for side, (predicted, _) in predictions.items()},
     )
@@ -190,6 +188,14 @@ def recognize(
         for side, (predicted, confidence) in predictions.items()
     }
     return recognition, arrays
+
+
+def _classes_of(images: Tokens, labeled: LabeledImages) -> NDArray[np.integer] | None:
+    """Return the class of each image (N, H * W); none: one of them is not labeled."""
+    keys = [row.tobytes() for row in labeled.tokens.astype(np.int32)]
+    known = dict(zip(keys, labeled.classes, strict=True))
+    classes = [known.get(row.tobytes()) for row in images.astype(np.int32)]
+    return None if None in classes else np.array(classes)
 
 
 def _flat(images: Tokens) -> Tokens:

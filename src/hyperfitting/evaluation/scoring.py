@@ -141,7 +141,7 @@ class Comparison:
     contexts: list[TokenizedText]
     """(N)"""
     recognition: Recognition | None = None
-    """What a classifier sees; none: there is none."""
+    """Classes predicted of completed images; none: there is no classifier."""
 
 
 def score(
@@ -174,40 +174,41 @@ def score(
     }
     recognition = None
     if images is not None:
-        recognition = _add_images(inputs, images, contexts, reference, corpus, evaluation)
+        starts = [context.tokens for context in contexts]
+        true = [sample.tokens for sample in reference.continuations]
+        inputs, recognition = _with_images(inputs, images, starts, true, corpus, evaluation)
     scores = {side: _score(outputs[side], inputs[side], evaluation) for side in SIDES}
     return Comparison(**scores, contexts=contexts, recognition=recognition)
 
 
-def _add_images(
+def _with_images(
     inputs: dict[str, dict[int, ScoringInputs]],
     images: ImageScoring,
-    contexts: list[TokenizedText],
-    reference: ModelOutput,
+    contexts: list[list[int]],
+    references: list[list[int]],
     corpus: NgramCorpus,
     evaluation: EvaluationConfig,
-) -> Recognition | None:
-    """Add the images to what metrics compute from; return what a classifier sees in them."""
-    starts = [context.tokens for context in contexts]
-    true = [sample.tokens for sample in reference.continuations]
-    for by_length in inputs.values():
-        for length, side in by_length.items():
-            pixels = images.inputs(starts, side.continuations, true, corpus.tokens)
-            by_length[length] = replace(side, images=pixels)
+) -> tuple[dict[str, dict[int, ScoringInputs]], Recognition | None]:
+    """Return the inputs with their images, and the classes predicted of the complete ones."""
+    pixels = {
+        side: {
+            length: images.inputs(contexts, texts.continuations, references, corpus.tokens)
+            for length, texts in by_length.items()
+        }
+        for side, by_length in inputs.items()
+    }
     full = evaluation.continuation_len
-    complete = {side: by_length[full].images for side, by_length in inputs.items()}
     recognized = recognize(
-        images, {side: i for side, i in complete.items() if i is not None}, evaluation.bootstrap
+        images, {side: by_length[full] for side, by_length in pixels.items()}, evaluation.bootstrap
     )
-    if recognized is None:
-        return None
-    recognition, arrays = recognized
-    for name, seen in arrays.items():
-        scored = inputs[name][full]
-        if scored.images is not None:
-            with_classes = replace(scored.images, recognition=seen)
-            inputs[name][full] = replace(scored, images=with_classes)
-    return recognition
+    recognition, arrays = recognized or (None, {})
+    for side, of_classifier in arrays.items():
+        pixels[side][full] = replace(pixels[side][full], recognition=of_classifier)
+    with_images = {
+        side: {length: replace(t, images=pixels[side][length]) for length, t in by_length.items()}
+        for side, by_length in inputs.items()
+    }
+    return with_images, recognition
 
 
 def _score(

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfitting.decoding.generate import n_unscored_ids
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.forward import for_each_batch
 from hyperfitting.progress import Advance
@@ -46,7 +47,8 @@ def logit_means(
         batch_size: texts per forward pass.
         advance: reports tokens.
     """
-    n_vocabulary, device = model.config.get_text_config().vocab_size, model.device
+    n_vocabulary = model.config.get_text_config().vocab_size - n_unscored_ids(model)
+    device = model.device
     sums = torch.zeros(2, n_vocabulary, dtype=torch.float64)
     places = torch.arange(1, n_vocabulary + 1, device=device)
 

@@ -5,6 +5,7 @@ The functions of pixels stand in `raster`. What any token sequence has (`gen/rep
 same metrics as for text.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,49 +20,60 @@ _WIDTH_PER_SHIFT = 16
 """Images of 8 to 16 pixels are shifted by up to 1, of 32 by up to 2."""
 
 
-def _of(inputs: ScoringInputs) -> ImageInputs:
-    assert inputs.images is not None  # noqa: S101  (`Metric.is_measured`)
-    return inputs.images
+def _of_images(function: Callable[[ImageInputs], Floats]) -> PerText:
+    """Return a function of images as one of the scoring inputs, which hold them."""
+
+    def per_text(inputs: ScoringInputs) -> Floats:
+        if inputs.images is None:
+            raise ValueError("the inputs are of text")
+        return function(inputs.images)
+
+    return per_text
 
 
-def _row_repeat(inputs: ScoringInputs) -> Floats:
-    return raster.row_repeat(_of(inputs).images, _of(inputs).start)
+@_of_images
+def _row_repeat(inputs: ImageInputs) -> Floats:
+    return raster.row_repeat(inputs.images, inputs.start)
 
 
 def _column_rep(n: int) -> PerText:
-    return lambda inputs: raster.column_rep_n(_of(inputs).images, _of(inputs).start, n)
+    return _of_images(lambda inputs: raster.column_rep_n(inputs.images, inputs.start, n))
 
 
-def _distinct_colors(inputs: ScoringInputs) -> Floats:
-    return raster.distinct_colors(_of(inputs).images, _of(inputs).start)
+@_of_images
+def _distinct_colors(inputs: ImageInputs) -> Floats:
+    return raster.distinct_colors(inputs.images, inputs.start)
 
 
-def _total_variation(inputs: ScoringInputs) -> Floats:
-    images = _of(inputs)
-    return raster.total_variation(images.colors[images.images], images.start)
+@_of_images
+def _total_variation(inputs: ImageInputs) -> Floats:
+    return raster.total_variation(inputs.colors[inputs.images], inputs.start)
 
 
-def _edge_density(inputs: ScoringInputs) -> Floats:
-    images = _of(inputs)
-    return raster.edge_density(images.colors[images.images], images.start)
+@_of_images
+def _edge_density(inputs: ImageInputs) -> Floats:
+    return raster.edge_density(inputs.colors[inputs.images], inputs.start)
 
 
-def _mse(inputs: ScoringInputs) -> Floats:
-    images = _of(inputs)
-    colors = images.colors
-    return raster.mse(colors[images.images], colors[images.references], images.start)
+@_of_images
+def _mse(inputs: ImageInputs) -> Floats:
+    colors = inputs.colors
+    return raster.mse(colors[inputs.images], colors[inputs.references], inputs.start)
 
 
-def _nearest(shifted: bool) -> PerText:
-    def distance(inputs: ScoringInputs) -> Floats:
-        images = _of(inputs)
-        colors, width = images.colors, images.images.shape[2]
-        shift = max(1, width // _WIDTH_PER_SHIFT) if shifted and width > 1 else 0
-        return raster.nearest_distance(
-            colors[images.images], colors[images.training], images.start, shift
-        )
+@_of_images
+def _nearest_train(inputs: ImageInputs) -> Floats:
+    colors = inputs.colors
+    return raster.nearest_distance(colors[inputs.images], colors[inputs.training], inputs.start)
 
-    return distance
+
+@_of_images
+def _nearest_train_shifted(inputs: ImageInputs) -> Floats:
+    colors, width = inputs.colors, inputs.images.shape[2]
+    shift = min(width - 1, max(1, width // _WIDTH_PER_SHIFT))
+    return raster.nearest_distance(
+        colors[inputs.images], colors[inputs.training], inputs.start, shift
+    )
 
 
 def _bits_per_pixel(inputs: ScoringInputs) -> Floats:
@@ -69,7 +81,7 @@ def _bits_per_pixel(inputs: ScoringInputs) -> Floats:
 
 
 def _recognition(name: str) -> PerText:
-    return lambda inputs: np.asarray(_of(inputs).recognition[name], dtype=np.float64)
+    return _of_images(lambda inputs: np.asarray(inputs.recognition[name], dtype=np.float64))
 
 
 def _entry(label: str, description: str, function: PerText, **entry: Any) -> dict[str, Any]:
@@ -121,19 +133,19 @@ METRICS: dict[str, dict[str, Any]] = {
         "distance to the nearest training image",
         "root mean square difference of the generated pixels to the same pixels of the nearest "
         "training image, 0 to 1; 0: a copy",
-        _nearest(shifted=False),
+        _nearest_train,
         in_summary=True,
     ),
     "gen/nearest_train_shifted": _entry(
         "distance to the nearest training image, shifted",
         "the same, at the best shift of the training image by up to one pixel in each direction "
         f"(a {_WIDTH_PER_SHIFT}th of the width, if that is more)",
-        _nearest(shifted=True),
+        _nearest_train_shifted,
     ),
     "gen/class_kept": _entry(
         "class kept",
-        "share of completed images in which a classifier sees the class of the true image; that of "
-        "the references is its accuracy",
+        "share of completed images whose class, as a classifier predicts it, is that of the true "
+        "image; of the references it is the classifier's accuracy",
         _recognition("class_kept"),
         direction="higher",
         format="{:.2f}",
@@ -141,7 +153,7 @@ METRICS: dict[str, dict[str, Any]] = {
     ),
     "gen/class_confidence": _entry(
         "confidence of the classifier",
-        "probability of the class that the classifier sees in the completed image",
+        "probability of the class that the classifier predicts for the completed image",
         _recognition("confidence"),
         in_summary=True,
     ),

@@ -50,13 +50,13 @@ def column_rep_n(tokens: Tokens, start: int, n: int) -> Floats:
         keys = keys * base + tokens[:, i : i + keys.shape[1]]
     generated = np.arange(keys.shape[1] * width) >= start  # by the n-gram's first pixel
     ngrams = keys.reshape(len(tokens), -1)[:, generated]  # (N, n-grams)
-    return 1 - _distinct(ngrams) / _count(ngrams.shape[1])
+    repeated: Floats = 1 - _distinct(ngrams) / max(1, ngrams.shape[1])
+    return repeated
 
 
 def distinct_colors(tokens: Tokens, start: int) -> Floats:
     """Return the number of colors that the generated pixels have."""
-    pixels = tokens.reshape(len(tokens), -1)[:, start:]
-    return _distinct(pixels) + 0 * _count(pixels.shape[1])
+    return _distinct(tokens.reshape(len(tokens), -1)[:, start:])
 
 
 def total_variation(colors: Colors, start: int) -> Floats:
@@ -142,11 +142,9 @@ def _generated(colors: Colors, start: int) -> NDArray[np.bool_]:
 
 
 def _distinct(values: NDArray[np.integer]) -> Floats:
-    """Return the number of distinct values of each row (N, T)."""
+    """Return the number of distinct values of each row (N, T); NaN where T is 0."""
+    if values.shape[1] == 0:
+        return np.full(len(values), np.nan)
     changes = np.diff(np.sort(values, axis=1), axis=1) != 0
-    distinct: Floats = changes.sum(axis=1).astype(np.float64) + (values.shape[1] > 0)
+    distinct: Floats = 1 + changes.sum(axis=1).astype(np.float64)
     return distinct
-
-
-def _count(n: int) -> float:
-    return float(n) if n else float("nan")

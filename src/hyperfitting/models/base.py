@@ -77,7 +77,7 @@ class BaseModel:
         """Return the size and palette of its images; None: it is a model of text.
 
         Raises:
-            UserError: the folder of an image model does not tell.
+            UserError: its `preprocessor_config.json` names no palette or size.
         """
         return read_image_format(self.folder())
 

@@ -24,6 +24,7 @@ _ROWS = 1 << 16
 
 Tokens = NDArray[np.int32]
 Pixels = NDArray[np.uint8]
+"""(H, W, 3) or (N, H, W, 3): red, green and blue."""
 
 
 @dataclass(frozen=True, eq=False)

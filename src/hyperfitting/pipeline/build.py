@@ -74,11 +74,6 @@ def build_pipeline(
     training = None
     if cfg.tuning.method != "none":
         training = training_job(cfg.training, sequences.artifact, base, store)
-    models = _models(cfg, base, training, device, store)
-    replacement: dict[str, Step] = {}
-    if training is not None and models.tuned is not None and cfg.intervention.is_on:
-        replacement, state = _intervention(cfg, models.tuned.state, training, progress)
-        models = replace(models, tuned=LazyModel(state, device, cfg.hardware.device_map))
     setting = Setting(
         cfg.evaluation,
         cfg.decode,
@@ -88,14 +83,11 @@ def build_pipeline(
         store,
         progress,
     )
-    if models.tuned is not None and cfg.decode.control.is_on:
-        uncontrolled, controls = models.tuned, control_steps(setting, models.base, models.tuned)
-        replacement |= controls
-        state = control_state(setting, models.base, uncontrolled, controls["control"])
-        tuned = LazyModel(state, device, cfg.hardware.device_map)
-        models = replace(models, tuned=tuned, uncontrolled=uncontrolled)
+    models = _models(cfg, base, training, device, store)
+    models, replacement = _replace_tuned(cfg, models, training, setting, device)
     base_artifacts = model_artifacts(setting, models.base, models.base, models.features)
     tuned_artifacts, mechanism = base_artifacts, MechanismArtifacts()
+    patching: dict[str, Step] = {}
     if models.tuned is not None:
         tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
         mechanism = mechanism_artifacts(
@@ -105,10 +97,9 @@ def build_pipeline(
             models.tuned,
             {"tuned": tuned_artifacts.written, "base": base_artifacts.written},
         )
-    patching: dict[str, Step] = {}
-    if models.tuned is not None and cfg.evaluation.patch_block is not None:
-        for name, step in base_artifacts.continuations.items():
-            patching |= patching_steps(setting, models.base, models.tuned, name, step.artifact)
+        if cfg.evaluation.patch_block is not None:
+            for name, step in base_artifacts.continuations.items():
+                patching |= patching_steps(setting, models.base, models.tuned, name, step.artifact)
     return Pipeline(
         cfg,
         base,
@@ -145,6 +136,31 @@ def _evaluation_texts(
         length=cfg.evaluation.reference_len,
         at=_at(cfg, name),
     )
+
+
+def _replace_tuned(
+    cfg: RunConfig,
+    models: Models,
+    training: TrainingJob | None,
+    setting: Setting,
+    device: torch.device,
+) -> tuple[Models, dict[str, Step]]:
+    """Put an intervention or a control in the tuned model's place, if the config has one.
+
+    Returns:
+        The models, and the steps of what takes the tuned model's place, inputs first.
+    """
+    steps: dict[str, Step] = {}
+    if training is not None and models.tuned is not None and cfg.intervention.is_on:
+        steps, state = _intervention(cfg, models.tuned.state, training, setting.progress)
+        models = replace(models, tuned=LazyModel(state, device, cfg.hardware.device_map))
+    if models.tuned is not None and cfg.decode.control.is_on:
+        uncontrolled, controls = models.tuned, control_steps(setting, models.base, models.tuned)
+        steps |= controls
+        state = control_state(setting, models.base, uncontrolled, controls["control"])
+        tuned = LazyModel(state, device, cfg.hardware.device_map)
+        models = replace(models, tuned=tuned, uncontrolled=uncontrolled)
+    return models, steps
 
 
 def _intervention(

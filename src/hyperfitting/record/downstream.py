@@ -1,4 +1,4 @@
-"""The part of results.json about downstream tasks: what hyperfitting costs."""
+"""The part of results.json about downstream tasks."""
 
 from typing import Literal
 

@@ -200,7 +200,8 @@ class Record(StrictModel):
         default=None, description="of an image model; null: its tokens are text"
     )
     recognition: Recognition | None = Field(
-        default=None, description="what a classifier sees in completed images; null: there is none"
+        default=None,
+        description="predicted classes of completed images; null: there is no classifier",
     )
     artifacts: dict[str, str] = Field(description="folder of each artifact of this run")
     timings: Timings = Field(description="wall-clock times")

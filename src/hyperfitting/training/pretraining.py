@@ -7,13 +7,11 @@ validation loss become a model folder like any other.
 """
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 
 from hyperfitting.data.config import DatasetConfig, ImageConfig
@@ -25,7 +23,7 @@ from hyperfitting.models.base import BaseModel, base_model, store_model
 from hyperfitting.models.config import ModelConfig, PretrainingConfig, TuningConfig
 from hyperfitting.models.image_format import ImageFormat, PixelTokenizer
 from hyperfitting.models.loading import ModelState
-from hyperfitting.models.random_init import initialized_model
+from hyperfitting.models.random_init import initialized_model, transformers_config
 from hyperfitting.models.size import model_size
 from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.runtime.config import HardwareConfig
@@ -59,10 +57,10 @@ def resolve_model(
     if cfg.source != "pretraining" or cfg.pretraining is None:
         return base_model(cfg, store, progress)
     plan = cfg.pretraining
-    dataset = _dataset(plan)
     image = ImageConfig(height=plan.height, width=plan.width)
+    dataset = _dataset(plan, image)
     images = images_step(dataset, image, store, progress)
-    initial = _initial_model(cfg, plan, images.artifact, store)
+    initial = _initial_model(cfg, plan, dataset, images.artifact, store)
     sequences = image_sequences_step(
         dataset, image, images.artifact, initial, store, for_pretraining=True
     )
@@ -89,14 +87,12 @@ def resolve_model(
     return store_model(cfg, step, initial.transformers_config)
 
 
-def _dataset(plan: PretrainingConfig) -> DatasetConfig:
-    image = ImageConfig(height=plan.height, width=plan.width)
+def _dataset(plan: PretrainingConfig, image: ImageConfig) -> DatasetConfig:
     return DatasetConfig(
         name=f"{plan.images} for pre-training",
         source="package",
         path=plan.images,
         image=image,
-        seq_len=image.n_tokens,
         n_train=plan.n_train,
         n_val=plan.n_val,
         seed=plan.seed,
@@ -131,27 +127,25 @@ def _training(plan: PretrainingConfig, hardware: HardwareConfig) -> TrainingConf
 
 
 def _initial_model(
-    cfg: ModelConfig, plan: PretrainingConfig, images: Artifact, store: Store
+    cfg: ModelConfig,
+    plan: PretrainingConfig,
+    dataset: DatasetConfig,
+    images: Artifact,
+    store: Store,
 ) -> BaseModel:
     """Return the randomly initialized model, with the palette of the images to train on."""
     architecture = dict(cfg.architecture or {})
+    sizes = {"vocab_size": plan.colors + 1, "n_positions": plan.height * plan.width}  # and SOS
+    initial = replace(cfg, architecture=sizes | architecture)
 
-    @cache
     def config() -> Any:
-        return transformers.AutoConfig.for_model(
-            **{
-                "vocab_size": plan.colors + 1,  # and SOS
-                "n_positions": plan.height * plan.width,
-                **architecture,
-            }
-        )
+        return transformers_config(initial)
 
     def build(work: Path) -> None:
         loaded = load_images(images)
-        dataset = _dataset(plan)
         split = split_images(loaded, dataset.holdout_fraction, dataset.validation_fraction)
-        rows = split.pretraining
-        colors = palette(loaded.pixels[rows].reshape(-1, 3), plan.colors, plan.seed)
+        pixels = loaded.pixels[split.pretraining].reshape(-1, 3)
+        colors = palette(pixels, plan.colors, plan.seed)
         initialized_model(config()).save_pretrained(work)
         image_format = ImageFormat(plan.height, plan.width, colors)
         PixelTokenizer(image_format).save_pretrained(work)

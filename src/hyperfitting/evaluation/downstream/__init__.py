@@ -1,1 +1,1 @@
-"""What hyperfitting costs: benchmarks of base and tuned model by lm-evaluation-harness."""
+"""Downstream tasks: benchmarks of base and tuned model, by lm-evaluation-harness."""

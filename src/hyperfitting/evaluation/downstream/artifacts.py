@@ -80,18 +80,17 @@ def _questions_steps(
     setting: Setting, task: local_tasks.LocalTask, holdout_fraction: float
 ) -> dict[str, Step]:
     """Return the steps of a local task's documents, if it has any, and questions."""
-    steps: dict[str, Step] = {}
+    documents: Step | None = None
     config: dict[str, Any] = {"questions": task.questions}
     if task.domain is not None:
         texts = TextsConfig(name=task.domain, source="package", path=task.domain)
-        steps[f"documents/{task.domain}"] = documents_step(texts, setting.store, setting.progress)
+        documents = documents_step(texts, setting.store, setting.progress)
         config["holdout_fraction"] = holdout_fraction
-    inputs = {"documents": step.artifact.id for step in steps.values()}  # noqa: B035 - one or none
 
     def build(work: Path) -> None:
         held_out: list[str] = []
-        for step in steps.values():
-            loaded = load_documents(step.artifact)
+        if documents is not None:
+            loaded = load_documents(documents.artifact)
             held_out = split_documents(loaded.texts, loaded.groups, holdout_fraction, 0).held_out
         rows = local_tasks.make_questions(task, held_out)
         if not rows:
@@ -106,8 +105,9 @@ def _questions_steps(
         "downstream_questions",
         version=local_tasks.VERSION,
         config=config,
-        inputs=inputs,
+        inputs={} if documents is None else {"documents": documents.artifact.id},
     )
+    steps = {} if documents is None else {f"documents/{task.domain}": documents}
     return steps | {f"questions/{task.questions}": Step(artifact, build)}
 
 
@@ -147,15 +147,7 @@ def answers_step(
                 **options,
             )
             advance(1)
-        (work / _SAMPLES).mkdir(exist_ok=True)
-        for name, samples in results["samples"].items():
-            lines = (harness.sample_line(sample) + "\n" for sample in samples)
-            write_text(work / _SAMPLES / f"{name}.jsonl", "".join(lines))
-        kept = {name: results.get(name, {}) for name in _KEPT}
-        kept["hashes"] = {n: harness.task_hash(s) for n, s in results["samples"].items()}
-        kept["output_types"] = {n: c.get("output_type") for n, c in results["configs"].items()}
-        kept["harness"] = version
-        write_json(work / _RESULTS, json.loads(json.dumps(kept, default=harness.plain)))
+        _save(work, results, version)
 
     artifact = setting.store.artifact(
         "downstream",
@@ -164,6 +156,19 @@ def answers_step(
         inputs={"model": model.state.id} | ({"questions": questions.id} if questions else {}),
     )
     return Step(artifact, build)
+
+
+def _save(work: Path, results: dict[str, Any], version: str) -> None:
+    """Write the files of a `downstream` artifact, from the results of the harness."""
+    (work / _SAMPLES).mkdir(exist_ok=True)
+    for name, samples in results["samples"].items():
+        lines = (harness.sample_line(sample) + "\n" for sample in samples)
+        write_text(work / _SAMPLES / f"{name}.jsonl", "".join(lines))
+    kept = {name: results.get(name, {}) for name in _KEPT}
+    kept["hashes"] = {n: harness.task_hash(s) for n, s in results["samples"].items()}
+    kept["output_types"] = {n: c.get("output_type") for n, c in results["configs"].items()}
+    kept["harness"] = version
+    write_json(work / _RESULTS, json.loads(json.dumps(kept, default=harness.plain)))
 
 
 def load_results(artifact: Artifact) -> dict[str, Any]:

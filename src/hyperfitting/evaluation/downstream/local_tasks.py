@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any
 
 from hyperfitting.data.splits import shuffled
@@ -74,7 +75,7 @@ def make_questions(task: LocalTask, held_out: Sequence[str]) -> list[Row]:
         task: which.
         held_out: documents; of templates none.
     """
-    rng = random.Random(f"{task.questions}/{VERSION}")  # noqa: S311 - not for secrets
+    rng = random.Random(f"{task.questions}/{VERSION}")  # noqa: S311  (seeded by the task: the same questions in every run)
     if task.domain is None:
         rows = list(_FROM_TEMPLATES[task.kind](rng))
         rng.shuffle(rows)
@@ -130,18 +131,18 @@ def _metric(name: str) -> dict[str, Any]:
 def _passages(documents: Sequence[str]) -> Iterator[list[str]]:
     """Yield passages as lists of three or more consecutive sentences, a few of each document."""
     for document in shuffled(documents, 0):
-        taken = 0
-        passage: list[str] = []
-        for sentence in _SENTENCE.findall(re.sub(r"\s+", " ", document)):
-            passage.append(sentence)
-            n_words = sum(len(part.split()) for part in passage)
-            if n_words >= _MIN_WORDS and len(passage) >= 3:
-                if n_words <= _MAX_WORDS:
-                    yield passage
-                    taken += 1
-                passage = []
-            if taken == _PER_DOCUMENT:
-                break
+        yield from islice(_cut(document), _PER_DOCUMENT)
+
+
+def _cut(document: str) -> Iterator[list[str]]:
+    passage: list[str] = []
+    for sentence in _SENTENCE.findall(re.sub(r"\s+", " ", document)):
+        passage.append(sentence)
+        n_words = sum(len(part.split()) for part in passage)
+        if n_words >= _MIN_WORDS and len(passage) >= 3:
+            if n_words <= _MAX_WORDS:
+                yield passage
+            passage = []
 
 
 def _last_words(passages: Sequence[list[str]]) -> Iterator[tuple[str, str]]:
@@ -198,37 +199,32 @@ _ENDINGS = ("old", "in the garden", "very small", "from London")
 
 def _agreement(rng: random.Random) -> Iterator[Row]:
     """Yield subjects with an attractor of the other number (Linzen et al., 2016)."""
-    for noun in _NOUNS:
-        for place in _PLACES:
-            for other in _NOUNS:
-                if other == noun:
-                    continue
-                for subject, attractor, verb in (
-                    (noun, f"{other}s", "is"),
-                    (f"{noun}s", other, "are"),
-                ):
-                    context = f"The {subject} {place} {attractor}"
-                    wrong = "are" if verb == "is" else "is"
-                    end = rng.choice(_ENDINGS)
-                    row = _choice_row(rng, context, f" {verb} {end}.", [f" {wrong} {end}."])
-                    yield row | {
-                        "prompt": f"Fill in is or are.\n{context} ___ {end}.\nAnswer:",
-                        "answer": verb,
-                    }
+    for noun, place, other, verb in product(_NOUNS, _PLACES, _NOUNS, ("is", "are")):
+        if other == noun:
+            continue
+        subject, attractor, wrong = noun, f"{other}s", "are"
+        if verb == "are":
+            subject, attractor, wrong = f"{noun}s", other, "is"
+        context = f"The {subject} {place} {attractor}"
+        end = rng.choice(_ENDINGS)
+        row = _choice_row(rng, context, f" {verb} {end}.", [f" {wrong} {end}."])
+        yield row | {
+            "prompt": f"Fill in is or are.\n{context} ___ {end}.\nAnswer:",
+            "answer": verb,
+        }
 
 
 def _arithmetic(rng: random.Random) -> Iterator[Row]:
     """Yield sums and differences up to 40, after two that are solved."""
-    for a in range(1, 21):
-        for b in range(1, 21):
-            for sign, result in (("+", a + b), ("-", a - b)):
-                if result < 0:
-                    continue
-                near = {result + d for d in (-10, -2, -1, 1, 2, 10)}
-                wrong = rng.sample(sorted(n for n in near if n >= 0), 3)
-                context = f"2 + 3 = 5\n9 - 2 = 7\n{a} {sign} {b} ="
-                row = _choice_row(rng, context, f" {result}", [f" {n}" for n in wrong])
-                yield row | {"prompt": context, "answer": str(result)}
+    for a, b, sign in product(range(1, 21), range(1, 21), "+-"):
+        result = a + b if sign == "+" else a - b
+        if result < 0:
+            continue
+        near = {result + d for d in (-10, -2, -1, 1, 2, 10)}
+        wrong = rng.sample(sorted(n for n in near if n >= 0), 3)
+        context = f"2 + 3 = 5\n9 - 2 = 7\n{a} {sign} {b} ="
+        row = _choice_row(rng, context, f" {result}", [f" {n}" for n in wrong])
+        yield row | {"prompt": context, "answer": str(result)}
 
 
 _FROM_TEXTS: dict[str, Callable[[Sequence[list[str]], random.Random], Iterator[Row]]] = {

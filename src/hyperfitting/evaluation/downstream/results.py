@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,6 @@ from hyperfitting.metrics.calibration import brier_scores, calibration
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
 from hyperfitting.record.downstream import Downstream, DownstreamTask, Form, TaskScore
-from hyperfitting.store.artifact import Artifact
 
 Floats = NDArray[np.float64]
 _PREFERRED = ("acc", "exact_match")
@@ -31,8 +31,13 @@ _PREFERRED = ("acc", "exact_match")
 class Answers:
     """One model's answers to a task, (N,) questions."""
 
+    form: Form
     metric: str
-    filter: str
+    """The harness's metric, with its filter: `acc,none`."""
+    value: float | None
+    """Its value as the harness reports it."""
+    stderr: float | None
+    """Its standard error as the harness reports it."""
     questions: list[str]
     """Hash of each question."""
     correct: Floats
@@ -40,6 +45,7 @@ class Answers:
     logits: Floats | None
     """(N, C) log-likelihoods of the choices, padded with -inf; none: no multiple choice."""
     gold: NDArray[np.int64]
+    """Index of the right choice."""
 
 
 def build_downstream(artifacts: DownstreamArtifacts, resamples: int) -> Downstream | None:
@@ -49,75 +55,82 @@ def build_downstream(artifacts: DownstreamArtifacts, resamples: int) -> Downstre
         artifacts: all answers; built.
         resamples: bootstrap resamples of the questions.
     """
+    answers: dict[str, dict[str, Answers]] = {}
     tasks: dict[str, DownstreamTask] = {}
-    pooled: dict[str, dict[str, list[Floats]]] = {"tuned": {}, "base": {}}
     version = ""
     for requested, step in artifacts.base.items():
-        base_results = load_results(step.artifact)
-        version = base_results["harness"]
-        for name in base_results["output_types"]:
-            both = {
-                side: read_answers(artifact, name)
-                for side, artifact in (
-                    ("tuned", artifacts.tuned[requested].artifact),
-                    ("base", step.artifact),
-                )
+        sides = {"tuned": artifacts.tuned[requested].artifact, "base": step.artifact}
+        results = {side: load_results(artifact) for side, artifact in sides.items()}
+        version = results["base"]["harness"]
+        for name in results["base"]["output_types"]:
+            answers[name] = {
+                side: read_answers(load_samples(artifact, name), results[side], name)
+                for side, artifact in sides.items()
             }
-            task = _task(name, artifacts.tuned[requested].artifact, step.artifact, both, resamples)
-            tasks[name] = task
-            for side, answers in both.items():
-                pooled[side].setdefault(f"down/{task.form}", []).append(answers.correct)
-                if answers.logits is not None:
-                    p = softmax(answers.logits, axis=1)
-                    scores = brier_scores(p, answers.gold)
-                    pooled[side].setdefault("down/brier", []).append(scores)
+            tasks[name] = _task(name, results["base"], answers[name], resamples)
     if not tasks:
         return None
     return Downstream(
         harness=version,
         tasks=tasks,
         estimates={
-            "tuned": _pooled(pooled["tuned"], resamples),
-            "base": _pooled(pooled["base"], resamples),
+            side: _pooled([by_side[side] for by_side in answers.values()], resamples)
+            for side in ("tuned", "base")
         },
     )
 
 
-def _pooled(values: dict[str, list[Floats]], resamples: int) -> dict[str, Estimate]:
+def _pooled(tasks: Iterable[Answers], resamples: int) -> dict[str, Estimate]:
+    """Return the metrics `down/…` of one model over the questions of all tasks."""
+    values: dict[str, list[Floats]] = {}
+    for answers in tasks:
+        values.setdefault(f"down/{answers.form}", []).append(answers.correct)
+        if answers.logits is not None:
+            scores = brier_scores(softmax(answers.logits, axis=1), answers.gold)
+            values.setdefault("down/brier", []).append(scores)
     estimates = {
         key: bootstrap_mean(np.concatenate(parts), resamples) for key, parts in values.items()
     }
     return {key: value for key, value in estimates.items() if value is not None}
 
 
-def read_answers(artifact: Artifact, task: str) -> Answers:
+def read_answers(samples: Sequence[dict[str, Any]], results: dict[str, Any], task: str) -> Answers:
     """Return a model's answers to a task.
 
     Of a task with several filters the first counts; of several metrics the accuracy.
+
+    Args:
+        samples: one for each question and filter.
+        results: of the harness.
+        task: its name.
     """
-    samples = load_samples(artifact, task)
     chosen = samples[0]["filter"]
     samples = sorted((s for s in samples if s["filter"] == chosen), key=lambda s: s["doc_id"])
     metrics = samples[0]["metrics"]
     metric = next((name for name in _PREFERRED if name in metrics), next(iter(metrics)))
-    logits, gold = None, np.zeros(len(samples), np.int64)
-    if load_results(artifact)["output_types"][task] == "multiple_choice":
-        n_choices = max(len(sample["choices"]) for sample in samples)
-        logits = np.full((len(samples), n_choices), -np.inf)
-        for row, sample in enumerate(samples):
-            values = [value[0] for value in sample["filtered_resps"]][: len(sample["choices"])]
-            logits[row, : len(values)] = values
-            gold[row] = _gold(sample)
-        if (gold < 0).any():
-            logits = None
+    output_type, values = results["output_types"][task], results["results"][task]
+    gold = np.array([_gold(sample) for sample in samples], np.int64)
+    has_logits = output_type == "multiple_choice" and (gold >= 0).all()
     return Answers(
-        metric,
-        chosen,
+        "generation" if output_type == "generate_until" else "likelihood",
+        f"{metric},{chosen}",
+        _number(values.get(f"{metric},{chosen}")),
+        _number(values.get(f"{metric}_stderr,{chosen}")),
         [sample["doc_hash"] for sample in samples],
         np.array([_is_correct(sample["metrics"][metric]) for sample in samples], np.float64),
-        logits,
+        _logits(samples) if has_logits else None,
         gold,
     )
+
+
+def _logits(samples: Sequence[dict[str, Any]]) -> Floats:
+    """Return the log-likelihoods of the choices, (N, C), padded with -inf."""
+    n_choices = max(len(sample["choices"]) for sample in samples)
+    logits = np.full((len(samples), n_choices), -np.inf)
+    for row, sample in enumerate(samples):
+        values = [value[0] for value in sample["filtered_resps"]][: len(sample["choices"])]
+        logits[row, : len(values)] = values
+    return logits
 
 
 def _gold(sample: dict[str, Any]) -> int:
@@ -137,44 +150,40 @@ def _is_correct(value: Any) -> float:
 
 
 def _task(
-    name: str, tuned: Artifact, base: Artifact, both: dict[str, Answers], resamples: int
+    name: str, results: dict[str, Any], answers: dict[str, Answers], resamples: int
 ) -> DownstreamTask:
-    results = load_results(base)
-    if both["tuned"].questions != both["base"].questions:
+    """Return both models' scores on a task; ``results``: the base model's, of the harness."""
+    tuned, base = answers["tuned"], answers["base"]
+    if tuned.questions != base.questions:
         raise ValueError(f"{name}: the two models answered different questions")
-    form: Form = "likelihood"
-    if results["output_types"][name] == "generate_until":
-        form = "generation"
-    difference = paired_difference(both["tuned"].correct, both["base"].correct, resamples)
+    difference = paired_difference(tuned.correct, base.correct, resamples)
     if difference is None:
         raise ValueError(f"{name}: no question was answered")
-    logits = both["base"].logits
     chance = local_tasks.chance(name)
-    if logits is not None:
-        chance = float((1 / np.isfinite(logits).sum(1)).mean())
-    version, task_hash = results["versions"].get(name), results["hashes"].get(name)
+    if base.logits is not None:
+        chance = float((1 / np.isfinite(base.logits).sum(1)).mean())
+    version = results["versions"].get(name)
     return DownstreamTask(
-        form=form,
+        form=base.form,
         version=None if version is None else str(version),
-        hash=task_hash,
+        hash=results["hashes"].get(name),
         num_fewshot=int(results["n-shot"].get(name) or 0),
         chance=chance,
-        tuned=_score(name, tuned, both["tuned"], chance),
-        base=_score(name, base, both["base"], chance),
+        tuned=_score(tuned, chance),
+        base=_score(base, chance),
         difference=difference,
-        mcnemar=mcnemar(both["tuned"].correct, both["base"].correct),
+        mcnemar=mcnemar(tuned.correct, base.correct),
     )
 
 
-def _score(name: str, artifact: Artifact, answers: Answers, chance: float | None) -> TaskScore:
-    values = load_results(artifact)["results"][name]
+def _score(answers: Answers, chance: float | None) -> TaskScore:
     of_questions = accuracy(answers.correct)
     low, high = of_questions.ci95 or (0.0, 1.0)
     return TaskScore(
         accuracy=of_questions,
-        metric=f"{answers.metric},{answers.filter}",
-        value=_number(values.get(f"{answers.metric},{answers.filter}")),
-        stderr=_number(values.get(f"{answers.metric}_stderr,{answers.filter}")),
+        metric=answers.metric,
+        value=answers.value,
+        stderr=answers.stderr,
         at_chance=None if chance is None else low <= chance <= high,
         calibration=None if answers.logits is None else calibration(answers.logits, answers.gold),
     )
