@@ -11,12 +11,12 @@ from torch.distributions import Categorical
 from hyperfitting.config import RunConfig
 from hyperfitting.data.sequences import Sequences, load_evaluation_texts, load_sequences
 from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
-from hyperfitting.evaluation import scoring
 from hyperfitting.evaluation.artifacts import ModelArtifacts, continuations_step, model_artifacts
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.outputs import contexts, model_output, reference_output
-from hyperfitting.evaluation.scoring import Comparison, NgramCorpus
+from hyperfitting.evaluation.scoring import Comparison, NgramCorpus, score
 from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.evaluation.slices import slices
 from hyperfitting.metrics.per_text import row_means
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.config import TuningConfig
@@ -112,7 +112,7 @@ def evaluate(setting: Setting, base: BaseModel, features: bool = False) -> Evalu
     tuned = built(model_artifacts(setting, lazy(state), base_model, reader))
     base_output = model_output(built(model_artifacts(setting, base_model, base_model, reader)))
     references = [load_evaluation_texts(artifact) for artifact in setting.texts.values()]
-    comparison = scoring.score(
+    comparison = score(
         model_output(tuned),
         base_output,
         reference_output(base_output, references, setting.evaluation),
@@ -248,9 +248,9 @@ def test_mauve_is_measured_with_a_models_features(
     config.evaluation.n_texts = 120
     setting = setting_of(config, store, news=texts(store, "many", 120))
     comparison = evaluate(setting, base, features=True).comparison
-    slices = scoring.slices(comparison, config.evaluation)
-    assert 0 < slices[0].tuned["gen/mauve"].mean < 1
-    assert slices[0].tuned["gen/mauve"].n == 123
-    by_dataset = {s.dataset: s.tuned for s in slices if s.max_new_tokens == max(NEW)}
+    parts = slices(comparison, config.evaluation)
+    assert 0 < parts[0].tuned["gen/mauve"].mean < 1
+    assert parts[0].tuned["gen/mauve"].n == 123
+    by_dataset = {s.dataset: s.tuned for s in parts if s.max_new_tokens == max(NEW)}
     assert "gen/mauve" in by_dataset["news"]
     assert "gen/mauve" not in by_dataset["fiction"]  # 3 texts say nothing

@@ -12,10 +12,9 @@ from hyperfitting.evaluation.scoring import (
     ModelOutput,
     NgramCorpus,
     TokenizedText,
-    notes,
     score,
-    slices,
 )
+from hyperfitting.evaluation.slices import notes, slices
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
 from hyperfitting.models.image_format import ImageFormat

@@ -14,11 +14,9 @@ from hyperfitting.evaluation.scoring import (
     ModelOutput,
     NgramCorpus,
     TokenizedText,
-    notes,
-    per_text,
     score,
-    slices,
 )
+from hyperfitting.evaluation.slices import notes, per_text, slices
 from hyperfitting.metrics.bleu import dataset_bleu, self_bleu
 from hyperfitting.metrics.diversity import ROLLING_WINDOW
 from hyperfitting.metrics.overlap import histogram

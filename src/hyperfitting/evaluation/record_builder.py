@@ -8,14 +8,8 @@ import numpy as np
 
 from hyperfitting.data.sequences import SplitSizes
 from hyperfitting.evaluation.config import EvaluationConfig
-from hyperfitting.evaluation.scoring import (
-    Comparison,
-    Scores,
-    jsonable,
-    notes,
-    per_text,
-    slices,
-)
+from hyperfitting.evaluation.scoring import Comparison, Scores
+from hyperfitting.evaluation.slices import jsonable, notes, per_text, slices
 from hyperfitting.metrics.diversity import ROLLING_WINDOW, rolling_ttr
 from hyperfitting.metrics.overlap import histogram
 from hyperfitting.metrics.per_text import row_means

@@ -1,7 +1,7 @@
 """From model outputs to scores: no model, no files, only arrays.
 
 Which metrics there are, and how each is computed, stands in `metrics.registry`. Every metric has
-one value per text, so that means, intervals and differences come from one place: this file.
+one value per text; means, intervals and differences are made of these in `evaluation.slices`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 from hyperfitting.data.splits import WORD
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.images import ImageScoring, recognize
-from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.inputs import Floats, ScoringInputs
-from hyperfitting.metrics.mauve import MIN_TEXTS
 from hyperfitting.metrics.overlap import Overlap, dataset_overlap
-from hyperfitting.metrics.registry import METRICS, Metric
-from hyperfitting.metrics.uncertainty import Transform, bootstrap_mean, paired_difference
+from hyperfitting.metrics.registry import METRICS
 from hyperfitting.record.recognition import Recognition
-from hyperfitting.record.schema import SIDES, Slice
+from hyperfitting.record.schema import SIDES
 
 Values = dict[str, Floats]
 """By metric key one value per text (N,), NaN where a text has none."""
@@ -259,137 +256,3 @@ def _inputs(
 
 def _cut(stats: Mapping[str, NDArray[Any]], length: int) -> dict[str, NDArray[Any]]:
     return {name: values[:, :length] for name, values in stats.items()}
-
-
-def slices(comparison: Comparison, evaluation: EvaluationConfig) -> list[Slice]:
-    """Return the scores over all texts and by dataset, at every length, the longest first.
-
-    The first slice is overall: all texts, full length.
-    """
-    labels = comparison.tuned.output.datasets
-    datasets = list(dict.fromkeys(labels))
-    return [
-        _slice(comparison, dataset, length, evaluation.bootstrap)
-        for length in reversed(evaluation.max_new_tokens)
-        for dataset in (None, *(datasets if len(datasets) > 1 else ()))
-    ]
-
-
-def _slice(comparison: Comparison, dataset: str | None, length: int, resamples: int) -> Slice:
-    rows = np.array([dataset in (None, label) for label in comparison.tuned.output.datasets])
-    tuned, base, reference = (
-        _select(scores, rows, length)
-        for scores in (comparison.tuned, comparison.base, comparison.reference)
-    )
-    reference_values, reference_inputs = reference
-    generated = {k: v for k, v in reference_values.items() if METRICS[k].of_continuations}
-    return Slice(
-        dataset=dataset,
-        max_new_tokens=length,
-        tuned=_estimates(*tuned, resamples),
-        base=_estimates(*base, resamples),
-        reference=_estimates(generated, reference_inputs, resamples),
-        difference=_differences(tuned[0], base[0], resamples),
-    )
-
-
-def _select(scores: Scores, rows: NDArray[np.bool_], length: int) -> tuple[Values, ScoringInputs]:
-    """Return the values of some texts, with those that depend on the others, and their inputs."""
-    values = {key: values[rows] for key, values in scores.values_by_length[length].items()}
-    inputs = scores.inputs[length].select(rows)
-    for metric in METRICS.values():
-        if metric.among_texts and metric.per_text is not None and metric.is_measured(inputs):
-            values[metric.key] = metric.per_text(inputs)
-    return values, inputs
-
-
-def _source(metric: Metric) -> tuple[str, Transform | None]:
-    """Return the key of the values of a metric, and the transform of their mean."""
-    return (metric.exp_of, np.exp) if metric.exp_of else (metric.key, None)
-
-
-def _estimates(values: Values, inputs: ScoringInputs, resamples: int) -> dict[str, Estimate]:
-    """Return the estimate of every metric that has one, in the registry's order."""
-    estimates = {}
-    for key, metric in METRICS.items():
-        source, transform = _source(metric)
-        if source in values:
-            estimates[key] = bootstrap_mean(values[source], resamples, transform=transform)
-        elif metric.per_set is None or not metric.is_measured(inputs):
-            continue
-        elif not np.isnan(value := metric.per_set(inputs)):
-            estimates[key] = Estimate(value, None, len(inputs.continuations))
-    return {key: estimate for key, estimate in estimates.items() if estimate is not None}
-
-
-def _differences(tuned: Values, base: Values, resamples: int) -> dict[str, Difference]:
-    differences = {}
-    for key, metric in METRICS.items():
-        source, transform = _source(metric)
-        if source in tuned and source in base:
-            differences[key] = paired_difference(
-                tuned[source], base[source], resamples, transform=transform
-            )
-    return {key: value for key, value in differences.items() if value is not None}
-
-
-def per_text(scores: Scores) -> dict[str, list[float | None]]:
-    """Return every metric of every text at full length, in the order of the texts."""
-    rows = np.ones(len(scores.output.datasets), dtype=bool)
-    values, _ = _select(scores, rows, scores.full_length)
-    by_key = {}
-    for key, metric in METRICS.items():
-        source, transform = _source(metric)
-        if source in values:
-            by_key[key] = jsonable(transform(values[source]) if transform else values[source])
-    return by_key
-
-
-def notes(comparison: Comparison) -> list[str]:
-    """Return what a reader of the scores must know: texts without values, datasets of one text."""
-    tuned = comparison.tuned
-    notes = []
-    for name, scores in (("tuned", tuned), ("base", comparison.base)):
-        empty = sum(len(sample.tokens) == 0 for sample in scores.output.continuations)
-        if empty:
-            n_texts = len(scores.output.continuations)
-            notes.append(
-                f"{empty} of {n_texts} continuations of the {name} model are "
-                "empty: they have no gen/ values and are left out of the means"
-            )
-    reference_len = len(comparison.reference.output.continuations[0].tokens)
-    if reference_len < tuned.full_length:
-        notes.append(
-            f"the reference continuations have {reference_len} tokens only; "
-            "the `reference` scores are of these"
-        )
-    labels = tuned.output.datasets
-    for name in dict.fromkeys(labels):
-        if labels.count(name) == 1:
-            notes.append(
-                f"{name} has one text: no intervals, no p-values and no Self-BLEU within it"
-            )
-    if comparison.recognition is not None:
-        notes.append(_recognition_note(comparison.recognition))
-    if "gen/mse" in tuned.values:
-        notes.append(
-            "gen/mse compares with one of many possible completions: a flat or blurred one has "
-            "less than a good one that differs; it is no measure of quality"
-        )
-    if tuned.output.mauve_features is not None and len(labels) < MIN_TEXTS:
-        notes.append(f"fewer than {MIN_TEXTS} texts: no MAUVE")
-    return notes
-
-
-def _recognition_note(recognition: Recognition) -> str:
-    accuracy, visible = recognition.accuracy, recognition.context_accuracy
-    return (
-        f"the classifier of gen/class_kept was trained on {recognition.n_train} other real images "
-        f"and tells the class of {accuracy.mean:.1%} of {accuracy.n} more; from the context alone "
-        f"one tells {visible.mean:.1%} of the true images"
-    )
-
-
-def jsonable(values: Floats) -> list[float | None]:
-    """Return numbers as JSON represents them: null for NaN."""
-    return [None if np.isnan(value) else float(value) for value in values]

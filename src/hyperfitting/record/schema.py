@@ -3,7 +3,7 @@
 The record is the interface for tables, figures, pages and other readers. Beside it lies
 `predictions.npz`, with what both models predicted at every position of the reference texts. Raise
 `SCHEMA_VERSION` when a field changes; docs/results-format.md and its JSON Schema are generated from
-these classes (`make docs`).
+these classes (`make docs`). (One file, as the classes are the documentation of the format.)
 """
 
 from collections.abc import Iterator, Mapping

@@ -24,9 +24,8 @@ from hyperfitting.evaluation.scoring import (
     Scores,
     TokenizedText,
     Values,
-    per_text,
-    slices,
 )
+from hyperfitting.evaluation.slices import per_text, slices
 from hyperfitting.metrics.inputs import ScoringInputs
 from hyperfitting.metrics.overlap import Overlap, histogram
 from hyperfitting.metrics.registry import METRICS
