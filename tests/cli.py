@@ -39,8 +39,9 @@ _start_interpreter: Any = util.spawnv_passfds
 
 
 def environment(**more: str) -> dict[str, str]:
-    """A user's environment without W&B login or Hub token, single-threaded."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_", "HYDRA"))}
+    """A user's environment without W&B login or Hub token, single-threaded, buffered."""
+    removed = ("WANDB", "HF_", "HYDRA", "PYTHONUNBUFFERED")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(removed)}
     return kept | {"OMP_NUM_THREADS": "1"} | more
 
 

@@ -91,6 +91,10 @@ def exit_status(task: Callable[[], Any]) -> int:
         status = INTERRUPTED
     except Preempted as preempted:
         status = 128 + preempted.signum
+    except SystemExit:  # as after --help, whose text is still in the buffer
+        if status := _flush_output():
+            return status
+        raise
     return _flush_output() or status
 
 
