@@ -55,6 +55,7 @@ def test_plain_bfloat16_does_not_move_at_the_papers_learning_rate(
 
 
 @pytest.mark.slow
+@torch.compiler.set_stance("force_eager")  # compiled: in the next test
 @pytest.mark.parametrize("optimizer", ["adam_8bit", "adam_bf16"])
 def test_with_stochastic_rounding_the_weights_move_as_far_as_in_float32(
     cfg: TrainingConfig, half_base: BaseModel, tmp_path: Path, compose: Compose, optimizer: str

@@ -348,7 +348,7 @@ def _ensure_all(folder: Path, log: Path, seed: int) -> None:
 @pytest.mark.parametrize("killed", [False, True])
 def test_eight_processes_share_the_build_of_three_artifacts(tmp_path: Path, killed: bool) -> None:
     """Each is built once, even if its builder dies while others wait."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # of tests/cli.py: it imports once
     log = tmp_path / "log"
     processes = [
         context.Process(target=_ensure_all, args=(tmp_path / "s", log, seed)) for seed in range(8)

@@ -17,7 +17,6 @@ from tests.conftest import only_sweep, small_disk, sweep_numbers
 
 SWEEP = ["-m", "preset=debug", "seed=0,1", "decode=greedy,top_p"]
 ENDLESS = ["-m", "preset=debug", "trainer.epochs=100000"]
-N_KILLS = 20
 
 
 def status_of(folder: Path) -> Status:
@@ -93,21 +92,23 @@ def test_a_full_disk_loses_nothing_that_was_built(undisturbed: Path, tmp_path: P
         assert built <= set((disk / "outputs/store").glob("*/*/manifest.json"))
 
 
-@pytest.mark.parametrize("seed", [7])
-def test_killed_at_twenty_moments_a_sweep_ends_with_the_same_records(
-    tmp_path: Path, undisturbed: Path, seed: int
+@pytest.mark.parametrize(
+    ("n_kills", "seed"), [(8, 7), pytest.param(20, 8, marks=pytest.mark.distributed)]
+)
+def test_killed_at_many_moments_a_sweep_ends_with_the_same_records(
+    tmp_path: Path, undisturbed: Path, n_kills: int, seed: int
 ) -> None:
     """A moment is the number of files that the sweep has created, which no load changes."""
-    rng, n_kills = random.Random(seed), 0
+    rng, n_hits = random.Random(seed), 0
     n_files = len(below(undisturbed / "outputs"))
-    for moment in sorted(rng.uniform(0.05, 0.85) * n_files for _ in range(N_KILLS)):
+    for moment in sorted(rng.uniform(0.05, 0.85) * n_files for _ in range(n_kills)):
         process = start(tmp_path, *SWEEP)
         reached = max(moment, len(below(tmp_path)) + 1)
         process.wait_until(lambda: len(below(tmp_path)) >= reached)  # noqa: B023
         time.sleep(rng.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
-        n_kills += process.wait() == -signal.SIGKILL
-    assert n_kills == N_KILLS  # each hit a sweep that was running
+        n_hits += process.wait() == -signal.SIGKILL
+    assert n_hits == n_kills  # each hit a sweep that was running
     last = hyperfit(tmp_path, *SWEEP)
     assert last.returncode == 0, last.stderr
     assert len(sweep_numbers(only_sweep(tmp_path))) == 4
