@@ -18,7 +18,7 @@ from scipy import stats
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.record.schema import Record
-from hyperfitting.reporting.claims.ledger import Entry, Ledger, Sweeps, build_ledger
+from hyperfitting.reporting.claims.ledger import Entry, Ledger, Sweeps, build_ledger, load_sweeps
 from hyperfitting.reporting.claims.quantities import NotMeasuredError, measure
 from hyperfitting.reporting.claims.render import markdown, write_page
 from hyperfitting.reporting.claims.schema import SCALES, Claim, Quantity, read_claims
@@ -26,6 +26,7 @@ from hyperfitting.reporting.cli import main
 from hyperfitting.reporting.index import write_index
 from hyperfitting.reporting.serve import update_claims
 from hyperfitting.reporting.sweep_records import RunEntry, load_sweep
+from hyperfitting.sweep.spec import SPEC_FILE
 from tests.browser import open_page
 from tests.records import (
     make_config,
@@ -372,3 +373,54 @@ def test_the_committed_page_is_of_the_committed_data_and_claims() -> None:
     assert (DOCS / "claims.md").read_text("utf-8") == markdown(ledger, reports)
     entries = [(e.id, e.source, e.claim, e.theirs, e.reading) for e in ledger.entries]
     assert entries == [(c.id, c.source, c.claim, c.theirs, c.reading) for c in read_claims()]
+
+
+def _named(folder: Path, name: str, records: dict[str, Record], finished: float) -> None:
+    """Write a sweep under the name of an experiment, in any folder."""
+    sweep = write_sweep(folder, {}, records)
+    spec = json.loads((sweep / SPEC_FILE).read_text("utf-8"))
+    runs = [run for run in spec["runs"] if run["name"].startswith("tuned")]
+    (sweep / SPEC_FILE).write_text(json.dumps(spec | {"name": name, "runs": runs}))
+    for path in sweep.glob("*/results.json"):
+        os.utime(path, (finished, finished))
+
+
+def test_of_several_sweeps_of_an_experiment_the_newest_complete_one_counts(tmp_path: Path) -> None:
+    def seeds(values: Sequence[float], n: int = 3) -> dict[str, Record]:
+        return {f"tuned_{seed}": record(values, BASE, seed) for seed in range(n)}
+
+    _named(tmp_path / "table1_embedded", "table1_embedded", seeds([0.5] * 6), 1e9)
+    _named(tmp_path / "table1_embedded_0123", "table1_embedded", seeds([0.6] * 6), 1.2e9)
+    _named(tmp_path / "table1_embedded_4567", "table1_embedded", seeds([0.7] * 6), 1.1e9)
+    _named(tmp_path / "table1_embedded_89ab", "table1_embedded", seeds([0.8] * 6, 2), 1.3e9)
+    ledger = build_ledger([claim()], load_sweeps([tmp_path]))
+    (item,) = ledger.entries[0].outcomes["embedded"].evidence
+    assert item.value == pytest.approx(0.6)
+    assert {run.partition("/")[0] for run in item.runs} == {"table1_embedded_0123"}
+    others = "table1_embedded, table1_embedded_4567, table1_embedded_89ab"
+    line = f"4 sweeps at scale=embedded: table1_embedded_0123 counts, not {others}"
+    assert line in markdown(ledger)
+    assert line in write_page(ledger, tmp_path).read_text("utf-8")
+
+
+def test_what_occurs_is_observed_with_one_seed_of_several(tmp_path: Path) -> None:
+    values = [[0.1, 0.2], [0.95, 0.1], [0.3, 0.4]]
+    records = {f"tuned_{seed}": record(ttrs, ttrs, seed) for seed, ttrs in enumerate(values)}
+    value = {"statistic": "max"}
+    occurs = claim(criteria=[criterion(value=value, above=0.9, observed=True)])
+    ledger = build_ledger([occurs], sweeps(tmp_path / "x", records))
+    outcome = ledger.entries[0].outcomes["embedded"]
+    assert (outcome.verdict, outcome.evidence[0].observed_in) == ("reproduced", 1)
+    assert "observed with 1 of 3 seeds" in markdown(ledger)
+    never = claim(criteria=[criterion(value=value, above=0.96, observed=True)])
+    ledger = build_ledger([never], sweeps(tmp_path / "y", records))
+    assert ledger.entries[0].outcomes["embedded"].verdict == "not reproduced"
+
+
+@pytest.mark.parametrize(("n_seeds", "remark"), [(1, "one seed"), (3, "3 seeds")])
+def test_every_verdict_has_its_number_of_seeds(
+    n_seeds: int, remark: str, tmp_path: Path
+) -> None:
+    records = {f"tuned_{seed}": record(TUNED, BASE, seed) for seed in range(n_seeds)}
+    verdict = markdown(build_ledger([claim()], sweeps(tmp_path / "x", records)))
+    assert f"<br>{remark} |" in verdict

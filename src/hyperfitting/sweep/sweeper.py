@@ -43,6 +43,9 @@ _POLL_SECONDS = 1.0
 class Sweep:
     """All runs of a sweep, composed and checked."""
 
+    name: str
+    """That of its experiment and scale; its folder has another where it is kept apart by its
+    code."""
     folder: Path
     runs: list[SweepRun]
     configs: Mapping[str, RunConfig]
@@ -186,7 +189,7 @@ def _compose_sweep(
         run.name: _checked_config(hydra, number, run.name, overrides[run.name])
         for number, run in enumerate(runs)
     }
-    return Sweep(folder, runs, configs, overrides)
+    return Sweep(config.hydra.sweeper.name, folder, runs, configs, overrides)
 
 
 def _checked_config(
@@ -222,7 +225,7 @@ def _write_spec(sweep: Sweep, sweeper: SweeperConfig, scale: str, arguments: Seq
     """Write sweep.json, which reports and the runs read."""
     write_sweep_spec(
         sweep.folder,
-        name=sweep.folder.name,
+        name=sweep.name,
         scale=scale,
         command=["hyperfit", *arguments],
         scales=sweeper.scales,
