@@ -29,7 +29,14 @@ from hyperfitting.sweep.code_pin import pinned_folder
 from hyperfitting.sweep.config import HydraSetup, SweeperConfig
 from hyperfitting.sweep.jobs import compose_job
 from hyperfitting.sweep.live_view import live_view, summary_table
-from hyperfitting.sweep.runs import SweepRun, choose_scale, expand_runs, parse_axes, sweep_name
+from hyperfitting.sweep.runs import (
+    SweepRun,
+    check_distinct,
+    choose_scale,
+    expand_runs,
+    parse_axes,
+    sweep_name,
+)
 from hyperfitting.sweep.spec import write_sweep_spec
 from hyperfitting.sweep.state import RunFolder
 
@@ -189,6 +196,7 @@ def _compose_sweep(
         run.name: _checked_config(hydra, number, run.name, overrides[run.name])
         for number, run in enumerate(runs)
     }
+    check_distinct(configs)
     return Sweep(config.hydra.sweeper.name, folder, runs, configs, overrides)
 
 
