@@ -418,9 +418,7 @@ def test_what_occurs_is_observed_with_one_seed_of_several(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("n_seeds", "remark"), [(1, "one seed"), (3, "3 seeds")])
-def test_every_verdict_has_its_number_of_seeds(
-    n_seeds: int, remark: str, tmp_path: Path
-) -> None:
+def test_every_verdict_has_its_number_of_seeds(n_seeds: int, remark: str, tmp_path: Path) -> None:
     records = {f"tuned_{seed}": record(TUNED, BASE, seed) for seed in range(n_seeds)}
     verdict = markdown(build_ledger([claim()], sweeps(tmp_path / "x", records)))
     assert f"<br>{remark} |" in verdict
