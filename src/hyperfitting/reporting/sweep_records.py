@@ -115,7 +115,7 @@ class SweepRecords:
             "Scale": self.spec.scale,
             "Runs": f"{len(records)} of {len(self.runs)} have finished",
             "Intervals": "95%: bootstrap over texts where a number is of one run, Student's t over "
-            "runs where it is of several",
+            "runs where it is of several that differ",
         }
         if records:
             record = records[-1]
