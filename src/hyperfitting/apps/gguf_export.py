@@ -34,11 +34,12 @@ def find_converter(given: Path | None) -> list[str]:
     if given is not None:
         if not given.is_file():
             raise UserError("is no file", field="--converter", value=given, hint=_INSTALL)
-        path = str(given.absolute())
-        return [path] if os.access(given, os.X_OK) else [sys.executable, path]
+        script = str(given.absolute())
+        return [script] if os.access(given, os.X_OK) else [sys.executable, script]
     for name in CONVERTERS:
-        if (path := shutil.which(name)) is not None:
-            return [path]
+        program = shutil.which(name)
+        if program is not None:
+            return [program]
     raise UserError(
         f"--gguf needs llama.cpp's converter, and none is on PATH ({' or '.join(CONVERTERS)})",
         hint=_INSTALL,
