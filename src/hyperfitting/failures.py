@@ -294,8 +294,5 @@ def _explain_config(error: BaseException) -> str:
 
 def _no_such(kind: str, field: str, value: str, name: str, names: Sequence[str]) -> str:
     """Return the message of a name that does not exist, with those that do and near matches."""
-    hint = near_matches(name, names)
-    error = UserError(
-        f"no such {kind}", field=field, value=value, valid=", ".join(names), hint=hint
-    )
-    return str(error)
+    valid, hint = ", ".join(names), near_matches(name, names)
+    return str(UserError(f"no such {kind}", field=field, value=value, valid=valid, hint=hint))
