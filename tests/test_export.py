@@ -166,6 +166,9 @@ def test_the_converter_is_found_on_path_or_as_given_and_keeps_the_precision(
     assert main("run", tmp_path / "found", "--gguf") == 0
     assert (tmp_path / "found/found.gguf").is_file()
     assert load_file(tmp_path / "found/model.safetensors")
+    (tmp_path / "mine").touch()
+    files = [tmp_path / "mine", *(tmp_path / "found").iterdir()]
+    assert len({path.stat().st_mode for path in files}) == 1
 
 
 def test_a_missing_or_failing_converter_is_explained_and_leaves_nothing(

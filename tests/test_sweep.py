@@ -235,8 +235,8 @@ def test_a_sweep_in_another_folder_keeps_the_name_of_its_experiment(
 
 
 def test_runs_of_the_same_config_are_refused_before_any_starts(tmp_path: Path) -> None:
-    axes = "{system: {one: [], other: ['seed=0']}}"
-    result = hyperfit(tmp_path, "-m", "preset=debug", f"hydra.sweeper.axes={axes}")
+    axis = "+hydra.sweeper.axes.system={one: [], other: ['seed=0']}"
+    result = hyperfit(tmp_path, "-m", "preset=debug", axis)
     assert result.returncode == 1
     assert "two runs have the same config: one, other" in result.stderr
     assert not list(tmp_path.rglob("results.json"))

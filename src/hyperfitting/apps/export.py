@@ -142,6 +142,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in partial.iterdir():
+            path.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
             fsync_path(path)
         partial.chmod(0o777 & ~_umask())
         fsync_path(partial)
