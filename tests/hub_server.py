@@ -1,14 +1,16 @@
 """A server on 127.0.0.1 that speaks the Hub's protocol, with faults that a test switches on.
 
 It serves what `huggingface_hub` asks for: information on a repository, its tree, and its files.
-Weights and tables are LFS objects on another host (`localhost`, not `127.0.0.1`), as on the Hub.
+Weights and tables are LFS objects on another host (`localhost`, not `127.0.0.1`), as on the Hub. It
+also takes uploads by the LFS protocol (not Xet's): a new repository, its objects, and a commit.
 """
 
 import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from base64 import b64decode
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
@@ -18,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 _LFS = (".safetensors", ".bin", ".pt", ".parquet")
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree)/([^/?]+))?")
+_UPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main")
+_LFS_BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 _RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -49,6 +53,7 @@ class Repository:
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    visibility: str = "public"
 
 
 class HubServer(ThreadingHTTPServer):
@@ -61,6 +66,8 @@ class HubServer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.objects: dict[str, bytes] = {}
+        """Uploaded LFS objects, by SHA-256."""
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.is_silent = False
@@ -114,6 +121,54 @@ class HubServer(ThreadingHTTPServer):
                         return 200, {}, content
         return 404, {}, b""
 
+    def take(self, path: str, body: bytes) -> Answer:
+        """Return the answer to what a client sends."""
+        if path.startswith("/upload/"):
+            self.objects[sha256(body).hexdigest()] = body
+            return 200, {}, b""
+        if match := _UPLOAD.fullmatch(path):
+            return (
+                self._preupload(body)
+                if match[2] == "preupload"
+                else self._commit_files(match[1], body)
+            )
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if _LFS_BATCH.fullmatch(path):
+            return _json({"objects": [self._upload_action(o) for o in json.loads(body)["objects"]]})
+        return _json({}) if path == "/api/validate-yaml" else (404, {}, b"")
+
+    def _create(self, asked: dict[str, Any]) -> Answer:
+        name = f"{asked['organization'] or 'me'}/{asked['name']}"
+        status = 409 if f"models/{name}" in self.repositories else 200
+        visibility = asked.get("visibility", "public")
+        self.repositories.setdefault(f"models/{name}", Repository(visibility=visibility))
+        return _json({"url": f"{self.url}/{name}"}, status)
+
+    @staticmethod
+    def _preupload(body: bytes) -> Answer:
+        paths = [file["path"] for file in json.loads(body)["files"]]
+        modes = {p: "lfs" if p.endswith(_LFS) else "regular" for p in paths}
+        return _json(
+            {"files": [{"path": p, "uploadMode": modes[p], "shouldIgnore": False} for p in paths]}
+        )
+
+    def _upload_action(self, item: dict[str, Any]) -> dict[str, Any]:
+        href = f"http://localhost:{self.server_port}/upload/{item['oid']}"
+        return item | {"actions": {"upload": {"href": href}}}
+
+    def _commit_files(self, name: str, body: bytes) -> Answer:
+        files: dict[str, bytes | str] = {}
+        for line in body.splitlines():
+            part = json.loads(line)
+            value = part["value"]
+            if part["key"] == "file":
+                files[value["path"]] = b64decode(value["content"])
+            elif part["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+        commit = self.push("models", name, files)
+        return _json({"commitUrl": f"{self.url}/{name}/commit/{commit}", "commitOid": commit})
+
     def _information(self, kind: str, name: str, what: str | None, revision: str | None) -> Answer:
         repository = self.repositories.get(f"{kind}/{name}")
         if repository is None:
@@ -151,11 +206,32 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def do_GET(self) -> None:
+        self._respond(self.server.answer)
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        body = self._read_body()
+        self._respond(lambda path: self.server.take(path, body))
+
+    do_PUT = do_POST
+
+    def _read_body(self) -> bytes:
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        parts = []
+        while size := int(self.rfile.readline(), 16):  # chunked
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _respond(self, answer: Callable[[str], Answer]) -> None:
         path = urlsplit(self.path).path
         line = f"{self.command} {path}"
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.requests.append((line, headers))
-        status, headers, body = self.server.answer(path)
+        status, headers, body = answer(path)
         fault = next(
             (f for f in self.server.faults if f.times > 0 and re.search(f.request, line)), Fault("")
         )
@@ -171,12 +247,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in ({"Content-Length": str(len(body))} | headers | fault.headers).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[: fault.send_bytes])
             if fault.send_bytes is not None:
                 self.close_connection = True
-
-    do_HEAD = do_GET
 
     def log_message(self, *arguments: Any) -> None:
         pass
@@ -193,6 +267,10 @@ def hub_server() -> Iterator[HubServer]:
     finally:
         server.stop()
         thread.join()
+
+
+def _json(value: Any, status: int = 200) -> Answer:
+    return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
 
 def _git_sha1(content: bytes) -> str:

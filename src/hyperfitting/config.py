@@ -68,7 +68,7 @@ class RunConfig:
         check_optimizer(self.optimizer)
         self._check_trainer()
         self._check_lost_updates()
-        self._check_replacement()
+        self._check_needs_tuned()
         self._check_patching()
         self._check_mechanism()
         self._check_images()
@@ -123,15 +123,7 @@ class RunConfig:
             )
 
     def _check_mechanism(self) -> None:
-        """Refuse comparisons without a tuned model, and those of no tokens."""
-        if self.mechanism.measures and self.tuning.method == "none":
-            raise UserError(
-                "there is no tuned model to compare with the base model",
-                field="mechanism.measures",
-                value=self.mechanism.measures,
-                valid="with any tuning but none",
-                hint="mechanism=none, or tuning=full",
-            )
+        """Refuse comparisons of no tokens."""
         skipped = self.mechanism.skip_tokens
         if "geometry" in self.mechanism.measures and skipped >= self.evaluation.context_len:
             raise UserError(
@@ -159,15 +151,8 @@ class RunConfig:
             )
 
     def _check_patching(self) -> None:
-        """Refuse activation patching without a tuned model, or of texts that are sampled."""
+        """Refuse activation patching of texts that are sampled."""
         patched = self.evaluation.patch_block
-        if patched is not None and self.tuning.method == "none":
-            raise UserError(
-                "needs a tuned model, and tuning=none has none",
-                field="evaluation.patch_block",
-                value=patched,
-                hint="tuning=full, or another tuning",
-            )
         if patched is not None and self.decode.strategy != "greedy":
             raise UserError(
                 f"the base model decodes greedily after a patch, and decode.strategy="
@@ -177,17 +162,21 @@ class RunConfig:
                 valid="only with decode.strategy=greedy",
             )
 
-    def _check_replacement(self) -> None:
-        """Refuse an intervention or a control where there is no tuned model."""
-        for field, method in (
-            ("intervention.method", self.intervention.method),
-            ("decode.control.method", self.decode.control.method),
+    def _check_needs_tuned(self) -> None:
+        """Refuse what compares, patches or replaces a tuned model where there is none."""
+        if self.tuning.method != "none":
+            return
+        for field, value, unused in (
+            ("mechanism.measures", self.mechanism.measures, []),
+            ("evaluation.patch_block", self.evaluation.patch_block, None),
+            ("intervention.method", self.intervention.method, "none"),
+            ("decode.control.method", self.decode.control.method, "none"),
         ):
-            if method != "none" and self.tuning.method == "none":
+            if value != unused:
                 raise UserError(
                     "needs a tuned model, and tuning=none has none",
                     field=field,
-                    value=method,
+                    value=value,
                     hint="tuning=full, or another tuning",
                 )
 

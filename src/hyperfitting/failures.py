@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -37,6 +37,27 @@ _FIELD = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*", re.ASCII)
 _QUOTES = "\"'"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _RESUMES = "the same command resumes where it stopped"
+_REMEDIES: dict[Resource, tuple[str, str, str, str]] = {
+    "disk": (
+        "no space left on the disk", "RLIMIT_FSIZE", "bytes a file",
+        "free some, or put the artifacts elsewhere with store=DIR; finished artifacts are kept",
+    ),
+    "memory": (
+        "out of memory", "RLIMIT_AS", "bytes",
+        "a lower hardware.micro_batch_size (such as 1), hardware.generation_batch_size or "
+        "hardware.evaluation_batch_size; tuning=late_stage; a smaller model",
+    ),
+    "threads": (
+        "no more threads or processes can be started", "RLIMIT_NPROC", "of this user",
+        "a lower hydra.launcher.workers; OMP_NUM_THREADS=1; a higher limit (`ulimit -u`; of a "
+        "container its pids limit)",
+    ),
+    "files": (
+        "too many files are open", "RLIMIT_NOFILE", "of this process",
+        "a higher limit, such as `ulimit -n 4096`; a lower hydra.launcher.workers",
+    ),
+}  # fmt: skip
+"""What is used up, the limit and its unit, and what to try."""
 
 
 class ReportedError(Exception):
@@ -224,31 +245,8 @@ def _is_of_output_folder(error: BaseException) -> TypeGuard[OSError]:
 
 def _explain_resource(used_up: Resource, detail: str) -> str:
     """Return what is used up, the limit that the process has, and what to try."""
-    if used_up == "disk":
-        return (
-            f"no space left on the disk{_limit('RLIMIT_FSIZE', 'bytes a file')}: {detail}\n"
-            "  try:   free some, or put the artifacts elsewhere with store=DIR; "
-            f"finished artifacts are kept, and {_RESUMES}"
-        )
-    if used_up == "memory":
-        return (
-            f"out of memory{_limit('RLIMIT_AS', 'bytes')}: {detail}\n"
-            "  try:   a lower hardware.micro_batch_size (such as 1), "
-            "hardware.generation_batch_size or hardware.evaluation_batch_size; "
-            f"tuning=late_stage; a smaller model; {_RESUMES}"
-        )
-    if used_up == "threads":
-        return (
-            "no more threads or processes can be started"
-            f"{_limit('RLIMIT_NPROC', 'of this user')}: {detail}\n"
-            "  try:   a lower hydra.launcher.workers; OMP_NUM_THREADS=1; a higher limit "
-            f"(`ulimit -u`; of a container its pids limit); {_RESUMES}"
-        )
-    return (
-        f"too many files are open{_limit('RLIMIT_NOFILE', 'of this process')}: {detail}\n"
-        f"  try:   a higher limit, such as `ulimit -n 4096`; a lower hydra.launcher.workers; "
-        f"{_RESUMES}"
-    )
+    problem, limit, unit, remedy = _REMEDIES[used_up]
+    return f"{problem}{_limit(limit, unit)}: {detail}\n  try:   {remedy}; {_RESUMES}"
 
 
 def _limit(name: str, unit: str) -> str:
@@ -280,15 +278,7 @@ def _explain_config(error: BaseException) -> str:
         return _explain_override(str(error.override), "cannot be read as FIELD=VALUE")
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return str(
-            UserError(
-                "no such option",
-                field=group,
-                value=option,
-                valid=", ".join(error.options),
-                hint=near_matches(option, error.options),
-            )
-        )
+        return _no_such("option", group, option, option, error.options)
     if ambiguous := _AMBIGUOUS.match(str(error)):
         problem = "is a list of values, so that a sweep is meant: add -m"
         return _explain_override(ambiguous[1], problem)
@@ -296,14 +286,13 @@ def _explain_config(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         parent, name = cause.parent_node, str(cause.key)
         if parent is not None and hasattr(parent, "keys") and name not in list(parent.keys()):
-            return str(
-                UserError(
-                    "no such field",
-                    field=cause.full_key or name,
-                    value="…",
-                    valid=", ".join(map(str, parent.keys())),
-                    hint=near_matches(name, map(str, parent.keys())),
-                )
-            )
+            fields = list(map(str, parent.keys()))
+            return _no_such("field", cause.full_key or name, "…", name, fields)
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return "\n  ".join(text for text in str(error).splitlines() if text.strip())
+
+
+def _no_such(kind: str, field: str, value: str, name: str, names: Sequence[str]) -> str:
+    """Return the message of a name that does not exist, with those that do and near matches."""
+    valid, hint = ", ".join(names), near_matches(name, names)
+    return str(UserError(f"no such {kind}", field=field, value=value, valid=valid, hint=hint))

@@ -1,7 +1,8 @@
 """`hyperfit-export`: a tuned model as a plain Hugging Face folder, or as a PEFT adapter.
 
 The folder has safetensors, the tokenizer, a generation config for greedy decoding, and a model card
-drawn from the record. transformers or PEFT load it without this package.
+drawn from the record. transformers or PEFT load it without this package. With `--gguf` it also has
+a file for llama.cpp, and `--push` commits it to a repository on the Hub.
 """
 
 import argparse
@@ -27,21 +28,34 @@ def export(arguments: argparse.Namespace) -> None:
     """Write the folder.
 
     Raises:
-        UserError: the run cannot be opened or trained nothing, or the folder is not empty.
+        UserError: the run cannot be opened or trained nothing, the folder is not empty, there is no
+            converter to GGUF, or the folder cannot be pushed (it is kept).
     """
     from hyperfitting.apps.finished_run import open_run
+    from hyperfitting.apps.gguf_export import find_converter
+    from hyperfitting.apps.hub_push import check_push, push
 
     folder: Path = arguments.folder
     _check_free(folder)
+    converter = find_converter(arguments.converter) if arguments.gguf else None
+    if arguments.push is not None:
+        check_push(arguments.push)
     run = open_run(arguments.run, arguments.store, "cpu")
     if run.tuned is None:
         raise UserError("this run trained nothing (tuning=none): there is no model to export")
-    write_model(run, run.tuned, folder, as_adapter=arguments.adapter)
+    write_model(run, run.tuned, folder, as_adapter=arguments.adapter, converter=converter)
     print(f"model      {folder}")
+    if arguments.push is not None:
+        print(f"pushed     {push(folder, arguments.push)}")
 
 
 def write_model(
-    run: "FinishedRun", state: "ModelState", folder: Path, *, as_adapter: bool = False
+    run: "FinishedRun",
+    state: "ModelState",
+    folder: Path,
+    *,
+    as_adapter: bool = False,
+    converter: list[str] | None = None,
 ) -> None:
     """Write a tuned model and its card into a new folder, whole or not at all.
 
@@ -50,11 +64,13 @@ def write_model(
         state: the tuned model.
         folder: is created.
         as_adapter: write the LoRA adapter alone, instead of merging it into the base model.
+        converter: command that writes a GGUF file into the folder, too; none: there is none.
 
     Raises:
-        UserError: it has no adapter.
+        UserError: it has no adapter, or cannot be converted.
     """
-    from hyperfitting.apps.model_card import base_license, model_card
+    from hyperfitting.apps.gguf_export import convert
+    from hyperfitting.apps.model_card import model_card
     from hyperfitting.runtime.files import write_text
 
     with _new_folder(folder) as partial:
@@ -62,9 +78,9 @@ def write_model(
             _write_adapter(state, partial)
         else:
             _write_merged(run, state, partial)
-        license = base_license(run.record.config["model"].get("package"), state.base.folder())
-        card = model_card(run.record, folder.name, as_adapter, license)
-        write_text(partial / "README.md", card)
+        write_text(partial / "README.md", model_card(run.record, folder.name, as_adapter))
+        if converter is not None:
+            convert(converter, partial, folder.name, state.base.dtype)
 
 
 def _write_merged(run: "FinishedRun", state: "ModelState", folder: Path) -> None:
@@ -126,6 +142,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in partial.iterdir():
+            path.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
             fsync_path(path)
         partial.chmod(0o777 & ~_umask())
         fsync_path(partial)
@@ -156,12 +173,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hyperfit-export",
         description="Write the tuned model of a finished run as a Hugging Face folder.",
-        epilog="Example: hyperfit-export latest my-model",
+        epilog="Examples: hyperfit-export latest my-model; "
+        "hyperfit-export latest my-model --gguf --push me/my-model",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or: latest")
     parser.add_argument("folder", metavar="DIR", type=Path, help="is created")
     parser.add_argument(
         "--adapter", action="store_true", help="the LoRA adapter alone, for PEFT (default: merged)"
+    )
+    parser.add_argument("--gguf", action="store_true", help="also write a GGUF file into it")
+    parser.add_argument(
+        "--converter",
+        type=Path,
+        metavar="PATH",
+        help="llama.cpp's convert_hf_to_gguf.py (default: the one on PATH)",
+    )
+    parser.add_argument(
+        "--push",
+        metavar="REPO",
+        help="commit it to this repository on the Hub, which is created private if it is new; "
+        "needs a login (hf auth login, or HF_TOKEN)",
     )
     parser.add_argument("--store", type=Path, help="the run's artifacts (default: as recorded)")
     return parser
@@ -169,7 +200,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.converter is not None and not parsed.gguf:
+        parser.error("--converter changes nothing without --gguf")
+    if parsed.gguf and parsed.adapter:
+        parser.error("--gguf holds the merged model: leave out --adapter")
     log_warnings()
     sys.exit(exit_status(lambda: export(parsed)))
 

@@ -2,48 +2,21 @@
 
 import json
 from collections.abc import Iterator
-from importlib import metadata
-from pathlib import Path
 
-from huggingface_hub import ModelCard
-from yaml import YAMLError
-
+from hyperfitting.apps.licenses import data_license, model_license
 from hyperfitting.formatting import estimate, p_value
 from hyperfitting.metrics.registry import METRICS, metric
 from hyperfitting.record.schema import Record
 from hyperfitting.reporting.tables import markdown_text
 
-_UNKNOWN = "not known"
 
-
-def base_license(package: str | None, folder: Path) -> str:
-    """Return the license of a base model as stated where it comes from; "" if it is not stated.
-
-    Args:
-        package: the Python package that ships it; none: it is not shipped by one.
-        folder: its Hugging Face folder, whose model card (README.md) may name the license.
-    """
-    if package is not None:
-        try:
-            stated = metadata.metadata(package).json
-        except metadata.PackageNotFoundError:
-            return ""
-        return str(stated.get("license_expression") or stated.get("license") or "")
-    try:
-        card = ModelCard((folder / "README.md").read_text("utf-8"))
-    except (OSError, ValueError, YAMLError):  # none, or not a card
-        return ""
-    return str(card.data.get("license") or "")
-
-
-def model_card(record: Record, name: str, is_adapter: bool, license: str = "") -> str:
+def model_card(record: Record, name: str, is_adapter: bool) -> str:
     """Return a model card as Markdown with the Hub's metadata.
 
     Args:
         record: of the run that trained the model.
         name: of the model.
         is_adapter: whether it is a LoRA adapter instead of a whole model.
-        license: of the base model (see `base_license`).
     """
     return (
         "\n\n".join(
@@ -55,7 +28,7 @@ def model_card(record: Record, name: str, is_adapter: bool, license: str = "") -
                 "## Training\n\n" + _list(_training(record)),
                 "## Evaluation\n\n" + _evaluation(record),
                 "## Limits\n\n" + _list(_limits(record)),
-                "## Licenses\n\n" + _list(_licenses(record, license)),
+                "## Licenses\n\n" + _list(_licenses(record)),
             ]
         )
         + "\n"
@@ -165,10 +138,12 @@ def _limits(record: Record) -> Iterator[str]:
     yield from record.notes
 
 
-def _licenses(record: Record, license: str) -> Iterator[str]:
-    yield f"base model ({record.model.name}): {license or _UNKNOWN}"
-    yield f"training data ({record.dataset.name}, {record.dataset.source}): {_UNKNOWN}"
-    yield "Both apply to this model; where one is not known, ask those who publish it."
+def _licenses(record: Record) -> Iterator[str]:
+    model, data = record.model, record.dataset
+    yield f"base model ({model.name}): {model_license(record.config['model'], model.location)}"
+    stated = data_license(record.config["dataset"], data.source)
+    yield f"training data ({data.name}, {data.source}): {stated}"
+    yield "Both apply to this model; where one is not stated, ask those who publish it."
 
 
 def _list(items: Iterator[str]) -> str:

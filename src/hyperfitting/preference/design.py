@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hyperfitting.errors import UserError
 from hyperfitting.preference.items import (
@@ -246,14 +246,10 @@ def _repeats(
         for item in _shuffled(name, assigned[name], design.seed)[: design.repeats]
     }
     return {
-        item.id: Item(**_content(item) | {"kind": "repeat", "repeats": item.id})
+        item.id: Item(**item.model_dump(exclude={"id"}) | {"kind": "repeat", "repeats": item.id})
         for item in items
         if item.id in chosen
     }
-
-
-def _content(item: Item) -> dict[str, Any]:
-    return item.model_dump(exclude={"id"})
 
 
 def _shuffled(name: str, items: Sequence[Item], seed: int) -> list[Item]:
@@ -295,7 +291,7 @@ def gold_items(folder: Path) -> list[Item]:
         if annotator is not None and annotator.kind == "person":
             choices.setdefault(judgment.item, []).append(judgment.choice)
     return [
-        Item(**_content(item) | {"kind": "gold", "expected": choices[item.id][0]})
+        Item(**item.model_dump(exclude={"id"}) | {"kind": "gold", "expected": choices[item.id][0]})
         for item in task.items
         if item.kind == "normal"
         and len(choices.get(item.id, ())) >= MIN_GOLD_VOTES

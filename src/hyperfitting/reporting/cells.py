@@ -51,8 +51,8 @@ class Cell:
 def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpec) -> Cell:
     """Return the number of the runs with some labels.
 
-    The number of one run has its interval over texts; that of several is their mean with Student's
-    t interval over runs.
+    The number of one run has its interval over texts; that of several that differ is their mean
+    with Student's t interval over runs.
 
     Args:
         sweep: all runs.
@@ -90,8 +90,14 @@ def _preference_cell(sweep: SweepRecords, run: RunEntry, column: ColumnSpec) -> 
 
 
 def over_runs(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the mean over runs; the interval is open with a single one."""
+    """Return the mean over runs; the interval is open with a single one.
+
+    Runs with the same number are one measurement, repeated: of the base model with several seeds of
+    training, say. Their interval is that of the first, over texts.
+    """
     means = np.array([estimate.mean for estimate in estimates])
+    if len(means) > 1 and np.ptp(means) == 0:
+        return estimates[0]
     mean, ci95 = float(means.mean()), None
     if len(means) > 1:
         half = float(student_t.ppf((1 + LEVEL) / 2, len(means) - 1))

@@ -68,6 +68,17 @@ class SweepRecords:
         """
         return read_analysis(self.folder / PREFERENCE_FOLDER)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every run has a record."""
+        return all(RunFolder(run.folder).record_path.is_file() for run in self.runs)
+
+    @property
+    def last_finished(self) -> float:
+        """When its last run finished, in seconds since the epoch; 0: none has."""
+        paths = [RunFolder(run.folder).record_path for run in self.runs]
+        return max((path.stat().st_mtime for path in paths if path.is_file()), default=0.0)
+
     def finished(self) -> Iterator[tuple[RunEntry, Record]]:
         """Yield the runs that have finished, with their records."""
         for run in self.runs:
@@ -104,7 +115,7 @@ class SweepRecords:
             "Scale": self.spec.scale,
             "Runs": f"{len(records)} of {len(self.runs)} have finished",
             "Intervals": "95%: bootstrap over texts where a number is of one run, Student's t over "
-            "runs where it is of several",
+            "runs where it is of several that differ",
         }
         if records:
             record = records[-1]

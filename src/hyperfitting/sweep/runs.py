@@ -175,6 +175,24 @@ def _with_distinct_names(runs: Sequence[SweepRun]) -> list[SweepRun]:
     ]
 
 
+def check_distinct(configs: Mapping[str, RunConfig]) -> None:
+    """Refuse runs with the same config: means over runs would count one run twice.
+
+    Args:
+        configs: by name of the run.
+
+    Raises:
+        UserError: two are equal.
+    """
+    for (name, config), (other, same) in itertools.combinations(configs.items(), 2):
+        if config == same:
+            raise UserError(
+                f"two runs have the same config: {name}, {other}",
+                hint="other values, such as seed=0,10,20 where an axis of the experiment sets "
+                "seeds from 0 to 3",
+            )
+
+
 def sweep_name(overrides: Sequence[str]) -> str:
     """Return the name of a sweep without an experiment: the overrides that determine its runs."""
     relevant = sorted(override for override in overrides if _determines_runs(override))

@@ -63,7 +63,7 @@ class SweepSpec(StrictModel):
     version: int = Field(
         default=SPEC_VERSION, description=f"version of this format: {SPEC_VERSION}"
     )
-    name: str = Field(description="name of the sweep")
+    name: str = Field(description="that of its experiment and scale, whatever its folder is called")
     scale: str = Field(description="`embedded` or `paper`")
     command: list[str] = Field(description="the command line that started it")
     scales: dict[str, ScaleSpec | None] = Field(description="`hydra.sweeper.scales`")

@@ -29,7 +29,14 @@ from hyperfitting.sweep.code_pin import pinned_folder
 from hyperfitting.sweep.config import HydraSetup, SweeperConfig
 from hyperfitting.sweep.jobs import compose_job
 from hyperfitting.sweep.live_view import live_view, summary_table
-from hyperfitting.sweep.runs import SweepRun, choose_scale, expand_runs, parse_axes, sweep_name
+from hyperfitting.sweep.runs import (
+    SweepRun,
+    check_distinct,
+    choose_scale,
+    expand_runs,
+    parse_axes,
+    sweep_name,
+)
 from hyperfitting.sweep.spec import write_sweep_spec
 from hyperfitting.sweep.state import RunFolder
 
@@ -43,6 +50,9 @@ _POLL_SECONDS = 1.0
 class Sweep:
     """All runs of a sweep, composed and checked."""
 
+    name: str
+    """That of its experiment and scale; its folder has another where it is kept apart by its
+    code."""
     folder: Path
     runs: list[SweepRun]
     configs: Mapping[str, RunConfig]
@@ -186,7 +196,8 @@ def _compose_sweep(
         run.name: _checked_config(hydra, number, run.name, overrides[run.name])
         for number, run in enumerate(runs)
     }
-    return Sweep(folder, runs, configs, overrides)
+    check_distinct(configs)
+    return Sweep(config.hydra.sweeper.name, folder, runs, configs, overrides)
 
 
 def _checked_config(
@@ -222,7 +233,7 @@ def _write_spec(sweep: Sweep, sweeper: SweeperConfig, scale: str, arguments: Seq
     """Write sweep.json, which reports and the runs read."""
     write_sweep_spec(
         sweep.folder,
-        name=sweep.folder.name,
+        name=sweep.name,
         scale=scale,
         command=["hyperfit", *arguments],
         scales=sweeper.scales,

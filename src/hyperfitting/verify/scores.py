@@ -59,8 +59,14 @@ def check_scores(record: Record, predictions: Predictions) -> ScoresCheck:
     """
     evaluation = from_plain(record.config).evaluation
     stats = {side: _token_stats(record, predictions, side) for side in ("tuned", "base")}
-    recorder = _Recomputation(record, evaluation, stats)
-    scores = {side: recorder.scores(side) for side in SIDES}
+    recomputation = _Recomputation(record, evaluation, stats)
+    sides = {side: recomputation.of_side(side) for side in SIDES}
+    missing = {
+        n: {key for side in sides.values() for key in side.missing[n]}
+        for n in evaluation.max_new_tokens
+    }
+    full = evaluation.continuation_len
+    scores = {side: recomputation.scores(side, sides[side], missing[full]) for side in SIDES}
     contexts = [TokenizedText(s.context.tokens, s.context.token_texts) for s in record.samples]
     comparison = Comparison(scores["tuned"], scores["base"], scores["reference"], contexts)
     expected = slices(comparison, evaluation)
@@ -70,23 +76,38 @@ def check_scores(record: Record, predictions: Predictions) -> ScoresCheck:
     for i, (part, other) in enumerate(zip(record.slices, expected, strict=True)):
         old, new = part.model_dump(), other.model_dump()
         for group in (*SIDES, "difference"):
-            for key in set(new[group]) - recorder.of_modality:
+            for key in set(new[group]) - recomputation.of_modality:
                 del new[group][key]
             extra = set(old[group]) - set(new[group])
-            for key in extra & recorder.not_computed(part.max_new_tokens):
+            for key in extra & _not_computed(missing[part.max_new_tokens]):
                 del old[group][key]
         differences.compare(old, new, f"slices[{i}]")
     for side, of_side in scores.items():
-        values = {k: v for k, v in per_text(of_side).items() if k in recorder.of_modality}
+        values = {k: v for k, v in per_text(of_side).items() if k in recomputation.of_modality}
         differences.compare(record.per_text.values(side), values, f"per_text.{side}")
     lengths = {side: histogram(of_side.overlap.length) for side, of_side in scores.items()}
     differences.compare(record.overlap_histogram.model_dump(), lengths, "overlap_histogram")
     recorded = {key for part in record.slices for side in SIDES for key in part.estimates(side)}
-    as_recorded = recorder.not_computed(evaluation.continuation_len)
-    return ScoresCheck(differences, [key for key in METRICS if key in recorded & as_recorded])
+    as_recorded = recorded & _not_computed(missing[full])
+    return ScoresCheck(differences, [key for key in METRICS if key in as_recorded])
 
 
-@dataclass
+@dataclass(frozen=True)
+class _SideValues:
+    """What can be computed of a side, by length."""
+
+    inputs: dict[int, ScoringInputs]
+    values: dict[int, Values]
+    missing: dict[int, set[str]]
+    """Metrics whose text values the record's texts and predictions do not give."""
+
+
+def _not_computed(missing: set[str]) -> set[str]:
+    """Return the metrics that are not computed where the text values of some are missing."""
+    return {k for k, m in METRICS.items() if m.per_set or (m.exp_of or k) in missing}
+
+
+@dataclass(frozen=True)
 class _Recomputation:
     """The values of all metrics that the record's texts and predictions give."""
 
@@ -95,11 +116,11 @@ class _Recomputation:
     stats: Mapping[str, Stats]
     """Token statistics on the reference texts, of `tuned` and `base`."""
 
-    def __post_init__(self) -> None:
-        self._missing: dict[int, set[str]] = {n: set() for n in self.evaluation.max_new_tokens}
+    @cached_property
+    def _corpus(self) -> NgramCorpus:
         in_words = self.evaluation.unit == "word"
         no_sequences = np.zeros((0, 1), np.int32)
-        self._corpus = NgramCorpus(no_sequences, str if in_words else None)
+        return NgramCorpus(no_sequences, str if in_words else None)
 
     @cached_property
     def of_modality(self) -> set[str]:
@@ -107,58 +128,73 @@ class _Recomputation:
         other = "image" if self.record.image is None else "text"
         return {key for key, metric in METRICS.items() if metric.modality != other}
 
-    def not_computed(self, length: int) -> set[str]:
-        """Return the metrics whose text values are not computed at a length."""
-        missing = self._missing[length]
-        return {k for k, m in METRICS.items() if m.per_set or (m.exp_of or k) in missing}
+    def of_side(self, side: Side) -> _SideValues:
+        """Return what can be computed of a side."""
+        inputs = {n: self._inputs(side, n) for n in self.evaluation.max_new_tokens}
+        results = {n: self._values(inputs[n], n) for n in inputs}
+        values = {n: values for n, (values, _) in results.items()}
+        return _SideValues(inputs, values, {n: missing for n, (_, missing) in results.items()})
 
-    def scores(self, side: Side) -> Scores:
-        """Return the scores of a side; text values that are missing at full length as recorded."""
-        own = self.stats["tuned" if side == "tuned" else "base"]
-        inputs = {n: self._inputs(side, own, n) for n in self.evaluation.max_new_tokens}
-        values = {n: self._values(inputs[n], n) for n in inputs}
+    def scores(self, side: Side, computed: _SideValues, missing: set[str]) -> Scores:
+        """Return the scores of a side.
+
+        Args:
+            side: whose.
+            computed: its values.
+            missing: metrics whose text values at full length are taken from the record.
+        """
+        recorded = {
+            key: np.array(values, dtype=np.float64)
+            for key, values in self.record.per_text.values(side).items()
+            if key in missing
+        }
         full = self.evaluation.continuation_len
-        for key in self._missing[full] & self.record.per_text.values(side).keys():
-            recorded = np.array(self.record.per_text.values(side)[key], dtype=np.float64)
-            values[full].setdefault(key, recorded)
+        values = computed.values | {full: recorded | computed.values[full]}
         texts = [getattr(sample, side) for sample in self.record.samples]
         output = ModelOutput(
             datasets=[sample.dataset for sample in self.record.samples],
-            token_stats=own,
+            token_stats=self._stats(side),
             step_stats={},
             base_loglikelihoods={},
             continuations=[TokenizedText(text.tokens, text.token_texts) for text in texts],
         )
-        return Scores(output, inputs, values)
+        return Scores(output, computed.inputs, values)
 
-    def _values(self, inputs: ScoringInputs, length: int) -> Values:
+    def _values(self, inputs: ScoringInputs, length: int) -> tuple[Values, set[str]]:
+        """Return the text values at a length, and the metrics whose are missing."""
         full = self.evaluation.continuation_len
         values: Values = {}
+        missing: set[str] = set()
         for key, metric in METRICS.items():
             if metric.per_text is None or metric.among_texts:
                 continue
             if key not in self.of_modality:
                 continue
             if metric.modality == "image":  # they need the training images
-                self._missing[length].add(key)
+                missing.add(key)
                 continue
             if not metric.of_continuations and (
                 length < full or not (metric.is_measured(inputs) or self._is_recorded(key))
             ):
                 continue
             if key == "gen/dataset_bleu" or (key.startswith("gen/dataset_") and length < full):
-                self._missing[length].add(key)
+                missing.add(key)
                 continue
             try:
                 values[key] = metric.per_text(inputs)
             except KeyError:  # a statistic that is not beside the record
-                self._missing[length].add(key)
-        return values
+                missing.add(key)
+        return values, missing
+
+    def _stats(self, side: Side) -> Stats:
+        """Return the statistics of a side's model; those of the references are the base's."""
+        return self.stats["tuned" if side == "tuned" else "base"]
 
     def _is_recorded(self, key: str) -> bool:
         return key in self.record.per_text.tuned
 
-    def _inputs(self, side: Side, own: Stats, length: int) -> ScoringInputs:
+    def _inputs(self, side: Side, length: int) -> ScoringInputs:
+        own = self._stats(side)
         texts = [getattr(sample, side) for sample in self.record.samples]
         step_stats: Stats = {}
         if side == "reference":  # as `evaluation.outputs.reference_output`

@@ -45,11 +45,16 @@ class Evidence(StrictModel):
     ci95: tuple[float, float] | None = Field(description="its 95% interval; null: none")
     above: float | None = Field(description="lower end of the claimed region; null: open")
     below: float | None = Field(description="upper end; null: open")
-    holds: bool = Field(description="whether the estimate lies in the region")
+    holds: bool = Field(
+        description="whether the estimate lies in the region; if `observed`, that of any seed"
+    )
     p: float | None = Field(
         description="of the hypothesis that it lies outside; null: not tested, a single number"
     )
     observed: bool = Field(description="one observation decides")
+    observed_in: int | None = Field(
+        default=None, description="seeds whose number lies in the region; null: not `observed`"
+    )
     unit: str = Field(description="what the interval is over: `seeds`, `texts`, or empty")
     n: int = Field(description="of these")
     seeds: list[int] = Field(description="of the runs")
@@ -87,7 +92,11 @@ def judge(
     if criterion.minus is not None and others is not None:
         quantity = criterion.value.changed(criterion.minus)
         subtracted = [measure(others[seed], quantity) for seed in seeds]
-    tested = _test(values, subtracted, criterion)
+    numbers = _numbers(values, subtracted)
+    tested = _test(numbers, values, subtracted, criterion)
+    observed_in = None
+    if criterion.observed:
+        observed_in = sum(criterion.holds(float(number)) for number in numbers)
     p_values = [p for p in (tested.p_above, tested.p_below) if p is not None]
     entries = [run for seed in seeds for run in [*runs[seed], *(others or {}).get(seed, ())]]
     return Evidence(
@@ -100,9 +109,10 @@ def judge(
         ci95=tested.estimate.ci95,
         above=criterion.above,
         below=criterion.below,
-        holds=criterion.holds(tested.estimate.mean),
+        holds=bool(observed_in) if criterion.observed else criterion.holds(tested.estimate.mean),
         p=max(p_values) if p_values and not criterion.observed else None,
         observed=criterion.observed,
+        observed_in=observed_in,
         unit=tested.unit,
         n=tested.estimate.n,
         seeds=seeds,
@@ -114,12 +124,19 @@ def _mean(measurements: Sequence[Measurement]) -> float:
     return float(np.mean([measurement.number for measurement in measurements]))
 
 
-def _test(
-    values: Sequence[Measurement], subtracted: Sequence[Measurement], criterion: Criterion
-) -> _Tested:
+def _numbers(values: Sequence[Measurement], subtracted: Sequence[Measurement]) -> Floats:
+    """Return the number of each seed, or its difference, (S,)."""
     numbers = np.array([value.number for value in values])
-    if subtracted:
-        numbers = numbers - np.array([other.number for other in subtracted])
+    return numbers - np.array([other.number for other in subtracted]) if subtracted else numbers
+
+
+def _test(
+    numbers: Floats,
+    values: Sequence[Measurement],
+    subtracted: Sequence[Measurement],
+    criterion: Criterion,
+) -> _Tested:
+    """Return the estimate and its p-values; ``numbers`` (S,) are those of `_numbers`."""
     if len(numbers) >= MIN_SEEDS and np.ptp(numbers) > 0:  # else the seed changes nothing
         return _over_seeds(numbers, criterion)
     x, y = _texts(values), _texts(subtracted)

@@ -25,7 +25,7 @@ from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords, load_sw
 from hyperfitting.runtime.strict_model import StrictModel
 from hyperfitting.sweep.spec import SPEC_FILE
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
 LEVEL = 0.05
 Verdict = Literal["reproduced", "partly", "not reproduced", "not tested"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "partly", "not reproduced", "not tested")
@@ -64,10 +64,22 @@ class Entry(StrictModel):
         return any(outcome.verdict == "not reproduced" for outcome in self.outcomes.values())
 
 
+class CountedSweep(StrictModel):
+    """The sweep that counts where an experiment has several at a scale."""
+
+    experiment: str = Field(description="file of `experiments/`, such as `table1`")
+    scale: str = Field(description="`embedded` or `paper`")
+    counted: str = Field(description="its folder")
+    others: list[str] = Field(description="folders of those that do not count")
+
+
 class Ledger(StrictModel):
     """All claims."""
 
     version: int = Field(default=LEDGER_VERSION, description="of this format")
+    counted: list[CountedSweep] = Field(
+        default=[], description="of the experiments with several sweeps: the newest complete one"
+    )
     tests: int = Field(description="claims with a p-value, at any scale: the family of Holm")
     entries: list[Entry] = Field(description="in the order of conf/claims.yaml")
 
@@ -79,9 +91,11 @@ class Ledger(StrictModel):
 
 @dataclass(frozen=True)
 class Sweeps:
-    """The runs that exist, by experiment and scale."""
+    """The runs that count, by experiment and scale."""
 
     runs_of: Mapping[tuple[str, str], Sequence[RunEntry]]
+    counted: Sequence[CountedSweep] = ()
+    """Where an experiment has several sweeps."""
 
     def runs(self, quantity: Quantity, scale: Scale) -> list[RunEntry]:
         """Return the runs of a quantity."""
@@ -97,18 +111,35 @@ class Sweeps:
 
 
 def load_sweeps(folders: Iterable[Path]) -> Sweeps:
-    """Return all runs of the sweeps in some folders, each a sweep's or one of sweeps.
+    """Return the runs of the sweeps in some folders, each a sweep's or one of sweeps.
+
+    An experiment may have several sweeps at a scale, such as one that was kept apart because its
+    code is another: the one that finished last counts, of those that are complete if there are any.
 
     Raises:
         UserError: a sweep is damaged.
     """
-    runs_of: dict[tuple[str, str], list[RunEntry]] = {}
+    sweeps_of: dict[tuple[str, str], list[SweepRecords]] = {}
     for folder in folders:
         own = [folder] if (folder / SPEC_FILE).is_file() else []
         for path in own or sorted(p.parent for p in folder.glob(f"*/{SPEC_FILE}")):
-            sweep: SweepRecords = load_sweep(path)
-            runs_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).extend(sweep.runs)
-    return Sweeps(runs_of)
+            sweep = load_sweep(path)
+            sweeps_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).append(sweep)
+    runs_of, counted = {}, []
+    for (experiment, scale), sweeps in sweeps_of.items():
+        chosen = max(sweeps, key=lambda sweep: (sweep.is_complete, sweep.last_finished))
+        runs_of[experiment, scale] = chosen.runs
+        others = [sweep.folder.name for sweep in sweeps if sweep is not chosen]
+        if others:
+            counted.append(
+                CountedSweep(
+                    experiment=experiment,
+                    scale=scale,
+                    counted=chosen.folder.name,
+                    others=others,
+                )
+            )
+    return Sweeps(runs_of, counted)
 
 
 def build_ledger(claims: Sequence[Claim], sweeps: Sweeps) -> Ledger:
@@ -136,7 +167,7 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps) -> Ledger:
         )
         for claim in claims
     ]
-    return Ledger(tests=len(tested), entries=entries)
+    return Ledger(counted=list(sweeps.counted), tests=len(tested), entries=entries)
 
 
 def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale) -> Outcome:

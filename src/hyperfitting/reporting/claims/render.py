@@ -27,11 +27,13 @@ _INTRO = f"""\
 What both papers claim, and what the records here say of it. Drawn by
 `hyperfit-report claims outputs/sweeps --to docs`; the same as data is [{JSON}]({JSON}). The claims
 and the numbers that decide them are in [`conf/claims.yaml`](../conf/claims.yaml): add runs, also
-with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again.
+with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again. Of several sweeps of
+one experiment the newest complete one counts.
 
 - **reproduced**: every number of ours lies where the claim has it, and the adjusted p-value of the
   opposite is below {LEVEL}.
-  A claim that something occurs is reproduced by one observation, without a test.
+  A claim that something occurs is reproduced by one observation, without a test: with one seed of
+  several, and how many is shown.
 - **partly**: they lie there but not significantly or without an interval, or only some of several
   do.
 - **not reproduced**: none lies there.
@@ -40,7 +42,8 @@ with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again.
 
 With {MIN_SEEDS} seeds or more that differ, intervals are Student's t over seeds (other training
 sequences in another order), differences paired by seed; else bootstraps over texts, paired by
-text, and p-values are of sign flips: a verdict of one seed says nothing about the next. Shares of
+text, and p-values are of sign flips: a verdict of one seed says nothing about the next, and every
+verdict has its number of seeds. Shares of
 texts are tested with the exact binomial test; numbers whose values by text are not kept, with the
 normal distribution that has their interval. p-values are one-sided and adjusted together by Holm's
 method.
@@ -71,7 +74,12 @@ def write_page(ledger: Ledger, reports: Path) -> Path:
     ]  # fmt: skip
     path = reports / PAGE
     content = template.render(
-        rows=rows, verdicts=VERDICTS, ledger=ledger, papers=PAPERS, reports=_reports(reports)
+        rows=rows,
+        verdicts=VERDICTS,
+        ledger=ledger,
+        papers=PAPERS,
+        reports=_reports(reports),
+        counted=counted_lines(ledger),
     )
     write_text(path, content)
     return path
@@ -114,8 +122,17 @@ def _counts(ledger: Ledger) -> list[str]:
         counts = ledger.counts(scale)
         cells = " | ".join(str(counts[verdict]) for verdict in VERDICTS)
         lines.append(f"| {len(ledger.entries)}, `scale={scale}` | {cells} |")
-    note = f"p-values are adjusted for {ledger.tests} tested claims."
-    return [*lines, "", note]
+    notes = [f"p-values are adjusted for {ledger.tests} tested claims.", *counted_lines(ledger)]
+    return [*lines, *(line for note in notes for line in ("", markdown_text(note)))]
+
+
+def counted_lines(ledger: Ledger) -> list[str]:
+    """Return which sweep counts, a line for each experiment that has several."""
+    return [
+        f"{item.experiment} has {len(item.others) + 1} sweeps at scale={item.scale}: "
+        f"{item.counted} counts, not {', '.join(item.others)}."
+        for item in ledger.counted
+    ]
 
 
 def _table(entries: list[Entry], scales: list[Scale], links: set[str]) -> list[str]:
@@ -153,8 +170,9 @@ def _remarks(outcome: Outcome) -> list[str]:
     remarks = []
     if outcome.adjusted_p is not None:
         remarks.append(f"p {formatting.p_value(outcome.adjusted_p)}")
-    if any(len(item.seeds) == 1 for item in outcome.evidence):
-        remarks.append("one seed")
+    if outcome.evidence:
+        n_seeds = min(len(item.seeds) for item in outcome.evidence)
+        remarks.append("one seed" if n_seeds == 1 else f"{n_seeds} seeds")
     if any(item.p is None and not item.observed for item in outcome.evidence):
         remarks.append("a number without interval")
     if any(not item.holds and _reaches(item) for item in outcome.evidence):
@@ -187,6 +205,8 @@ def _ours_line(evidence: Evidence) -> str:
     model = f"{evidence.model}: " if evidence.model else ""
     unit = evidence.unit if evidence.n != 1 else evidence.unit.removesuffix("s")
     over = f" ({evidence.n} {unit})" if unit else ""
+    if evidence.observed_in is not None and len(evidence.seeds) > 1:
+        over += f", observed with {evidence.observed_in} of {len(evidence.seeds)} seeds"
     return f"{model}{evidence.label} {number}{over}"
 
 

@@ -1,0 +1,144 @@
+"""The pages of the ledger of claims, and which sweeps and seeds they are of."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from hyperfitting.record.schema import Record
+from hyperfitting.reporting.claims.ledger import Ledger, build_ledger, load_sweeps
+from hyperfitting.reporting.claims.render import markdown, write_page
+from hyperfitting.reporting.claims.schema import SCALES, read_claims
+from hyperfitting.reporting.cli import main
+from hyperfitting.reporting.index import write_index
+from hyperfitting.reporting.serve import update_claims
+from hyperfitting.sweep.spec import SPEC_FILE
+from tests.browser import open_page
+from tests.claims import BASE, TUNED, claim, criterion, record, sweeps
+from tests.records import (
+    write_sweep,
+)
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def test_a_reading_is_shown_only_while_our_results_contradict_the_claim(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    for above, shown in ((0.4, False), (0.9, True)):
+        reading = claim(criteria=[criterion(above=above)], reading="as few steps do")
+        assert ("as few steps do" in markdown(build_ledger([reading], runs))) is shown
+
+
+def test_a_page_of_a_hostile_label_has_no_script(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    hostile = "<script>alert(1)</script> | <b>"
+    ledger = build_ledger([claim()], runs)
+    values = json.loads(json.dumps(ledger.model_dump(mode="json")))
+    values["entries"][0]["outcomes"]["embedded"]["evidence"][0]["model"] = hostile
+    ledger = Ledger.model_validate(values)
+    page = write_page(ledger, tmp_path).read_text("utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "default-src 'none'" in page
+    assert "<script" not in markdown(ledger).replace(r"\<", "")
+
+
+@pytest.mark.server
+def test_a_browser_shows_the_claims_of_one_verdict_without_a_script(
+    browser: Browser, tmp_path: Path
+) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    claims = [
+        claim(criteria=[criterion(above=0.4)]),
+        claim(id="p1-y", claim="it is high", criteria=[criterion(above=0.9)]),
+    ]
+    opened = open_page(browser, write_page(build_ledger(claims, runs), tmp_path))
+    rows = opened.page.locator("tbody tr:visible")
+    assert rows.count() == len(claims) * len(SCALES)
+    opened.page.get_by_label("not reproduced").check()
+    assert ["it is high" in text for text in rows.all_inner_texts()] == [True]
+    assert opened.messages == []
+
+
+def test_the_command_writes_the_same_numbers_for_people_and_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sweep(tmp_path / "x", {}, {"tuned_0": record(TUNED, BASE)})
+    with pytest.raises(SystemExit) as done:
+        main(["claims", str(tmp_path), "--to", str(tmp_path / "docs")])
+    assert done.value.code == 0
+    ledger = Ledger.model_validate_json((tmp_path / "docs/claims.json").read_text("utf-8"))
+    assert (tmp_path / "docs/claims.md").read_text("utf-8") == markdown(ledger)
+    assert "not tested" in capsys.readouterr().out
+
+
+def test_a_folder_that_does_not_exist_is_an_error_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["claims", str(tmp_path / "nowhere"), "--to", str(tmp_path)])
+    assert done.value.code != 0
+    error = capsys.readouterr().err
+    assert "nowhere: is no folder" in error
+    assert "Traceback" not in error
+
+
+def test_the_dashboard_has_a_page_of_the_claims_that_is_drawn_when_a_record_is_newer(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sweeps").mkdir()
+    assert list(update_claims(tmp_path)) == []
+    assert "claims.html" not in write_index(tmp_path).read_text("utf-8")
+    sweep = write_sweep(tmp_path / "sweeps/x", {}, {"tuned_0": record(TUNED, BASE)})
+    (tmp_path / "reports").mkdir()
+    assert list(update_claims(tmp_path)) == [("claims", "")]
+    assert list(update_claims(tmp_path)) == []
+    assert 'href="claims.html"' in write_index(tmp_path / "reports").read_text("utf-8")
+    os.utime(sweep / "tuned_0/results.json", (2e9, 2e9))
+    assert list(update_claims(tmp_path)) == [("claims", "")]
+
+
+def test_the_committed_page_is_of_the_committed_data_and_claims() -> None:
+    ledger = Ledger.model_validate_json((DOCS / "claims.json").read_text("utf-8"))
+    reports = {path.parent.name for path in DOCS.glob("results/*/README.md")}
+    assert (DOCS / "claims.md").read_text("utf-8") == markdown(ledger, reports)
+    entries = [(e.id, e.source, e.claim, e.theirs, e.reading) for e in ledger.entries]
+    assert entries == [(c.id, c.source, c.claim, c.theirs, c.reading) for c in read_claims()]
+
+
+def _named(folder: Path, name: str, records: dict[str, Record], finished: float) -> None:
+    """Write a sweep under the name of an experiment, in any folder."""
+    sweep = write_sweep(folder, {}, records)
+    spec = json.loads((sweep / SPEC_FILE).read_text("utf-8"))
+    runs = [run for run in spec["runs"] if run["name"].startswith("tuned")]
+    (sweep / SPEC_FILE).write_text(json.dumps(spec | {"name": name, "runs": runs}))
+    for path in sweep.glob("*/results.json"):
+        os.utime(path, (finished, finished))
+
+
+def test_of_several_sweeps_of_an_experiment_the_newest_complete_one_counts(tmp_path: Path) -> None:
+    def seeds(values: Sequence[float], n: int = 3) -> dict[str, Record]:
+        return {f"tuned_{seed}": record(values, BASE, seed) for seed in range(n)}
+
+    _named(tmp_path / "table1_embedded", "table1_embedded", seeds([0.5] * 6), 1e9)
+    _named(tmp_path / "table1_embedded_0123", "table1_embedded", seeds([0.6] * 6), 1.2e9)
+    _named(tmp_path / "table1_embedded_4567", "table1_embedded", seeds([0.7] * 6), 1.1e9)
+    _named(tmp_path / "table1_embedded_89ab", "table1_embedded", seeds([0.8] * 6, 2), 1.3e9)
+    ledger = build_ledger([claim()], load_sweeps([tmp_path]))
+    (item,) = ledger.entries[0].outcomes["embedded"].evidence
+    assert item.value == pytest.approx(0.6)
+    assert {run.partition("/")[0] for run in item.runs} == {"table1_embedded_0123"}
+    others = "table1_embedded, table1_embedded_4567, table1_embedded_89ab"
+    line = f"4 sweeps at scale=embedded: table1_embedded_0123 counts, not {others}"
+    assert line in markdown(ledger)
+    assert line in write_page(ledger, tmp_path).read_text("utf-8")
+
+
+@pytest.mark.parametrize(("n_seeds", "remark"), [(1, "one seed"), (3, "3 seeds")])
+def test_every_verdict_has_its_number_of_seeds(n_seeds: int, remark: str, tmp_path: Path) -> None:
+    records = {f"tuned_{seed}": record(TUNED, BASE, seed) for seed in range(n_seeds)}
+    verdict = markdown(build_ledger([claim()], sweeps(tmp_path / "x", records)))
+    assert f"<br>{remark} |" in verdict
