@@ -260,7 +260,9 @@ def test_a_quarter_of_the_pixels_is_the_context(compose: Compose) -> None:
 
 
 def test_a_sequence_is_a_whole_image(compose: Compose) -> None:
-    assert compose("preset=images", "dataset.seq_len=32").dataset.seq_len == 65
+    with pytest.raises(UserError, match=r"dataset\.seq_len=32: changes nothing"):
+        compose("preset=images", "dataset.seq_len=32")
+    assert compose("preset=images", "dataset.seq_len=65").dataset.seq_len == 65
 
 
 def test_a_repetition_penalty_ignores_sos_which_has_no_score(imagegpt: BaseModel) -> None:
