@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +99,7 @@ def patches(picture: Pixels, image: ImageConfig) -> Pixels:
 
 
 def _photograph_path(photograph: Photograph) -> Path:
-    """Return the file of a photograph; its package is not imported."""
-    require_package(photograph.package, "dataset.path", "photographs")
-    spec = importlib.util.find_spec(photograph.package)
-    assert spec is not None and spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / photograph.path
+    return package_folder(photograph.package, "dataset.path", "photographs") / photograph.path
 
 
 def _photographs_id() -> str:
@@ -125,22 +120,30 @@ _SETS = {
 }
 
 
-def require_package(package: str, field: str, value: object) -> None:
-    """Check that a package of the extra `images` is installed, without importing it.
+def package_folder(package: str, field: str, value: object) -> Path:
+    """Return the folder of an installed package, which is not imported.
 
     Raises:
-        UserError: it is not.
+        UserError: a package of the extra `images` is not installed.
     """
-    if importlib.util.find_spec(package) is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"needs the package {_DISTRIBUTIONS.get(package, package)}",
             field=field,
             value=value,
             hint="pip install 'hyperfitting[images]'",
         )
+    return Path(spec.submodule_search_locations[0])
 
 
-require_scikit_learn = partial(require_package, "sklearn")
+def require_scikit_learn(field: str, value: object) -> None:
+    """Check that scikit-learn is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    package_folder("sklearn", field, value)
 
 
 def _set(name: str) -> _Set:
