@@ -1,9 +1,7 @@
 """The packaged color photographs: patches, sets by photograph, a palette by k-means."""
 
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +9,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
-from hyperfitting.config import RunConfig
-from hyperfitting.data import packaged_images
 from hyperfitting.data.config import DatasetConfig, ImageConfig
 from hyperfitting.data.images import (
     Images,
-    ImageSplit,
     image_key,
     images_step,
     load_images,
@@ -27,7 +22,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.models.image_format import ImageFormat
 from hyperfitting.store.artifact import Store
 from hyperfitting.training import pretraining
-from hyperfitting.training.pretraining import palette, resolve_model
+from hyperfitting.training.pretraining import palette
 from tests.conftest import Compose
 
 PATCH = ImageConfig()
@@ -72,28 +67,51 @@ def test_a_photographs_patches_are_in_one_set_and_no_set_is_empty(images: Images
 
 
 def test_the_palette_is_of_the_photographs_for_pretraining_only(
-    compose: Compose, store: Store, monkeypatch: pytest.MonkeyPatch
+    compose: Compose, images: Images, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = compose(
-        "preset=images", "model=imagegpt_photographs", "dataset=photographs",
-        "model.architecture.n_embd=8", "model.architecture.n_layer=1",
-        "model.architecture.n_head=1",
-    ).model  # fmt: skip
-    seen = []
+    cfg = compose("preset=images", "model=imagegpt_photographs", "dataset=photographs")
+    assert (cfg.dataset.seq_len, cfg.evaluation.context_len) == (1025, 257)
+    plan = cfg.model.pretraining
+    assert plan is not None
+    fitted_to = []
 
-    def first_colors(pixels: np.ndarray, n_colors: int, seed: int) -> np.ndarray:
-        seen.append(pixels)
-        return np.zeros((n_colors, 3), np.float32)
+    def blacks(pixels: np.ndarray, n_colors: int, seed: int) -> np.ndarray:
+        fitted_to.append(pixels)
+        return np.full((n_colors, 3), -1, np.float32)
 
-    monkeypatch.setattr(pretraining, "palette", first_colors)
-    resolve = resolve_model(model, store)
-    raise NotImplementedError
+    monkeypatch.setattr(pretraining, "palette", blacks)
+    dataset = pretraining._dataset(plan, PATCH)
+    step = images_step(dataset, PATCH, store)
+    step.ensure()
+    small = replace(cfg.model, architecture={"model_type": "imagegpt", "n_embd": 8, "n_layer": 1})
+    model = pretraining._initial_model(small, plan, dataset, step.artifact, store)
+    model.ensure()
+    expected = images.pixels[split_images(images, 0.2, 0.2).pretraining]
+    assert (fitted_to[0] == expected.reshape(-1, 3)).all()
+    assert (model.image_format().palette == -1).all()
+    assert model.image_format().palette.shape == (512, 3)
+
+
+@pytest.mark.parametrize("field", ["holdout_fraction", "validation_fraction"])
+def test_fractions_of_fixed_sets_are_refused(store: Store, field: str) -> None:
+    with pytest.raises(UserError, match=rf"dataset\.{field}=0\.4: changes nothing"):
+        images_step(replace(DATASET, **{field: 0.4}), PATCH, store)
+
+
+def test_a_package_that_is_missing_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "skimage" else found(name)
+    )
+    with pytest.raises(UserError, match="needs the package scikit-image") as error:
+        images_step(DATASET, PATCH, store)
+    assert "hyperfitting[images]" in str(error.value)
 
 
 def test_quantization_by_the_palette_is_imagegpts(images: Images) -> None:
     split = split_images(images, 0.2, 0.2)
-    colors = palette(images.pixels[split.pretraining[::40]].reshape(-1, 3), 32, seed=0)
-    assert colors.shape == (32, 3)
+    colors = palette(images.pixels[split.pretraining[::40]].reshape(-1, 3), 8, seed=0)
+    assert colors.shape == (8, 3)
     assert (np.abs(colors) <= 1).all()
     held_out = images.pixels[split.held_out[:6]]
     processor = ImageGPTImageProcessorPil(clusters=colors, size={"height": 32, "width": 32})
