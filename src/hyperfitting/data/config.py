@@ -124,6 +124,7 @@ class DatasetConfig(TextsConfig):
                 field="dataset.seq_len",
                 value=self.seq_len,
                 valid=f"{image.n_tokens}, by dataset.image",
+                hint="preset=images or images_paper, if a preset for texts sets it",
             )
         self.seq_len = image.n_tokens
 
