@@ -17,7 +17,7 @@ from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.models.random_init import initialized_model
 from hyperfitting.runtime.device import setup_torch
 
-N_IMAGES, N_PIXELS, CONTEXT_LEN, N_COLORS, ROUNDS = 512, 64, 17, 17, 5
+N_IMAGES, N_PIXELS, CONTEXT_LEN, N_COLORS, ROUNDS = 512, 64, 17, 17, 3
 
 
 def model() -> PreTrainedModel:
@@ -38,10 +38,10 @@ def contexts() -> NDArray[np.int32]:
 
 
 def hyperfitting_greedy() -> Round:
-    """Return rounds of our greedy decoding, with the stats of each step."""
+    """Return rounds of our greedy decoding in one batch too, with the stats of each step."""
     setup_torch(config(N_PIXELS).hardware)
-    ours, prompts = model(), contexts()
-    return _timed(lambda: continue_texts(ours, prompts, N_PIXELS + 1 - CONTEXT_LEN, GREEDY).tokens)
+    ours, prompts, length = model(), contexts(), N_PIXELS + 1 - CONTEXT_LEN
+    return _timed(lambda: continue_texts(ours, prompts, length, GREEDY, N_IMAGES).tokens)
 
 
 def transformers_greedy() -> Round:
