@@ -1,7 +1,7 @@
 """`make bench`: all comparisons, as a table and in outputs/bench/bench.json.
 
 python -m benchmarks [metrics] [decoding] [training] [growth] [profile] [tracking] [page]
-                     [mechanism] [annotation]
+                     [mechanism] [annotation] [images]
 """
 
 import argparse
@@ -17,6 +17,7 @@ from benchmarks import (
     annotation,
     decoding,
     growth,
+    images,
     mechanism,
     metrics,
     page,
@@ -31,7 +32,7 @@ SUITES = {
     "metrics": metrics.run, "decoding": decoding.run, "training": training.run,
     "growth": growth.run, "profile": profile.run, "tracking": tracking.run, "page": page.run,
     "mechanism": mechanism.run,
-    "annotation": annotation.run,
+    "annotation": annotation.run, "images": images.run,
 }  # fmt: skip
 PATH = Path("outputs/bench/bench.json")
 

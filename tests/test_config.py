@@ -23,13 +23,10 @@ OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((conf_dir() / g).glob("*.
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(compose: Compose, group: str, option: str) -> None:
-    open_fields = [
-        f"{group}.{key}=x"
-        for key, value in yaml.safe_load(
-            (conf_dir() / group / f"{option}.yaml").read_text()
-        ).items()
-        if key == "path" and value is None
-    ]
+    values = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text())
+    open_fields = [f"{group}.{k}=x" for k, v in values.items() if k == "path" and v is None]
+    if group == "dataset" and "image" in values:
+        open_fields.append("preset=images")
     if option == "task_vector":
         open_fields.append("dataset@intervention.dataset=shakespeare")
     compose(f"{group}={option}", *open_fields)

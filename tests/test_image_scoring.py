@@ -1,5 +1,7 @@
 """Scores of completed digits: metrics of images only, a classifier, intervals as for texts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -15,6 +17,7 @@ from hyperfitting.evaluation.scoring import (
     score,
 )
 from hyperfitting.evaluation.slices import notes, slices
+from hyperfitting.metrics.frechet import frechet_distance, kernel_distance
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
 from hyperfitting.models.image_format import ImageFormat
@@ -134,3 +137,20 @@ def test_images_without_known_classes_have_no_classifier() -> None:
     assert compared.recognition is None
     assert "gen/class_kept" not in compared.tuned.values
     assert "gen/row_repeat" in compared.tuned.values
+
+
+def test_fid_and_kid_are_of_whole_images_of_both_models() -> None:
+    contexts = [TokenizedText(row, [""] * 16) for row in TRUE[:, :16].tolist()]
+    rest, rng = output(TRUE[:, 16:]), np.random.default_rng(0)
+    completed, real = rng.normal(size=(2, 6, 3))
+    tuned = replace(rest, image_features=(completed, real))
+    base = replace(rest, image_features=(real, real))
+    corpus = NgramCorpus(TRAIN, None)
+    compared = score(tuned, base, rest, contexts, corpus, EVALUATION, ImageScoring(FORMAT))
+    by_length = {part.max_new_tokens: part for part in slices(compared, EVALUATION)}
+    fid, kid = (by_length[48].tuned[key] for key in ("gen/fid", "gen/kid"))
+    assert (fid.mean, fid.n) == (frechet_distance(completed, real), 6)
+    assert kid.mean == kernel_distance(completed, real)
+    assert by_length[48].base["gen/fid"].mean == pytest.approx(0, abs=1e-9)
+    assert "gen/fid" not in by_length[48].reference | by_length[24].tuned
+    assert any("6 completed images" in note for note in notes(compared))

@@ -251,6 +251,24 @@ def test_the_skeletons_validation_is_a_config(compose: Compose) -> None:
     assert (cfg.trainer.val_prompts, cfg.dataset.n_train, cfg.dataset.n_val) == (128, 2000, 128)
 
 
+def test_the_skeletons_validation_continues_the_first_pixels_of_whole_images(
+    compose: Compose, imagegpt: BaseModel, store: Store
+) -> None:
+    cfg = compose(
+        *SMALL, "model.path=.", "dataset.image.prepend_sos=false", "evaluation.context_len=32",
+        "trainer.val_prompt_len=32",
+    )  # fmt: skip
+    assert (cfg.trainer.val_max_new_tokens, cfg.evaluation.max_new_tokens) == (32, [32])
+    images = read_step(cfg.dataset, store)
+    pixels = DIGITS.quantize(load_images(images.ensure()).pixels)
+    step = training_sequences_step(cfg.dataset, images.artifact, imagegpt, store)
+    val = load_sequences(step.ensure()).val
+    expected = {row[:32].tobytes() for row in pixels}
+    assert {row[: cfg.trainer.val_prompt_len].astype(np.int32).tobytes() for row in val} <= expected
+    assert val.shape == (4, 64)
+    assert val.max() < DIGITS.sos
+
+
 def test_a_quarter_of_the_pixels_is_the_context(compose: Compose) -> None:
     cfg = compose("preset=images")
     assert (cfg.dataset.seq_len, cfg.evaluation.context_len) == (65, 17)
@@ -260,7 +278,9 @@ def test_a_quarter_of_the_pixels_is_the_context(compose: Compose) -> None:
 
 
 def test_a_sequence_is_a_whole_image(compose: Compose) -> None:
-    assert compose("preset=images", "dataset.seq_len=32").dataset.seq_len == 65
+    with pytest.raises(UserError, match=r"dataset\.seq_len=32: changes nothing"):
+        compose("preset=images", "dataset.seq_len=32")
+    assert compose("preset=images", "dataset.seq_len=65").dataset.seq_len == 65
 
 
 def test_a_repetition_penalty_ignores_sos_which_has_no_score(imagegpt: BaseModel) -> None:

@@ -183,7 +183,21 @@ class RunConfig:
     def _check_images(self) -> None:
         """Refuse what does not work on image models."""
         if self.dataset.image is None:
+            if self.evaluation.fid_weights:
+                raise UserError(
+                    "is for models of images, not of text",
+                    field="evaluation.fid_weights",
+                    value=self.evaluation.fid_weights,
+                    hint="another model and dataset",
+                )
             return
+        if self.evaluation.fid_weights and self.evaluation.total_len != self.dataset.image.n_tokens:
+            raise UserError(
+                "needs whole images",
+                field="evaluation.context_len + evaluation.max_new_tokens",
+                value=self.evaluation.total_len,
+                valid=f"{self.dataset.image.n_tokens} with evaluation.fid_weights",
+            )
         measures, strategy = self.mechanism.measures, self.decode.strategy
         for field, value in (
             ("evaluation.downstream", self.evaluation.downstream),

@@ -44,7 +44,7 @@ def data_license(dataset: Mapping[str, Any], source: str) -> str:
     name = str(dataset.get("path"))
     if dataset.get("source") == "package":
         shipped = packaged_images if dataset.get("image") else packaged
-        return package_license(shipped.package(name))
+        return "; ".join(map(package_license, shipped.distributions(name)))
     if dataset.get("source") == "hub":
         return _hub_license("dataset", source)
     return _folder_license(dataset.get("path"))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from hyperfitting.errors import UserError
 from hyperfitting.fields import RECORD, at_least, fraction, one_of, required, setting
 
 
@@ -93,7 +94,7 @@ class DatasetConfig(TextsConfig):
     """Which documents are trained on, and how they become token sequences."""
 
     seq_len: int = setting(256, enters="sequences")
-    """Tokens of a training or validation sequence; of images always the whole image."""
+    """Tokens of a training or validation sequence; of images derived: the whole image."""
     n_train: int = setting(2000, enters="sequences")
     """Training sequences."""
     n_val: int = setting(128, enters="sequences")
@@ -108,11 +109,24 @@ class DatasetConfig(TextsConfig):
         self.check("dataset")
         at_least("dataset.seq_len", self.seq_len, 2)
         if self.image is not None:
-            self.seq_len = self.image.n_tokens
+            self._derive_seq_len(self.image)
         at_least("dataset.n_train", self.n_train, 1)
         at_least("dataset.n_val", self.n_val, 1)
         fraction("dataset.validation_fraction", self.validation_fraction)
         at_least("dataset.seed", self.seed, 0)
+
+    def _derive_seq_len(self, image: ImageConfig) -> None:
+        """Set the length of a sequence to that of an image; refuse another one."""
+        default = type(self).__dataclass_fields__["seq_len"].default
+        if self.seq_len not in (default, image.n_tokens):
+            raise UserError(
+                "changes nothing: a sequence is a whole image",
+                field="dataset.seq_len",
+                value=self.seq_len,
+                valid=f"{image.n_tokens}, by dataset.image",
+                hint="preset=images or images_paper, if a preset for texts sets it",
+            )
+        self.seq_len = image.n_tokens
 
 
 def register_resolvers() -> None:

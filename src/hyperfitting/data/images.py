@@ -6,7 +6,8 @@ one photograph. A photograph is in one of the sets only:
     packaged images: pre-training (60%, never seen otherwise) | held out | validation | train
     all others:                                                 held out | validation | train
 
-A set depends on a hash of the photograph's own pixels, as that of a text (`data.sequences`).
+A set depends on a hash of the photograph's own pixels, as that of a text (`data.sequences`), but
+those of the few packaged photographs are fixed.
 """
 
 import hashlib
@@ -48,6 +49,8 @@ class Images:
     """Whether a part is for pre-training only."""
     n_read: int
     """Images read, exact copies included."""
+    sets: NDArray[np.str_] | None = None
+    """(G,) the set of each photograph, a field of `ImageSplit`; none: a hash decides."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ def images_step(
     """
     with errors_at(at):
         source_id, read = _SOURCES[cfg.source](cfg, image, progress)
+        sets = packaged_images.photograph_sets(str(cfg.path)) if cfg.source == "package" else None
+        if sets is not None:
+            _refuse_fractions(cfg)
 
     def build(work: Path) -> None:
         distinct: dict[bytes, tuple[Pixels, int]] = {}
@@ -105,22 +111,37 @@ def images_step(
         np.save(work / "n_read.npy", np.int64(n_read), allow_pickle=False)
 
     config = id_config(image, "images") | {"split": cfg.split, "subset": cfg.subset}
+    config |= {"source": cfg.source} | ({} if sets is None else {"sets": sets})
     artifact = store.artifact(
         "images",
         version=VERSION,
-        config=config | {"source": cfg.source},
+        config=config,
         inputs={"source": source_id},
     )
     return Step(artifact, build)
 
 
+def _refuse_fractions(cfg: TextsConfig) -> None:
+    for field in fields(cfg):
+        value = getattr(cfg, field.name)
+        if field.name in ("holdout_fraction", "validation_fraction") and value != field.default:
+            raise UserError(
+                f"changes nothing: the sets of {cfg.path} are fixed",
+                field=f"dataset.{field.name}",
+                value=value,
+                valid=f"{field.default}, the default",
+            )
+
+
 def load_images(artifact: Artifact) -> Images:
     """Return the images of an `images` artifact."""
+    config = artifact.recipe["config"]
     return Images(
         np.load(artifact.file("images.npy")),
         np.load(artifact.file("groups.npy")),
-        artifact.recipe["config"]["source"] == "package",
+        config["source"] == "package",
         int(np.load(artifact.file("n_read.npy"))),
+        np.array(config["sets"]) if "sets" in config else None,
     )
 
 
@@ -136,7 +157,10 @@ def split_images(images: Images, holdout_fraction: float, validation_fraction: f
     sets: dict[str, list[NDArray[np.int64]]] = {}
     for group in np.unique(images.groups):
         members = np.flatnonzero(images.groups == group)
-        name = _set_of(min(keys[members]), images, holdout_fraction, validation_fraction)
+        if images.sets is not None:
+            name = str(images.sets[group])
+        else:
+            name = _set_of(min(keys[members]), images, holdout_fraction, validation_fraction)
         sets.setdefault(name, []).append(members)
     empty = [np.zeros(0, np.int64)]
     return ImageSplit(

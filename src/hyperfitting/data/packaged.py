@@ -32,13 +32,13 @@ def files(sample: str) -> list[Path]:
     return sorted(Path(spec.submodule_search_locations[0]).glob(_SAMPLES[sample].pattern))
 
 
-def package(sample: str) -> str:
-    """Return the package that ships a sample.
+def distributions(sample: str) -> tuple[str]:
+    """Return the package, by its name for pip, that ships a sample.
 
     Raises:
         UserError: there is no such sample.
     """
-    return _sample(sample).package
+    return (_sample(sample).package,)
 
 
 def read(sample: str) -> Iterator[str]:

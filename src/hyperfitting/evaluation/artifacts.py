@@ -2,7 +2,8 @@
 
 Token statistics of the reference texts, continuations of their contexts, the base model's
 log-likelihoods of the tuned model's continuations, the most likely next tokens along a text, and
-features for MAUVE. The base model's are shared by all runs with the same texts and decoding.
+features for MAUVE, or of images for FID. The base model's are shared by all runs with the same
+texts and decoding.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hyperfitting.evaluation.forward import (
     TOKEN_STATS,
     compute_token_stats,
 )
+from hyperfitting.evaluation.image_features import FeatureNetwork, image_features_steps
 from hyperfitting.evaluation.mauve_features import mauve_features_steps
 from hyperfitting.evaluation.next_tokens import next_tokens_step
 from hyperfitting.evaluation.setting import LazyModel, Setting
@@ -54,6 +56,8 @@ class ModelArtifacts:
     """Empty for the base model: its step statistics are its log-likelihoods."""
     mauve_features: dict[str, Step] = field(default_factory=dict)
     """By `continuation/DATASET` and `reference/DATASET`."""
+    image_features: dict[str, Step] = field(default_factory=dict)
+    """By the same names."""
 
     @property
     def written(self) -> dict[str, Artifact]:
@@ -68,7 +72,11 @@ class ModelArtifacts:
 
 
 def model_artifacts(
-    setting: Setting, model: LazyModel, base: LazyModel, features: LazyModel | None
+    setting: Setting,
+    model: LazyModel,
+    base: LazyModel,
+    features: LazyModel | None,
+    image_network: FeatureNetwork | None = None,
 ) -> ModelArtifacts:
     """Return the steps of everything that is asked of a model.
 
@@ -77,6 +85,7 @@ def model_artifacts(
         model: the tuned or the base model.
         base: the base model, which scores the tuned model's continuations.
         features: the model that gives MAUVE's features; none: MAUVE is not measured.
+        image_network: gives features of images; none: FID and KID are not measured.
     """
     names = setting.texts
     continuations = {name: continuations_step(setting, model, name) for name in names}
@@ -91,6 +100,9 @@ def model_artifacts(
         if model.state.is_base
         else {name: base_loglikelihoods_step(setting, base, name, written[name]) for name in names},
         dict(mauve_features_steps(setting, features, written)) if features is not None else {},
+        dict(image_features_steps(setting, image_network, base.state.base, written))
+        if image_network is not None
+        else {},
     )
 
 

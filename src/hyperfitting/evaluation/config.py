@@ -34,6 +34,9 @@ class EvaluationConfig:
     mauve: str | None = setting(None, enters=RECORD)
     """MAUVE (Pillutla et al., 2021) with features of this model: `base`, or a folder in Hugging
     Face format; none: not measured. Needs the extra `hyperfitting[mauve]`."""
+    fid_weights: str | None = setting(None, enters=RECORD)
+    """Of images: FID and KID with Inception's weights in this safetensors file; none: not measured.
+    Needs the extra `hyperfitting[fid]`."""
     top_tokens: int = setting(0, enters="next_tokens")
     """Along the first text of each dataset, keep this many of the most likely next tokens with
     their probability (Figure 4 of Carlsson et al.); 0: none."""

@@ -1,6 +1,9 @@
 """From a model's artifacts to what is scored: arrays and samples of all evaluation texts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
 
 from hyperfitting.data.sequences import EvaluationTexts
 from hyperfitting.evaluation.arrays import load_arrays, load_continuations
@@ -9,6 +12,7 @@ from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.forward import TOKEN_STATS
 from hyperfitting.evaluation.scoring import ModelOutput, TokenizedText
 from hyperfitting.metrics.distribution import STEP_STATS
+from hyperfitting.store.artifact import Step
 
 
 def model_output(artifacts: ModelArtifacts) -> ModelOutput:
@@ -16,16 +20,6 @@ def model_output(artifacts: ModelArtifacts) -> ModelOutput:
     samples = {
         name: load_continuations(step.artifact) for name, step in artifacts.continuations.items()
     }
-    features = None
-    if artifacts.mauve_features:
-        continuations, references = (
-            load_arrays(
-                {n: s for n, s in artifacts.mauve_features.items() if n.startswith(kind)},
-                ("features",),
-            )["features"]
-            for kind in ("continuation/", "reference/")
-        )
-        features = (continuations, references)
     return ModelOutput(
         datasets=[name for name, texts in samples.items() for _ in texts],
         token_stats=load_arrays(artifacts.token_stats, TOKEN_STATS),
@@ -35,8 +29,20 @@ def model_output(artifacts: ModelArtifacts) -> ModelOutput:
             artifacts.base_loglikelihoods or artifacts.continuations, LOGLIKELIHOODS
         ),
         continuations=[TokenizedText(**text) for texts in samples.values() for text in texts],
-        mauve_features=features,
+        mauve_features=_features(artifacts.mauve_features),
+        image_features=_features(artifacts.image_features),
     )
+
+
+def _features(steps: Mapping[str, Step]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Return the features of continuations (N, D) and of references (N, D); none: not computed."""
+    if not steps:
+        return None
+    continuations, references = (
+        load_arrays({n: s for n, s in steps.items() if n.startswith(kind)}, ("features",))
+        for kind in ("continuation/", "reference/")
+    )
+    return continuations["features"], references["features"]
 
 
 def reference_output(

@@ -51,6 +51,8 @@ class ModelOutput:
     """(N)"""
     mauve_features: tuple[NDArray[Any], NDArray[Any]] | None = None
     """(N, H) of contexts with continuations, and (N, H) of the reference texts."""
+    image_features: tuple[NDArray[Any], NDArray[Any]] | None = None
+    """(N, D) of completed images, and (N, D) of the real ones."""
     patching: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """(N,) what activation patching with this model's states measured; empty: it was not done."""
 
@@ -60,14 +62,17 @@ class ModelOutput:
         def of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             return {name: values[rows] for name, values in arrays.items()}
 
-        features = self.mauve_features
+        def both(features: tuple[NDArray[Any], NDArray[Any]] | None) -> Any:
+            return features and (features[0][rows], features[1][rows])
+
         return ModelOutput(
             list(compress(self.datasets, rows)),
             of(self.token_stats),
             of(self.step_stats),
             of(self.base_loglikelihoods),
             list(compress(self.continuations, rows)),
-            features and (features[0][rows], features[1][rows]),
+            both(self.mauve_features),
+            both(self.image_features),
             of(self.patching),
         )
 
@@ -250,6 +255,7 @@ def _inputs(
         context_len=evaluation.context_len,
         bleu_n=evaluation.bleu_n,
         mauve_features=output.mauve_features if is_full else None,
+        image_features=output.image_features if is_full else None,
         patching=output.patching,
     )
 

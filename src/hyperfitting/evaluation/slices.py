@@ -131,6 +131,11 @@ def notes(comparison: Comparison) -> list[str]:
         )
     if tuned.output.mauve_features is not None and len(labels) < MIN_TEXTS:
         notes.append(f"fewer than {MIN_TEXTS} texts: no MAUVE")
+    if tuned.output.image_features is not None:
+        notes.append(
+            f"gen/fid and gen/kid compare {len(labels)} completed images with the true ones, of "
+            "which they hold the context; FID is biased upward with so few"
+        )
     return notes
 
 

@@ -30,6 +30,8 @@ def tuning_on(
     base, store = training.base, training.store
     documents = read_step(texts, store, progress, at="intervention.dataset")
     of_texts = {field.name: getattr(texts, field.name) for field in fields(TextsConfig)}
+    if texts.image is not None:
+        of_texts["seq_len"] = texts.image.n_tokens
     sequences = training_sequences_step(
         replace(dataset, **of_texts), documents.artifact, base, store, progress
     )

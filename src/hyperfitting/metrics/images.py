@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from hyperfitting.metrics import per_text, raster
+from hyperfitting.metrics.frechet import Features, frechet_distance, kernel_distance
 from hyperfitting.metrics.inputs import Floats, ImageInputs, ScoringInputs
 from hyperfitting.metrics.per_text import PerText
 
+PerSet = Callable[[ScoringInputs], float]
 OF_CLASSIFIER = ("gen/class_kept", "gen/class_confidence")
 """Metrics that need a classifier of the images."""
 _WIDTH_PER_SHIFT = 16
@@ -80,12 +82,26 @@ def _bits_per_pixel(inputs: ScoringInputs) -> Floats:
     return np.divide(per_text.on_references("loss")(inputs), np.log(2))
 
 
+def _of_features(function: Callable[[Features, Features], float]) -> PerSet:
+    """Return a distance between sets of images as a function of the scoring inputs."""
+
+    def per_set(inputs: ScoringInputs) -> float:
+        return function(*inputs.image_features) if inputs.image_features else float("nan")
+
+    return per_set
+
+
 def _recognition(name: str) -> PerText:
     return _of_images(lambda inputs: np.asarray(inputs.recognition[name], dtype=np.float64))
 
 
 def _entry(label: str, description: str, function: PerText, **entry: Any) -> dict[str, Any]:
     return {"label": label, "description": description, "per_text": function, **entry}
+
+
+def _entry_of_sets(label: str, description: str, function: PerSet) -> dict[str, Any]:
+    entry = {"label": label, "description": description, "per_set": function}
+    return entry | {"direction": "lower", "in_summary": True}
 
 
 METRICS: dict[str, dict[str, Any]] = {
@@ -162,6 +178,17 @@ METRICS: dict[str, dict[str, Any]] = {
         "mean squared error of the generated pixels, of colors from 0 to 1; low for flat and "
         "blurred completions, high for good ones that differ",
         _mse,
+    ),
+    "gen/fid": _entry_of_sets(
+        "FID",
+        "Fréchet distance between Inception's features of the completed and of the true images "
+        "(with evaluation.fid_weights); biased upward: compare only equal numbers of images",
+        _of_features(frechet_distance),
+    ),
+    "gen/kid": _entry_of_sets(
+        "KID",
+        "kernel distance between the same features, unbiased for independent images",
+        _of_features(kernel_distance),
     ),
     "val/bits_per_pixel": _entry(
         "bits per pixel",

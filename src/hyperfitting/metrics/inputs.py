@@ -74,6 +74,8 @@ class ScoringInputs:
     """Longest n-grams of BLEU."""
     mauve_features: tuple[NDArray[Any], NDArray[Any]] | None = None
     """(N, H) of contexts with continuations, and (N, H) of the reference texts."""
+    image_features: tuple[NDArray[Any], NDArray[Any]] | None = None
+    """(N, D) of completed images, and (N, D) of the real ones."""
     patching: Arrays = field(default_factory=dict)
     """(N,) `changed` and `broken`, NaN for a text without a loop; empty: not measured."""
     images: ImageInputs | None = None
@@ -89,7 +91,10 @@ class ScoringInputs:
             return {name: values[rows] for name, values in arrays.items()}
 
         overlap = Overlap(*(getattr(self.overlap, part.name)[rows] for part in fields(Overlap)))
-        features = self.mauve_features
+
+        def both(features: tuple[NDArray[Any], NDArray[Any]] | None) -> Any:
+            return features and (features[0][rows], features[1][rows])
+
         return replace(
             self,
             continuations=pick(self.continuations),
@@ -99,7 +104,8 @@ class ScoringInputs:
             base_loglikelihoods=cut(self.base_loglikelihoods),
             token_stats=cut(self.token_stats),
             base_token_stats=cut(self.base_token_stats),
-            mauve_features=features and (features[0][rows], features[1][rows]),
+            mauve_features=both(self.mauve_features),
+            image_features=both(self.image_features),
             patching=cut(self.patching),
             images=self.images and self.images.select(rows),
         )

@@ -10,6 +10,7 @@ from hyperfitting.data.config import TextsConfig
 from hyperfitting.data.modality import held_out_step, read_step, training_sequences_step
 from hyperfitting.evaluation.artifacts import model_artifacts
 from hyperfitting.evaluation.downstream.artifacts import downstream_artifacts
+from hyperfitting.evaluation.image_features import inception
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artifacts
 from hyperfitting.mechanism.controls import control_state, control_steps
@@ -85,11 +86,15 @@ def build_pipeline(
     )
     models = _models(cfg, base, training, device, store)
     models, replacement = _replace_tuned(cfg, models, training, setting, device)
-    base_artifacts = model_artifacts(setting, models.base, models.base, models.features)
+    fid_weights = cfg.evaluation.fid_weights
+    network = inception(Path(fid_weights), device) if fid_weights else None
+    base_artifacts = model_artifacts(setting, models.base, models.base, models.features, network)
     tuned_artifacts, mechanism = base_artifacts, MechanismArtifacts()
     patching: dict[str, Step] = {}
     if models.tuned is not None:
-        tuned_artifacts = model_artifacts(setting, models.tuned, models.base, models.features)
+        tuned_artifacts = model_artifacts(
+            setting, models.tuned, models.base, models.features, network
+        )
         mechanism = mechanism_artifacts(
             cfg.mechanism,
             setting,

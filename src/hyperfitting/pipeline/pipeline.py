@@ -193,6 +193,7 @@ class Pipeline:
             self._build(answers)
             self.models.release()
         self._build(tuned.mauve_features, base.mauve_features)
+        self._build(tuned.image_features, base.image_features)
         self.models.release()
 
     def score(self) -> Comparison:
