@@ -347,6 +347,16 @@ _ALL = (
         "share of the questions of all downstream tasks to which the model writes the right answer",
         direction="higher",
     ),
+    *(
+        Metric(
+            f"down/{form}_gain",
+            f"gain of accuracy by {form}",
+            f"accuracy by {form} minus the base model's on the same questions",
+            direction="higher",
+            format="{:+.3f}",
+        )
+        for form in ("likelihood", "generation")
+    ),
     Metric(
         "down/brier",
         "Brier score",
