@@ -118,12 +118,9 @@ def read_column(rows: Any, cfg: TextsConfig) -> Iterator[str]:
     for value in rows[cfg.text_field]:
         if value is None:
             continue
-        if cfg.chat:
-            yield conversation(value, f"dataset {cfg.path}", cfg.text_field)
-            continue
-        if not isinstance(value, str):
+        if not (cfg.chat or isinstance(value, str)):
             raise _not_text(cfg, f"dataset {cfg.path}", value)
-        yield value
+        yield conversation(value, f"dataset {cfg.path}", cfg.text_field) if cfg.chat else value
 
 
 def _open_zstd(path: Path) -> IO[bytes]:

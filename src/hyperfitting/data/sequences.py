@@ -20,7 +20,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,8 @@ from numpy.typing import NDArray
 from hyperfitting.data.config import DatasetConfig, TextsConfig
 from hyperfitting.data.duplicates import near_duplicate_groups
 from hyperfitting.data.sources import Documents, load_documents
-from hyperfitting.data.splits import Split, count_words, cut_passages, shuffled, split_documents
+from hyperfitting.data.splits import Split, cut_passages, shuffled, split_documents
+from hyperfitting.data.take import Taken, take_blocks, take_prefixes
 from hyperfitting.data.tokenization import DocumentTokenizer, token_texts
 from hyperfitting.errors import UserError
 from hyperfitting.fields import id_config
@@ -41,16 +41,10 @@ SEQUENCES_VERSION = 2
 Tokens = NDArray[np.int32]
 TokenLists = Sequence[Sequence[int] | NDArray[np.int32]] | Tokens
 Mask = NDArray[np.bool_]
-MaskLists = Sequence[Sequence[bool] | Mask]
 
 EVALUATION_SEED = 0
 """Order of the held-out documents; the same for every run, so that all are compared on the same."""
-_MAX_CHARS_PER_TOKEN = 40
-"""More than any tokenizer needs; the text after that is not tokenized."""
-
 _SIZES_FILE = "split.json"
-_Taken = tuple[TokenLists, MaskLists]
-"""Sequences, and which of their tokens count in the loss."""
 
 log = logging.getLogger(__name__)
 
@@ -114,11 +108,12 @@ def sequences_step(
         split = _split(loaded, cfg)
         tokenizer = DocumentTokenizer(base, cfg.chat)
 
-        def take(texts: list[str], n: int) -> _Taken:
+        def take(texts: list[str], n: int) -> Taken:
             ordered = shuffled(texts, cfg.seed)
             if cfg.sequences == "prefix":
-                return _take_prefixes(ordered, n, cfg.seq_len, tokenizer)
-            return _take_blocks(ordered, n, cfg, tokenizer, progress)
+                return take_prefixes(ordered, n, cfg.seq_len, tokenizer)
+            with progress(f"tokenizing {cfg.name}", len(texts), "documents") as advance:
+                return take_blocks(ordered, n, cfg.seq_len, cfg.seed, tokenizer, advance)
 
         val, val_mask = take(split.validation, cfg.n_val)
         train, train_mask = take(split.train, cfg.n_train)
@@ -163,7 +158,7 @@ def held_out_texts(
     candidates = shuffled(_split(documents, cfg).held_out, EVALUATION_SEED)
     if cfg.sequences == "packed":
         candidates = cut_passages(candidates, length)
-    texts, _ = _take_prefixes(candidates, n, length, DocumentTokenizer(base, cfg.chat))
+    texts, _ = take_prefixes(candidates, n, length, DocumentTokenizer(base, cfg.chat))
     _check_count("evaluation.n_texts", n, len(texts), cfg, length, documents)
     decode = base.tokenizer().decode
     return EvaluationTexts(
@@ -231,65 +226,6 @@ def _check_count(
         valid=f"at most {available}" if available else "nothing, with these texts",
         hint=hint,
     )
-
-
-def _take_prefixes(
-    documents: list[str], n: int, length: int, tokenizer: DocumentTokenizer
-) -> _Taken:
-    """Return the first ``length`` tokens of the first ``n`` long enough documents.
-
-    A conversation is skipped if there is no answer among these tokens.
-    """
-    sequences: list[list[int]] = []
-    masks: list[list[bool]] = []
-    for document in documents:
-        n_words = count_words(document)
-        if n_words < length:
-            continue
-        if not tokenizer.chat:
-            document = document[: _MAX_CHARS_PER_TOKEN * length]
-        tokens, mask = (part[:length] for part in tokenizer.with_mask(document))
-        if len(tokens) < length:
-            log.info("skipped a document of %d words: only %d tokens", n_words, len(tokens))
-            continue
-        if not any(mask[1:]):
-            continue
-        sequences.append(tokens)
-        masks.append(mask)
-        if len(sequences) == n:
-            break
-    return sequences, masks
-
-
-def _take_blocks(
-    documents: list[str],
-    n: int,
-    cfg: DatasetConfig,
-    tokenizer: DocumentTokenizer,
-    progress: ProgressReporter,
-) -> _Taken:
-    """Return ``n`` random blocks of `seq_len` tokens of all documents, concatenated.
-
-    A block of conversations without a token of an answer is left out.
-    """
-    stream, masks = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
-    with progress(f"tokenizing {cfg.name}", len(documents), "documents") as advance:
-        for document in documents:
-            tokens, mask = tokenizer.with_mask(document)
-            separator = tokenizer.separator
-            stream.append(np.array(tokens + separator, np.int32))
-            masks.append(np.array(mask + [True] * len(separator), bool))
-            advance(1)
-    blocks, counted = (_blocks(np.concatenate(parts), cfg.seq_len) for parts in (stream, masks))
-    order = np.random.default_rng(cfg.seed).permutation(len(blocks))
-    order = order[counted[order, 1:].any(1)][:n]
-    return list(blocks[order]), list(counted[order])
-
-
-def _blocks(stream: NDArray[Any], length: int) -> NDArray[Any]:
-    """Return a stream (S,) cut into blocks (S // length, length)."""
-    n_blocks = len(stream) // length
-    return stream[: n_blocks * length].reshape(n_blocks, length)
 
 
 def _split(documents: Documents, cfg: TextsConfig) -> Split:
