@@ -5,6 +5,7 @@ near-duplicates work as for any text.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,10 @@ from hyperfitting.errors import UserError
 
 Message = dict[str, str]
 """`role` (`system`, `user` or `assistant`) and `content`."""
+_MARKED = re.compile(r"\{%-?\s*generation")
+"""Of templates that mark answers."""
 _ROLES = ("system", "user", "assistant")
-_VALID = 'a list of {"role": "user", "content": "…"}, with an assistant message'
+_VALID = 'a list of {"role": "user", "content": "…"} and so on, which the assistant answers'
 _OPTIONS = {"date_string": "26 Jul 2024"}
 """Passed to the template: Llama 3's would otherwise print the date of today, or this one."""
 
@@ -33,8 +36,9 @@ def conversation(value: Any, where: str, field: str) -> str:
     messages = [
         {"role": row["role"], "content": row["content"]} for row in rows if _is_message(row)
     ]
-    is_answered = any(message["role"] == "assistant" for message in messages)
-    if len(messages) < len(rows) or not is_answered:
+    is_answered = any(message["role"] == "assistant" for message in messages[1:])
+    starts = bool(messages) and messages[0]["role"] != "assistant"
+    if len(messages) < len(rows) or not (starts and is_answered):
         raise UserError(
             f"{where} holds no conversation there", field="dataset.text_field", value=field,
             valid=_VALID, hint="dataset.chat=false for plain texts",
@@ -109,10 +113,7 @@ def encode(tokenizer: Any, document: str) -> tuple[list[int], list[bool]]:
         UserError: the template changes earlier messages, so that the answers cannot be told.
     """
     messages: list[Message] = json.loads(document)
-    if (
-        "{% generation" in (template := str(tokenizer.chat_template))
-        or "{%- generation" in template
-    ):
+    if _MARKED.search(str(tokenizer.chat_template)):
         encoded = tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **_OPTIONS
         )
@@ -120,10 +121,8 @@ def encode(tokenizer: Any, document: str) -> tuple[list[int], list[bool]]:
     text = _render(tokenizer, messages)
     spans = list(_answer_spans(tokenizer, messages, text))
     ids, offsets = _tokenize(tokenizer, text)
-    mask = [
-        any(start <= first and last <= end and first < last for start, end in spans)
-        for first, last in offsets
-    ]
+    # a token that is partly the answer's counts, as transformers has it
+    mask = [any(first < end and start < last for start, end in spans) for first, last in offsets]
     return ids, mask
 
 
