@@ -168,9 +168,9 @@ def chat_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return model
 
 
-def build(base: BaseModel, cfg: DatasetConfig, store: Store) -> tuple[str, Sequences]:
-    documents = documents_step(cfg, store).ensure()
-    artifact = sequences_step(cfg, documents, base, store).ensure()
+def build(base: BaseModel, config: DatasetConfig, store: Store) -> tuple[str, Sequences]:
+    documents = documents_step(config, store).ensure()
+    artifact = sequences_step(config, documents, base, store).ensure()
     return artifact.id, load_sequences(artifact)
 
 

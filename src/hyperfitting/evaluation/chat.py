@@ -29,11 +29,14 @@ from hyperfitting.metrics.inputs import Floats, ScoringInputs
 from hyperfitting.metrics.overlap import dataset_overlap
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.models.base import BaseModel
+from hyperfitting.models.size import forward_flops, model_size
 from hyperfitting.record.chat import Chat, ChatAnswer
 from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Artifact, Step
 
 VERSION = 1
+_PROMPT_TOKENS = 48
+"""Of a question in a template, on average; for the plan."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ def answers_step(setting: Setting, model: LazyModel) -> Step:
         for name, values in stats.items():
             save_array(work, name, values)
 
+    def flops() -> float:
+        size = model_size(model.state.base, setting.store)
+        return forward_flops(size, len(QUESTIONS), _PROMPT_TOKENS + n_new)
+
     artifact = setting.store.artifact(
         "chat_answers",
         version=VERSION,
@@ -121,7 +128,7 @@ def answers_step(setting: Setting, model: LazyModel) -> Step:
         },
         inputs={"model": model.state.id} | ({"blocked": setting.sequences.id} if blocked else {}),
     )
-    return Step(artifact, build)
+    return Step(artifact, build, flops)
 
 
 def _equally_long(prompts: Sequence[Sequence[int]]) -> Iterator[NDArray[np.int64]]:
