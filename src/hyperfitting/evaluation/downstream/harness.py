@@ -143,7 +143,8 @@ def _load_data(manager: Any, task: str | Mapping[str, Any]) -> None:
 
     try:
         manager.load([task if isinstance(task, str) else dict(task)])
-    except (DatasetsError, HfHubHTTPError, ConnectionError, FileNotFoundError) as error:
+    # ValueError: a local copy without the subset
+    except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
         name = task if isinstance(task, str) else task["task"]
         raise UserError(
             f"its data is not in the cache ({datasets_config.HF_DATASETS_CACHE}) and cannot be "
