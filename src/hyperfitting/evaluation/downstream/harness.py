@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, first_line, near_matches
 from hyperfitting.evaluation.downstream import local_tasks
 
 if TYPE_CHECKING:
@@ -144,11 +144,13 @@ def _load_data(manager: Any, task: str | Mapping[str, Any]) -> None:
     try:
         manager.load([task if isinstance(task, str) else dict(task)])
     # ValueError: a local copy without the subset
-    except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
+    except (
+        DatasetsError, HfHubHTTPError, ConnectionError, FileNotFoundError, ValueError
+    ) as error:  # fmt: skip
         name = task if isinstance(task, str) else task["task"]
         raise UserError(
             f"its data is not in the cache ({datasets_config.HF_DATASETS_CACHE}) and cannot be "
-            f"fetched from the Hugging Face Hub: {str(error).splitlines()[0]}",
+            f"fetched from the Hugging Face Hub: {first_line(error)}",
             field=_FIELD,
             value=name,
             hint="connect once to fill the cache (HF_HOME), and `hf auth login` if the dataset is "
