@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hyperfitting.errors import UserError, first_line, near_matches
+from hyperfitting.errors import UserError, near_matches
 from hyperfitting.evaluation.downstream import local_tasks
+from hyperfitting.formatting import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
