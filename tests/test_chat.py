@@ -138,7 +138,7 @@ def test_a_row_that_is_no_conversation_is_an_error_that_names_it(
         documents_step(config, store).ensure()
 
 
-_ANSWER = "It is because number {i} follows from what was said before, as everybody knows. " * 2
+_ANSWER = "It is because number {i} follows from what was said before, as everybody knows. " * 5
 
 
 def chat_file(folder: Path, n: int = 60) -> Path:
