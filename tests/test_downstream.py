@@ -20,6 +20,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.downstream import harness, local_tasks
+from hyperfitting.evaluation.downstream.results import read_answers
 from hyperfitting.metrics.accuracy import accuracy, mcnemar
 from hyperfitting.metrics.calibration import (
     BINS,
@@ -272,6 +273,95 @@ def test_the_numbers_are_those_of_the_harness_own_command_line(
         assert harness.task_hash(ours[name]["samples"][name]) == theirs["task_hashes"][name]
 
 
+def _hub_copy(folder: Path, dataset: str, subsets: list[str], rows: list[dict[str, Any]]) -> None:
+    """Write a data set as `datasets` reads it from a folder of its name, each subset alike."""
+    path = folder / dataset
+    path.mkdir(parents=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for split in ("test", "dev", "validation"):
+        (path / f"{split}.jsonl").write_text(lines, "utf-8")
+    configs = [
+        {
+            "config_name": subset,
+            "data_files": [
+                {"split": split, "path": f"{split}.jsonl"}
+                for split in ("test", "dev", "validation")
+            ],
+        }
+        for subset in subsets
+    ]
+    (path / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n", "utf-8")
+
+
+@pytest.mark.slow
+def test_mmlu_is_answered_in_both_forms_from_a_local_copy_without_network(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    subjects = ["abstract_algebra", "anatomy"]
+    rows = [
+        {"question": f" Which is {i}? ", "subject": "x", "choices": list("abcd"), "answer": i % 4}
+        for i in range(6)
+    ]
+    _hub_copy(tmp_path, "cais/mmlu", subjects, rows)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    connections: list[Any] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: connections.append(address))
+    model = load(base).eval()
+    options = _OPTIONS | {"num_fewshot": 0}
+    for subject in subjects:
+        for name in (f"mmlu_{subject}", f"mmlu_{subject}_generative"):
+            results = harness.evaluate(model, base.tokenizer(), name, **options)
+            results["output_types"] = {name: results["configs"][name]["output_type"]}
+            lines = [json.loads(harness.sample_line(s)) for s in results["samples"][name]]
+            answers = read_answers(lines, results, name)
+            assert len(answers.correct) == 6
+            if name.endswith("generative"):
+                assert answers.form == "generation"
+                for sample, row in zip(results["samples"][name], rows, strict=True):
+                    written = sample["resps"][0][0].split("\n")[0].strip()
+                    assert sample["filtered_resps"][0].strip() == written
+                    letter = "ABCD"[row["answer"]]
+                    right = re.sub(r"[^\w\s]", "", written).lower() == letter.lower()
+                    assert sample["exact_match"] == float(right)
+            else:
+                assert answers.form == "likelihood"
+                assert answers.logits is not None
+                chosen = answers.logits.argmax(1) == [row["answer"] for row in rows]
+                assert answers.correct.tolist() == chosen.astype(float).tolist()
+    assert not connections
+    with pytest.raises(UserError, match="not in the cache") as error:
+        harness.evaluate(model, base.tokenizer(), "mmlu_virology_generative", **options)
+    assert "hf auth login" in str(error.value.hint)
+
+
+@pytest.mark.slow
+def test_a_model_spread_over_devices_scores_as_on_one(base: BaseModel, tmp_path: Path) -> None:
+    """As `hardware.device_map` loads it; here its last block lies on the disk."""
+    accelerate = pytest.importorskip("accelerate")
+    pytest.importorskip("lm_eval")
+    model = load(base).eval()
+    names = ("local_cloze_news", "local_arithmetic_gen")
+    whole = {
+        n: harness.evaluate(model, base.tokenizer(), _local(tmp_path, n), **_OPTIONS) for n in names
+    }
+    device_map = {
+        "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu",
+        "model.layers.2": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
+    }  # fmt: skip
+    spread = accelerate.dispatch_model(
+        load(base).eval(), device_map, main_device="cpu", offload_dir=str(tmp_path / "disk")
+    )
+    for name in names:
+        results = harness.evaluate(spread, base.tokenizer(), _local(tmp_path, name), **_OPTIONS)
+        assert [s["filtered_resps"] for s in results["samples"][name]] == [
+            s["filtered_resps"] for s in whole[name]["samples"][name]
+        ]
+
+
 _TASKS = "evaluation.downstream=[local_agreement,local_arithmetic,local_arithmetic_gen]"
 
 
@@ -301,3 +391,18 @@ def test_a_run_killed_between_tasks_keeps_the_finished_ones(tmp_path: Path) -> N
         assert score.accuracy.mean == score.value
         assert score.accuracy.n == 8
         assert score.calibration is not None
+    for name, task in downstream.tasks.items():
+        assert (task.version, len(str(task.hash))) == ("1", 64)
+        by_side = downstream.by_name[name]
+        key = f"down/{task.form}"
+        gain = by_side["tuned"][f"{key}_gain"]
+        assert by_side["tuned"][key].mean == task.tuned.accuracy.mean
+        assert gain.mean == pytest.approx(task.tuned.accuracy.mean - task.base.accuracy.mean)
+    pooled = downstream.estimates["tuned"]["down/likelihood"]
+    parts = [t.tuned.accuracy for t in downstream.tasks.values() if t.form == "likelihood"]
+    assert (pooled.n, pooled.mean) == (16, np.mean([part.mean for part in parts]))
+    for folder in store.glob("*/manifest.json"):
+        (samples,) = folder.parent.glob("samples/*.jsonl")
+        lines = [json.loads(line) for line in samples.read_text("utf-8").splitlines()]
+        assert len(lines) == 8
+        assert all(line["doc_hash"] and "target" in line and line["metrics"] for line in lines)

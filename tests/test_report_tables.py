@@ -13,8 +13,10 @@ import pytest
 import scipy.stats
 
 from hyperfitting.errors import UserError
-from hyperfitting.metrics.estimate import Estimate
+from hyperfitting.metrics.accuracy import McNemar
+from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
+from hyperfitting.record.downstream import Downstream, DownstreamTask, TaskScore
 from hyperfitting.record.files import RECORD_FILE, write_record
 from hyperfitting.record.schema import SCHEMA_VERSION
 from hyperfitting.reporting import latex, tables
@@ -288,3 +290,44 @@ def test_runs_with_the_same_number_are_one_measurement(half_done: Path) -> None:
     assert cell.estimate is not None and one_run is not None and one_run.ci95 is not None
     assert cell.estimate.ci95 == pytest.approx([100 * end for end in one_run.ci95])
     assert (cell.estimate.n, cell.n_finished) == (3, 3)
+
+
+def _task(at_chance: bool) -> DownstreamTask:
+    score = TaskScore(
+        accuracy=Estimate(0.3, (0.2, 0.4), 50), metric="acc,none", value=0.3, stderr=0.1,
+        at_chance=at_chance, calibration=None,
+    )  # fmt: skip
+    return DownstreamTask(
+        form="likelihood", version="1", hash=None, num_fewshot=0, chance=0.25, tuned=score,
+        base=score, difference=Difference(0.0, (0.0, 0.0), 50, 1.0), mcnemar=McNemar(0, 0, 1.0),
+    )  # fmt: skip
+
+
+def test_a_column_of_a_task_is_of_its_questions_and_says_where_it_is_at_chance(
+    tmp_path: Path,
+) -> None:
+    def both(mean: float) -> dict[str, dict[str, Estimate]]:
+        of_side = {"down/likelihood": Estimate(mean, (mean - 0.1, mean + 0.1), 50)}
+        return {"tuned": of_side, "base": of_side}
+
+    downstream = Downstream(
+        harness="0", tasks={"hard": _task(True), "easy": _task(False)},
+        estimates=both(0.5), by_name={"hard": both(0.3), "easy": both(0.7)},
+    )  # fmt: skip
+    columns = {
+        name: {"key": "down/likelihood", "task": name, "format": "{:.1f}"}
+        for name in ("hard", "easy", "absent")
+    } | {"all": {"key": "down/likelihood", "format": "{:.1f}"}}
+    report = {"tables": {"t": {"rows": ["system", "seed"], "columns": columns}}}
+    record = ttr_record([0.1, 0.2, 0.4], 0.5, downstream=downstream)
+    folder = write_sweep(tmp_path / "x", report, {"tuned_0": record})
+    rows = tables.build_table(load_sweep(folder), "t", parse_report(report).tables["t"]).rows
+    (cells,) = (r.cells for r in rows if r.labels == {"system": "tuned", "seed": "0"})
+    assert cells["hard"].texts("{:.1f}") == ("0.3", "[0.2, 0.4] (at chance)")
+    assert cells["easy"].texts("{:.1f}") == ("0.7", "[0.6, 0.8]")
+    assert cells["all"].texts("{:.1f}")[0] == "0.5"
+    assert cells["absent"].missing == "not measured"
+    with pytest.raises(UserError, match="only metrics down"):
+        parse_report(
+            {"tables": {"t": {"rows": [], "columns": {"x": {"key": "gen/ttr", "task": "a"}}}}}
+        )

@@ -213,6 +213,7 @@ def test_a_record_holds_the_comparison_and_is_read_back_as_written(
         mechanism=None,
         image=None,
         downstream=None,
+        chat=None,
         config=make_config(dataset={"name": "news"}),
         comparison=comparison,
         history=[{"epoch": 1, "step": 3, "train/loss": 0.5}],

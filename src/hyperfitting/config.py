@@ -202,6 +202,7 @@ class RunConfig:
         for field, value in (
             ("evaluation.downstream", self.evaluation.downstream),
             ("evaluation.mauve", self.evaluation.mauve),
+            ("evaluation.chat", self.evaluation.chat),
             ("mechanism.measures", [measure for measure in measures if measure == "lens"]),
         ):
             if value:

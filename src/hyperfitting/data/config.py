@@ -59,6 +59,10 @@ class TextsConfig:
     document_start: str | None = setting(None, enters="documents")
     """Regular expression; a row (or line of a .txt) that matches at its start begins a new
     document. None: each row and each .txt file is one document."""
+    chat: bool = setting(False, enters="chat")
+    """Rows are conversations, and become tokens in the chat template of the model's tokenizer.
+    `text_field` holds a list of messages, `{"role": …, "content": …}`; in .jsonl and .json a row
+    may have a `prompt` and a `response` instead."""
     sequences: str = setting("prefix", enters="sequences")
     """`prefix`: the first tokens of each document (the paper's protocol); `packed`, for few and
     long documents: training sequences are cut from concatenated documents, evaluation texts are
@@ -74,6 +78,13 @@ class TextsConfig:
         """Refuse invalid values; ``at`` is the position of this config in the whole."""
         one_of(f"{at}.source", self.source, ("hub", "files", "package"))
         one_of(f"{at}.sequences", self.sequences, ("prefix", "packed"))
+        if self.chat and (self.source == "package" or self.document_start is not None):
+            raise UserError(
+                "packaged samples, and rows that are joined into documents, are no conversations",
+                field=f"{at}.chat",
+                value=self.chat,
+                valid="with source=files or hub, and document_start=null",
+            )
         fraction(f"{at}.holdout_fraction", self.holdout_fraction)
         if self.image is not None:
             self.image.check(f"{at}.image")
@@ -104,6 +115,8 @@ class DatasetConfig(TextsConfig):
     their text; training sequences are taken from the rest."""
     seed: int = setting(MISSING, enters="sequences")
     """Selects the training and validation sequences, independent of the model."""
+    assistant_only_loss: bool = setting(True, enters="chat")
+    """With `chat`: only the assistant's messages count in the loss. Off: all tokens do."""
 
     def __post_init__(self) -> None:
         self.check("dataset")
@@ -114,6 +127,13 @@ class DatasetConfig(TextsConfig):
         at_least("dataset.n_val", self.n_val, 1)
         fraction("dataset.validation_fraction", self.validation_fraction)
         at_least("dataset.seed", self.seed, 0)
+        if not self.assistant_only_loss and not self.chat:
+            raise UserError(
+                "changes nothing where rows are no conversations",
+                field="dataset.assistant_only_loss",
+                value=self.assistant_only_loss,
+                valid="only with dataset.chat=true",
+            )
 
     def _derive_seq_len(self, image: ImageConfig) -> None:
         """Set the length of a sequence to that of an image; refuse another one."""

@@ -79,6 +79,7 @@ def held_out_step(
     config: dict[str, Any]
     if cfg.image is None:
         version, config = EVALUATION_TEXTS_VERSION, {"sequences": cfg.sequences}
+        config |= {"chat": True} if cfg.chat else {}
     else:
         version = EVALUATION_IMAGES_VERSION
         config = {"modality": "image", "prepend_sos": cfg.image.prepend_sos}

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from hyperfitting.data.chat import conversation, row_conversation
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.errors import UserError, exhausted_resource, near_matches
 
@@ -117,9 +118,9 @@ def read_column(rows: Any, cfg: TextsConfig) -> Iterator[str]:
     for value in rows[cfg.text_field]:
         if value is None:
             continue
-        if not isinstance(value, str):
+        if not (cfg.chat or isinstance(value, str)):
             raise _not_text(cfg, f"dataset {cfg.path}", value)
-        yield value
+        yield conversation(value, f"dataset {cfg.path}", cfg.text_field) if cfg.chat else value
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
@@ -204,6 +205,9 @@ def _parse_json(text: str, where: str, path: Path) -> Any:
 
 def _json_text(row: Any, where: str, cfg: TextsConfig) -> Iterator[str]:
     """Yield a row's text, unless it is null. A row that is a string is its own text."""
+    if cfg.chat:
+        yield row_conversation(row, where, cfg.text_field)
+        return
     if not isinstance(row, str):
         if not isinstance(row, dict) or cfg.text_field not in row:
             raise _missing_field(cfg, where, row if isinstance(row, dict) else ())

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from hyperfitting.data.config import DatasetConfig, TextsConfig
 from hyperfitting.data.duplicates import near_duplicate_groups
 from hyperfitting.data.sources import Documents, load_documents
-from hyperfitting.data.splits import Split, count_words, cut_passages, shuffled, split_documents
+from hyperfitting.data.splits import Split, cut_passages, shuffled, split_documents
+from hyperfitting.data.take import Taken, take_blocks, take_prefixes
 from hyperfitting.data.tokenization import DocumentTokenizer, token_texts
 from hyperfitting.errors import UserError
 from hyperfitting.fields import id_config
@@ -39,12 +40,10 @@ from hyperfitting.store.artifact import Artifact, Step, Store
 SEQUENCES_VERSION = 2
 Tokens = NDArray[np.int32]
 TokenLists = Sequence[Sequence[int] | NDArray[np.int32]] | Tokens
+Mask = NDArray[np.bool_]
 
 EVALUATION_SEED = 0
 """Order of the held-out documents; the same for every run, so that all are compared on the same."""
-_MAX_CHARS_PER_TOKEN = 40
-"""More than any tokenizer needs; the text after that is not tokenized."""
-
 _SIZES_FILE = "split.json"
 
 log = logging.getLogger(__name__)
@@ -75,6 +74,10 @@ class Sequences:
     """(n_train, seq_len)."""
     val: Tokens
     """(n_val, seq_len)."""
+    train_mask: Mask | None = None
+    """(n_train, seq_len) the tokens whose loss counts; none: all of them."""
+    val_mask: Mask | None = None
+    """(n_val, seq_len)."""
 
 
 @dataclass(frozen=True)
@@ -103,24 +106,28 @@ def sequences_step(
         base.check_length("dataset.seq_len", cfg.seq_len)
         loaded = load_documents(documents)
         split = _split(loaded, cfg)
-        tokenizer = DocumentTokenizer(base)
+        tokenizer = DocumentTokenizer(base, cfg.chat)
 
-        def take(texts: list[str], n: int) -> TokenLists:
+        def take(texts: list[str], n: int) -> Taken:
             ordered = shuffled(texts, cfg.seed)
             if cfg.sequences == "prefix":
-                return _take_prefixes(ordered, n, cfg.seq_len, tokenizer)
-            return _take_blocks(ordered, n, cfg, tokenizer, progress)
+                return take_prefixes(ordered, n, cfg.seq_len, tokenizer)
+            with progress(f"tokenizing {cfg.name}", len(texts), "documents") as advance:
+                return take_blocks(ordered, n, cfg.seq_len, cfg.seed, tokenizer, advance)
 
-        val = take(split.validation, cfg.n_val)
-        train = take(split.train, cfg.n_train)
+        val, val_mask = take(split.validation, cfg.n_val)
+        train, train_mask = take(split.train, cfg.n_train)
         _check_count("dataset.n_val", cfg.n_val, len(val), cfg, cfg.seq_len, loaded)
         _check_count("dataset.n_train", cfg.n_train, len(train), cfg, cfg.seq_len, loaded)
         save_sequences(work, train, val, _sizes(loaded, split, train, tokenizer))
+        if cfg.chat and cfg.assistant_only_loss:
+            np.save(work / "val_mask.npy", np.asarray(val_mask, bool), allow_pickle=False)
+            np.save(work / "train_mask.npy", np.asarray(train_mask, bool), allow_pickle=False)
 
     artifact = store.artifact(
         "sequences",
         version=SEQUENCES_VERSION,
-        config=id_config(cfg, "sequences"),
+        config=id_config(cfg, "sequences") | (id_config(cfg, "chat") if cfg.chat else {}),
         inputs={"documents": documents.id, "model": base.id},
     )
     return Step(artifact, build)
@@ -128,7 +135,10 @@ def sequences_step(
 
 def load_sequences(artifact: Artifact) -> Sequences:
     """Return the sequences of a `sequences` artifact."""
-    return Sequences(np.load(artifact.file("train.npy")), np.load(artifact.file("val.npy")))
+    files = artifact.manifest().files
+    names = ["train.npy", "val.npy"]
+    names += [name for name in ("train_mask.npy", "val_mask.npy") if name in files]
+    return Sequences(*(np.load(artifact.file(name), allow_pickle=False) for name in names))
 
 
 def load_split_sizes(artifact: Artifact) -> SplitSizes:
@@ -148,7 +158,7 @@ def held_out_texts(
     candidates = shuffled(_split(documents, cfg).held_out, EVALUATION_SEED)
     if cfg.sequences == "packed":
         candidates = cut_passages(candidates, length)
-    texts = _take_prefixes(candidates, n, length, DocumentTokenizer(base))
+    texts, _ = take_prefixes(candidates, n, length, DocumentTokenizer(base, cfg.chat))
     _check_count("evaluation.n_texts", n, len(texts), cfg, length, documents)
     decode = base.tokenizer().decode
     return EvaluationTexts(
@@ -216,44 +226,6 @@ def _check_count(
         valid=f"at most {available}" if available else "nothing, with these texts",
         hint=hint,
     )
-
-
-def _take_prefixes(
-    documents: list[str], n: int, length: int, tokenizer: DocumentTokenizer
-) -> list[list[int]]:
-    """Return the first ``length`` tokens of the first ``n`` long enough documents."""
-    sequences: list[list[int]] = []
-    for document in documents:
-        n_words = count_words(document)
-        if n_words < length:
-            continue
-        tokens = tokenizer(document[: _MAX_CHARS_PER_TOKEN * length])[:length]
-        if len(tokens) < length:
-            log.info("skipped a document of %d words: only %d tokens", n_words, len(tokens))
-            continue
-        sequences.append(tokens)
-        if len(sequences) == n:
-            break
-    return sequences
-
-
-def _take_blocks(
-    documents: list[str],
-    n: int,
-    cfg: DatasetConfig,
-    tokenizer: DocumentTokenizer,
-    progress: ProgressReporter,
-) -> list[NDArray[np.int32]]:
-    """Return ``n`` random blocks of `seq_len` tokens of all documents, concatenated."""
-    stream = [np.zeros(0, np.int32)]
-    with progress(f"tokenizing {cfg.name}", len(documents), "documents") as advance:
-        for document in documents:
-            stream.append(np.array(tokenizer(document) + tokenizer.separator, np.int32))
-            advance(1)
-    tokens = np.concatenate(stream)
-    n_blocks = len(tokens) // cfg.seq_len
-    blocks = tokens[: n_blocks * cfg.seq_len].reshape(n_blocks, cfg.seq_len)
-    return list(blocks[np.random.default_rng(cfg.seed).permutation(n_blocks)[:n]])
 
 
 def _split(documents: Documents, cfg: TextsConfig) -> Split:

@@ -246,7 +246,8 @@ _SOURCES: dict[str, Callable[[TextsConfig, ProgressReporter], _Source]] = {
 
 
 def _row_config(cfg: TextsConfig) -> dict[str, Any]:
-    return {"text_field": cfg.text_field, "document_start": cfg.document_start}
+    chat = {"chat": True} if cfg.chat else {}
+    return {"text_field": cfg.text_field, "document_start": cfg.document_start, **chat}
 
 
 def _group_rows(

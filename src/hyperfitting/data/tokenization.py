@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+from hyperfitting.data.chat import check_template, encode
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 
@@ -13,12 +14,13 @@ class DocumentTokenizer:
 
     Args:
         base: the model.
+        chat: documents are conversations, in the model's chat template.
 
     Raises:
-        UserError: it is a model of images.
+        UserError: it is a model of images, or it has no chat template.
     """
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, chat: bool = False) -> None:
         if base.image_format() is not None:
             raise UserError(
                 "is a model of images, and the dataset is of texts",
@@ -27,6 +29,10 @@ class DocumentTokenizer:
                 hint="dataset=digits, cifar10 or image_files",
             )
         self._tokenizer = base.tokenizer()
+        self.chat = chat
+        """Whether documents are conversations."""
+        if chat:
+            check_template(self._tokenizer, base.name, "dataset.chat")
         eos = self._tokenizer.eos_token_id
         special = list(self._tokenizer("").input_ids)
         while special and special[-1] == eos and eos != self._tokenizer.bos_token_id:
@@ -36,13 +42,25 @@ class DocumentTokenizer:
 
     @cached_property
     def separator(self) -> list[int]:
-        """Ids between packed documents: EOS, or a blank line for tokenizers without one."""
+        """Ids between packed documents: EOS, or a blank line for tokenizers without one.
+
+        None between conversations: their templates end them.
+        """
+        if self.chat:
+            return []
         eos = self._tokenizer.eos_token_id
         return [eos] if eos is not None else self._tokenize("\n\n")
 
     def __call__(self, text: str) -> list[int]:
         """Return the token ids of a document."""
-        return self.bos_ids + self._tokenize(text)
+        return self.with_mask(text)[0]
+
+    def with_mask(self, text: str) -> tuple[list[int], list[bool]]:
+        """Return the token ids of a document, and which are the assistant's; of texts all are."""
+        if self.chat:
+            return encode(self._tokenizer, text)
+        ids = self.bos_ids + self._tokenize(text)
+        return ids, [True] * len(ids)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of token ids."""

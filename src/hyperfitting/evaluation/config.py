@@ -53,6 +53,11 @@ class EvaluationConfig:
     """Questions of each task, the first ones; none: all."""
     downstream_chat_template: bool = setting(False, enters="downstream")
     """Ask in the chat template of the model's tokenizer."""
+    chat: bool = setting(False, enters=RECORD)
+    """Base and tuned model answer 40 open questions in the chat template of the model's tokenizer;
+    the answers are scored as continuations are. For instruct models."""
+    chat_max_new_tokens: int = setting(256, enters="chat_answers")
+    """Longest answer, in tokens; it ends where the model ends it."""
     bootstrap: int = setting(10_000, enters=RECORD)
     """Bootstrap resamples of the texts per 95% interval, and permutations per p-value."""
 
@@ -78,21 +83,27 @@ class EvaluationConfig:
         at_least("evaluation.top_tokens", self.top_tokens, 0)
         at_least("evaluation.patch_block", self.patch_block, 1)
         self._check_downstream()
+        at_least("evaluation.chat_max_new_tokens", self.chat_max_new_tokens, 1)
+        self._refuse_unless("chat_answers", self.chat, "questions", "evaluation.chat=true")
         at_least("evaluation.bootstrap", self.bootstrap, 100)
 
     def _check_downstream(self) -> None:
         self.downstream = list(dict.fromkeys(self.downstream))
         at_least("evaluation.downstream_num_fewshot", self.downstream_num_fewshot, 0)
         at_least("evaluation.downstream_limit", self.downstream_limit, 1)
+        hint = "evaluation.downstream=[gsm8k]"
+        self._refuse_unless("downstream", bool(self.downstream), "tasks", hint)
+
+    def _refuse_unless(self, kind: str, is_on: bool, needed: str, hint: str) -> None:
+        """Refuse a field that is set and enters a kind of artifact that there is none of."""
         for field in fields(self):
             value = getattr(self, field.name)
-            is_set = field.metadata["enters"] == "downstream" and value != field.default
-            if is_set and not self.downstream:
+            if field.metadata["enters"] == kind and value != field.default and not is_on:
                 raise UserError(
-                    "changes nothing without tasks",
+                    f"changes nothing without {needed}",
                     field=f"evaluation.{field.name}",
                     value=value,
-                    hint="evaluation.downstream=[gsm8k]",
+                    hint=hint,
                 )
 
     @property

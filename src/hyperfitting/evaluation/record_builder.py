@@ -14,6 +14,7 @@ from hyperfitting.metrics.diversity import ROLLING_WINDOW, rolling_ttr
 from hyperfitting.metrics.overlap import histogram
 from hyperfitting.metrics.per_text import row_means
 from hyperfitting.progress import MetricsRow
+from hyperfitting.record.chat import Chat
 from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.files import Predictions
 from hyperfitting.record.mechanism import Mechanism
@@ -54,6 +55,8 @@ class RunResult:
     """None: nothing of it is measured."""
     downstream: Downstream | None
     """None: no task is asked for."""
+    chat: Chat | None
+    """None: no question is asked."""
     model: ModelInfo
     image: ImageInfo | None
     """None: the tokens are text."""
@@ -110,6 +113,7 @@ def build_record(result: RunResult, evaluation: EvaluationConfig) -> Record:
         mechanism=result.mechanism,
         recognition=comparison.recognition,
         downstream=result.downstream,
+        chat=result.chat,
     )
 
 

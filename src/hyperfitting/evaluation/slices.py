@@ -39,10 +39,10 @@ def _slice(comparison: Comparison, dataset: str | None, length: int, resamples: 
     return Slice(
         dataset=dataset,
         max_new_tokens=length,
-        tuned=_estimates(*tuned, resamples),
-        base=_estimates(*base, resamples),
-        reference=_estimates(generated, reference_inputs, resamples),
-        difference=_differences(tuned[0], base[0], resamples),
+        tuned=estimates(*tuned, resamples),
+        base=estimates(*base, resamples),
+        reference=estimates(generated, reference_inputs, resamples),
+        difference=differences(tuned[0], base[0], resamples),
     )
 
 
@@ -61,29 +61,30 @@ def _source(metric: Metric) -> tuple[str, Transform | None]:
     return (metric.exp_of, np.exp) if metric.exp_of else (metric.key, None)
 
 
-def _estimates(values: Values, inputs: ScoringInputs, resamples: int) -> dict[str, Estimate]:
+def estimates(values: Values, inputs: ScoringInputs, resamples: int) -> dict[str, Estimate]:
     """Return the estimate of every metric that has one, in the registry's order."""
-    estimates = {}
+    by_key = {}
     for key, metric in METRICS.items():
         source, transform = _source(metric)
         if source in values:
-            estimates[key] = bootstrap_mean(values[source], resamples, transform=transform)
+            by_key[key] = bootstrap_mean(values[source], resamples, transform=transform)
         elif metric.per_set is None or not metric.is_measured(inputs):
             continue
         elif not np.isnan(value := metric.per_set(inputs)):
-            estimates[key] = Estimate(value, None, len(inputs.continuations))
-    return {key: estimate for key, estimate in estimates.items() if estimate is not None}
+            by_key[key] = Estimate(value, None, len(inputs.continuations))
+    return {key: estimate for key, estimate in by_key.items() if estimate is not None}
 
 
-def _differences(tuned: Values, base: Values, resamples: int) -> dict[str, Difference]:
-    differences = {}
+def differences(tuned: Values, base: Values, resamples: int) -> dict[str, Difference]:
+    """Return the paired difference of every metric that both models have."""
+    by_key = {}
     for key, metric in METRICS.items():
         source, transform = _source(metric)
         if source in tuned and source in base:
-            differences[key] = paired_difference(
+            by_key[key] = paired_difference(
                 tuned[source], base[source], resamples, transform=transform
             )
-    return {key: value for key, value in differences.items() if value is not None}
+    return {key: value for key, value in by_key.items() if value is not None}
 
 
 def per_text(scores: Scores) -> dict[str, list[float | None]]:

@@ -121,6 +121,14 @@ _ALL = (
         for n in (2, 3, 4)
     ),
     Metric(
+        "gen/n_tokens",
+        "length of an answer",
+        "tokens until the model ends its answer, at most evaluation.chat_max_new_tokens; only of "
+        "answers to questions (with evaluation.chat)",
+        unit="tokens",
+        format="{:.0f}",
+    ),
+    Metric(
         f"gen/ttr_last_{ROLLING_WINDOW}",
         f"type-token ratio of the last {ROLLING_WINDOW} tokens",
         f"distinct tokens over tokens of the last {ROLLING_WINDOW} tokens, at each step of a "
@@ -346,6 +354,16 @@ _ALL = (
         "accuracy by generation",
         "share of the questions of all downstream tasks to which the model writes the right answer",
         direction="higher",
+    ),
+    *(
+        Metric(
+            f"down/{form}_gain",
+            f"gain of accuracy by {form}",
+            f"accuracy by {form} minus the base model's on the same questions",
+            direction="higher",
+            format="{:+.3f}",
+        )
+        for form in ("likelihood", "generation")
     ),
     Metric(
         "down/brier",

@@ -9,6 +9,7 @@ from hyperfitting.config import RunConfig
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.data.modality import held_out_step, read_step, training_sequences_step
 from hyperfitting.evaluation.artifacts import model_artifacts
+from hyperfitting.evaluation.chat import chat_artifacts
 from hyperfitting.evaluation.downstream.artifacts import downstream_artifacts
 from hyperfitting.evaluation.image_features import inception
 from hyperfitting.evaluation.setting import LazyModel, Setting
@@ -120,6 +121,7 @@ def build_pipeline(
         tuned_artifacts,
         mechanism,
         downstream_artifacts(setting, models.base, models.tuned, cfg.dataset.holdout_fraction),
+        chat_artifacts(setting, models.base, models.tuned),
         progress,
     )
 

@@ -31,6 +31,7 @@ from hyperfitting.data.sequences import (
 from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.arrays import load_batch_sizes
 from hyperfitting.evaluation.artifacts import ModelArtifacts
+from hyperfitting.evaluation.chat import ChatArtifacts, build_chat, check_chat
 from hyperfitting.evaluation.contamination import contaminated, contamination_notes
 from hyperfitting.evaluation.downstream.artifacts import DownstreamArtifacts
 from hyperfitting.evaluation.downstream.results import build_downstream
@@ -46,6 +47,7 @@ from hyperfitting.mechanism.patching import check_block, load_patching
 from hyperfitting.mechanism.results import build_mechanism
 from hyperfitting.models.base import BaseModel
 from hyperfitting.progress import MetricsRow, ProgressReporter
+from hyperfitting.record.chat import Chat
 from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.record.schema import ImageInfo, ModelInfo, NextTokens
@@ -104,6 +106,8 @@ class Pipeline:
     """Comparisons of the two models."""
     downstream: DownstreamArtifacts
     """Both models' answers to benchmarks."""
+    chat: ChatArtifacts | None
+    """Both models' answers to open questions; none: not asked for."""
     progress: ProgressReporter
 
     def named_steps(self) -> Iterator[tuple[str, Step]]:
@@ -127,6 +131,8 @@ class Pipeline:
             yield f"mechanism/{name}", step
         yield from self.patching.items()
         yield from self.downstream.named()
+        if self.chat is not None:
+            yield from self.chat.named()
 
     @property
     def steps(self) -> list[Step]:
@@ -150,6 +156,7 @@ class Pipeline:
         self.base.check_length(
             "evaluation.context_len + evaluation.max_new_tokens", self.cfg.evaluation.total_len
         )
+        check_chat(self.cfg.evaluation, self.base)
         for step in (*self.evaluation_documents.values(), *self.evaluation_texts.values()):
             self._ensure(step)
         n_blocks, _ = self.base.shape()
@@ -189,8 +196,10 @@ class Pipeline:
             self._ensure(step)
             self.models.release()
         self._build(self.downstream.inputs)
-        for answers in (self.downstream.tuned, self.downstream.base):
-            self._build(answers)
+        chat = dict(self.chat.named()) if self.chat is not None else {}
+        for side in ("tuned", "base"):
+            answers = {name: step for name, step in chat.items() if name == f"chat/{side}"}
+            self._build(getattr(self.downstream, side), answers)
             self.models.release()
         self._build(tuned.mauve_features, base.mauve_features)
         self._build(tuned.image_features, base.image_features)
@@ -214,6 +223,13 @@ class Pipeline:
         """Return what both models answered to the benchmarks, if any are asked for."""
         resamples = self.cfg.evaluation.bootstrap
         return self._retrying(lambda: build_downstream(self.downstream, resamples))
+
+    def chat_results(self) -> Chat | None:
+        """Return what both models answered to open questions, if they were asked."""
+        chat = self.chat
+        if chat is None:
+            return None
+        return self._retrying(lambda: build_chat(chat, self._corpus(), self.cfg.evaluation))
 
     def next_tokens(self) -> dict[str, NextTokens]:
         """Return the most likely next tokens along each dataset's first text, if asked for."""
@@ -289,18 +305,22 @@ class Pipeline:
             name: load_evaluation_texts(step.artifact)
             for name, step in self.evaluation_texts.items()
         }
-        train = load_sequences(self.sequences.artifact).train
-        in_words = self.cfg.evaluation.unit == "word"
         kept = ~np.concatenate(list(self._contaminated.values()))
         return score(
             replace(model_output(self.tuned_artifacts), patching=self._patching()).select(kept),
             base.select(kept),
             reference_output(base, references.values(), self.cfg.evaluation).select(kept),
             list(compress(contexts(references.values(), self.cfg.evaluation), kept)),
-            NgramCorpus(train, self.base.tokenizer().decode if in_words else None),
+            self._corpus(),
             self.cfg.evaluation,
             image_scoring(self.base.image_format(), self.cfg.dataset),
         )
+
+    def _corpus(self) -> NgramCorpus:
+        """Return the training sequences in the unit that n-gram metrics count."""
+        train = load_sequences(self.sequences.artifact).train
+        in_words = self.cfg.evaluation.unit == "word"
+        return NgramCorpus(train, self.base.tokenizer().decode if in_words else None)
 
     def _patching(self) -> dict[str, NDArray[np.float32]]:
         """Return what activation patching measured at the block of the config, by text."""

@@ -28,6 +28,7 @@ def run_result(
         next_tokens=pipeline.next_tokens(),
         mechanism=pipeline.mechanism_results(comparison),
         downstream=pipeline.downstream_results(),
+        chat=pipeline.chat_results(),
         model=pipeline.model_info(),
         image=pipeline.image_info(),
         split_sizes=pipeline.split_sizes(),

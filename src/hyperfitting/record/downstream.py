@@ -52,3 +52,14 @@ class Downstream(StrictModel):
     estimates: dict[str, dict[str, Estimate]] = Field(
         description="by `tuned` and `base`, metrics `down/…` over the questions of all tasks"
     )
+    by_name: dict[str, dict[str, dict[str, Estimate]]] = Field(
+        default_factory=dict,
+        description="the same over the questions of each task or group that "
+        "`evaluation.downstream` names",
+    )
+
+    def is_at_chance(self, task: str, side: str) -> bool:
+        """Return whether a model does not answer a task better than by guessing; False: a group."""
+        scored = self.tasks.get(task)
+        score = {"tuned": scored.tuned, "base": scored.base}.get(side) if scored else None
+        return bool(score and score.at_chance)

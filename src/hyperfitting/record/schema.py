@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.progress import MetricsRow
+from hyperfitting.record.chat import CHAT, Chat
 from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.record.recognition import Recognition
@@ -232,6 +233,9 @@ class Record(StrictModel):
         None,
         description="benchmarks of base and tuned model; null: `evaluation.downstream` is empty",
     )
+    chat: Chat | None = Field(
+        None, description="answers to open questions; null: `evaluation.chat` is off"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Record":
@@ -279,8 +283,11 @@ class Record(StrictModel):
     def slice_at(self, length: int | None = None, dataset: str | None = None) -> Slice | None:
         """Return the scores of a dataset (none: all) at a length (none: the full one), if any.
 
-        A record of one dataset has no slices by dataset: the overall one is that dataset's.
+        A record of one dataset has no slices by dataset: the overall one is that dataset's. The
+        dataset `chat` is the answers to open questions, of any length.
         """
+        if dataset == CHAT and self.chat is not None:
+            return Slice(dataset=CHAT, reference={}, **self.chat.model_dump(exclude={"answers"}))
         length = length or self.overall.max_new_tokens
         if {sample.dataset for sample in self.samples} == {dataset}:
             dataset = None

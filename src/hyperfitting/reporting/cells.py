@@ -1,7 +1,7 @@
 """The numbers of a report: an estimate of one run, or over several, or why there is none."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from hyperfitting import formatting
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.registry import metric
 from hyperfitting.metrics.uncertainty import Floats, paired_difference
+from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.schema import Record, Side
 from hyperfitting.reporting.preference import PREFERENCE, preference_share
 from hyperfitting.reporting.spec import ColumnSpec
@@ -110,6 +111,8 @@ def _run_cell(run: RunEntry, column: ColumnSpec) -> Cell:
     record = run.record
     if record is None:
         return Cell(missing=run.missing)
+    if column.task is not None:
+        return _task_cell(record.downstream, column, column.task)
     part = record.slice_at(column.length, column.dataset)
     if part is None:
         where = " ".join(str(given) for given in (column.dataset, column.length) if given)
@@ -119,6 +122,16 @@ def _run_cell(run: RunEntry, column: ColumnSpec) -> Cell:
         values = [value for value in per_text if value is not None]
         return _measured(Estimate(max(values), None, len(values)) if values else None)
     return _measured(record.estimate(part, column.side, column.key))
+
+
+def _task_cell(downstream: Downstream | None, column: ColumnSpec, task: str) -> Cell:
+    """Return a model's number on one downstream task or group."""
+    by_side = downstream.by_name.get(task, {}) if downstream is not None else {}
+    cell = _measured(by_side.get(column.side, {}).get(column.key))
+    is_accuracy = column.key in ("down/likelihood", "down/generation")
+    if downstream is not None and is_accuracy and downstream.is_at_chance(task, column.side):
+        cell = replace(cell, note="at chance")
+    return cell
 
 
 def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec) -> Cell:

@@ -81,6 +81,17 @@ class ColumnSpec(_Spec):
                 raise ValueError(f"pairs all texts at their full length: {name} cannot be set")
         return minus
 
+    task: str | None = None
+    """Downstream task or group, as `evaluation.downstream` names it, of a metric `down/…`; none:
+    the questions of all tasks."""
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str | None, info: ValidationInfo) -> str | None:
+        if task is not None and not str(info.data.get("key")).startswith("down/"):
+            raise ValueError("only metrics down/… are of tasks")
+        return task
+
     spearman: str | None = None
     """A config field, such as `decode.control.strength`: the number is the rank correlation
     (Spearman's rho) of the metric with it, over the runs of the row that set it."""

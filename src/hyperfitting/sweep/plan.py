@@ -46,6 +46,8 @@ _VERBS = {
     "loop_steps": "trace loops",
     "intervention": "derive weights",
     "patching": "patch",
+    "downstream": "answer tasks",
+    "chat_answers": "answer questions",
 }
 _TRAINED = ("tuned", "validation")
 """Kinds that are built by training; validation alone by replaying it."""

@@ -34,6 +34,7 @@ _UTILIZATION = {
     "token_stats": 0.6,
     "base_loglikelihoods": 0.6,
     "continuations": 0.2,
+    "chat_answers": 0.1,
 }
 """Typical fraction of a matrix product's throughput that a kind of build reaches."""
 _DEFAULT_UTILIZATION = 0.5

@@ -95,24 +95,28 @@ class NextTokenLoss:
         is_chunkable = isinstance(layer, nn.Linear) and self._is_last_operation(layer)
         self._layer: nn.Linear | None = layer if is_chunkable else None
 
-    def __call__(self, tokens: Tensor, n_valid: int | None = None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, n_valid: int | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Return the loss, summed over all tokens but the first of each sequence.
 
         Args:
             tokens: (B, T) sequences.
             n_valid: the first so many sequences count, the others are padding; none: all count.
+            mask: (B, T) the tokens that count; none: all do.
         """
-        targets = tokens[:n_valid, 1:].flatten()
+        counted = slice(None) if mask is None else mask[:n_valid, 1:].flatten()
+        targets = tokens[:n_valid, 1:].flatten()[counted]
         layer, n_targets = self._layer, tokens.shape[1] - 1
         inputs = input_tokens(self._model, tokens)
         if layer is None:
             logits = self._model(input_ids=inputs, use_cache=False).logits[:n_valid, :n_targets]
             return nn.functional.cross_entropy(
-                logits.flatten(0, 1).float(), targets, reduction="sum"
+                logits.flatten(0, 1)[counted].float(), targets, reduction="sum"
             )
 
         def loss(states: Tensor) -> Tensor:  # (B, T, H)
-            rows = states[:n_valid, :n_targets].flatten(0, 1)
+            rows = states[:n_valid, :n_targets].flatten(0, 1)[counted]
             return chunked_cross_entropy(rows, layer.weight, layer.bias, targets)
 
         return self._forward_with_output_layer(layer, loss, inputs)

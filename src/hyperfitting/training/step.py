@@ -149,7 +149,7 @@ def build_train_state(
     )
 
 
-def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
+def train_step(state: TrainState, tokens: Tensor, rows: Rows, mask: Tensor | None = None) -> Tensor:
     """Take one optimizer step, and return the batch's mean next-token loss in nats.
 
     If GPU memory runs out in the forward or backward pass, or the compiler fails, these are
@@ -163,6 +163,7 @@ def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
         state: changed in place.
         tokens: (B, T) sequences.
         rows: (B,) their indices among the training sequences.
+        mask: (B, T) the tokens that count in the loss, on the device; none: all do.
 
     Raises:
         UserError: memory runs out in the optimizer step, or the model needs an operation that is
@@ -171,7 +172,7 @@ def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
     device = state.model.device
     tokens = tokens.to(device)
     with training_numerics(device, state.deterministic, state.trainer.precision):
-        loss = _forward_backward(state, tokens, rows)
+        loss = _forward_backward(state, tokens, rows, mask)
         try:
             _step_optimizer(state)
         except RuntimeError as error:
@@ -181,7 +182,7 @@ def train_step(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
     return state.dist.all_reduce_sum(loss)
 
 
-def _forward_backward(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
+def _forward_backward(state: TrainState, tokens: Tensor, rows: Rows, mask: Tensor | None) -> Tensor:
     """Return `_accumulate_gradients` of a batch, repeated while that can help."""
     while True:
         try:
@@ -190,7 +191,7 @@ def _forward_backward(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
                 override_forward(state.linear_forwards),
                 state.compiled_blocks.active(),
             ):
-                return _accumulate_gradients(state, tokens, rows)
+                return _accumulate_gradients(state, tokens, rows, mask)
         except (RuntimeError, *COMPILER_ERRORS) as error:
             # (with several ranks, the others are further on)
             if exhausted_resource(error) == "memory":
@@ -222,20 +223,24 @@ def _no_memory_for_optimizer(state: TrainState) -> UserError:
     )
 
 
-def _accumulate_gradients(state: TrainState, tokens: Tensor, rows: Rows) -> Tensor:
+def _accumulate_gradients(
+    state: TrainState, tokens: Tensor, rows: Rows, mask: Tensor | None
+) -> Tensor:
     """Set the gradients of a batch (B, T), and return this rank's part of its mean loss."""
     dist = state.dist
     for parameter in state.trained.values():
         parameter.grad = None
-    n_predicted = tokens[:, 1:].numel()
+    n_predicted = tokens[:, 1:].numel() if mask is None else mask[:, 1:].sum()
     total = torch.zeros((), device=tokens.device)
     shard, n_valid = dist.shard(np.arange(len(tokens)))
     for start in range(0, len(shard), state.micro_batch_size):
         micro_batch = shard[start : start + state.micro_batch_size]  # (b,)
-        inputs = tokens[to_device(micro_batch, tokens.device)]  # (b, T)
+        micro_rows = to_device(micro_batch, tokens.device)
+        inputs = tokens[micro_rows]  # (b, T)
+        counted = None if mask is None else mask[micro_rows]
         with _cached_activations(state, rows[micro_batch]):
             with trainable.autocast(state.model, state.trainer.precision):
-                loss = state.loss(inputs, max(0, n_valid - start)) / n_predicted
+                loss = state.loss(inputs, max(0, n_valid - start), counted) / n_predicted
             # FSDP averages gradients over ranks; the sum is needed
             state.scaler.scale(loss * dist.world_size).backward()
         total += loss.detach()

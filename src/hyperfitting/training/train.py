@@ -82,6 +82,7 @@ def train(
 
     trainer, n = cfg.trainer, len(data.train)
     sequences = to_device(data.train, state.model.device)  # (N, T)
+    mask = None if data.train_mask is None else to_device(data.train_mask, state.model.device)
     step = done.step
     remaining_tokens = tokens_between(trainer, data.train.shape, step)
     with progress("training", remaining_tokens, "tokens") as advance, preemption.defer_signals():
@@ -92,7 +93,7 @@ def train(
             if steps_into_epoch == 0:
                 torch.manual_seed(_dropout_seed(trainer.seed, epoch, dist.rank))
             epoch_batches = itertools.islice(batches(n, epoch, trainer), steps_into_epoch, None)
-            for n_tokens, loss in _train_steps(state, sequences, epoch_batches):
+            for n_tokens, loss in _train_steps(state, sequences, mask, epoch_batches):
                 step += 1
                 if not math.isfinite(loss):
                     raise _diverged(epoch, step, f"the training loss became {loss}", checkpoint)
@@ -127,7 +128,7 @@ def train(
 
 
 def _train_steps(
-    state: TrainState, sequences: Tensor, epoch_batches: Iterable[Rows]
+    state: TrainState, sequences: Tensor, mask: Tensor | None, epoch_batches: Iterable[Rows]
 ) -> Iterator[tuple[int, float]]:
     """Take a train step per batch, until a signal is received; yield its tokens and its loss.
 
@@ -136,12 +137,15 @@ def _train_steps(
     Args:
         state: changed in place.
         sequences: (N, T) the training sequences, on the device.
+        mask: (N, T) the tokens that count in the loss, on the device; none: all do.
         epoch_batches: (B,) indices of each batch.
     """
     losses: deque[tuple[int, HostScalar]] = deque()
     for rows in epoch_batches:
-        tokens = sequences[to_device(rows, sequences.device)].long()  # (B, T)
-        losses.append((tokens.numel(), HostScalar(train_step(state, tokens, rows))))
+        indices = to_device(rows, sequences.device)
+        tokens = sequences[indices].long()  # (B, T)
+        masked = () if mask is None else (mask[indices],)
+        losses.append((tokens.numel(), HostScalar(train_step(state, tokens, rows, *masked))))
         if len(losses) == 2:
             n_tokens, loss = losses.popleft()
             yield n_tokens, loss.read()

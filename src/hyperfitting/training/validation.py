@@ -1,9 +1,10 @@
 """Validation during training: loss and entropy on held-out sequences, and greedy continuations."""
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from hyperfitting.data.sequences import Sequences
+from hyperfitting.data.sequences import Mask, Sequences
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.evaluation.forward import compute_token_stats
@@ -54,11 +55,12 @@ def validate(
         )
     continuations = dist.all_gather(np.array(generated.tokens), len(all_prompts)).tolist()
     loss, entropy = (
-        dist.all_gather(stats[name], len(data.val)).mean() for name in ("loss", "entropy")
+        _mean(dist.all_gather(stats[name], len(data.val)), data.val_mask)
+        for name in ("loss", "entropy")
     )
     metrics = {
-        "val/loss": float(loss),
-        "val/entropy": float(entropy),
+        "val/loss": loss,
+        "val/entropy": entropy,
         "gen/ttr": float(np.mean([ttr(tokens) for tokens in continuations])),
         "gen/rep_2": float(np.mean([rep_n(tokens, 2) for tokens in continuations])),
     }
@@ -74,9 +76,14 @@ def _token_accuracy(
     progress: ProgressReporter,
     dist: DistContext,
 ) -> float:
-    """Return the share of training tokens (but the first of each sequence) predicted exactly."""
+    """Return the share of training tokens that count, but the first ones, predicted exactly."""
     sequences = dist.shard(data.train)[0]
     with progress("predicting the training sequences", sequences.size, "tokens") as advance:
         stats = compute_token_stats(model, sequences, hardware.evaluation_batch_size, advance)
     is_first = stats["top1"] == sequences[:, 1:]
-    return float(dist.all_gather(is_first.astype(float), len(data.train)).mean())
+    return _mean(dist.all_gather(is_first.astype(float), len(data.train)), data.train_mask)
+
+
+def _mean(values: NDArray[np.floating], mask: Mask | None) -> float:
+    """Return the mean of values (N, T - 1) over the tokens that count, of a mask (N, T)."""
+    return float(values.mean() if mask is None else values[mask[:, 1:]].mean())

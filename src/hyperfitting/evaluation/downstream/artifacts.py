@@ -14,12 +14,15 @@ from hyperfitting.data.splits import split_documents
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.downstream import harness, local_tasks
 from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.models.size import forward_flops, model_size
 from hyperfitting.runtime.files import write_json, write_text
 from hyperfitting.store.artifact import Artifact, Step
 
 VERSION = 1
 _QUESTIONS = "questions.jsonl"
 _RESULTS, _SAMPLES = "results.json", "samples"
+_QUESTION_TOKENS = 128
+"""Of a question with its choices, on average; for the plan."""
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples")
 """Of the harness's results."""
 
@@ -149,13 +152,21 @@ def answers_step(
             advance(1)
         _save(work, results, version)
 
+    def flops() -> float:
+        n_questions = min(
+            evaluation.downstream_limit or local_tasks.MAX_QUESTIONS, local_tasks.MAX_QUESTIONS
+        )
+        size = model_size(model.state.base, setting.store)
+        return forward_flops(size, n_questions, _QUESTION_TOKENS)
+
     artifact = setting.store.artifact(
         "downstream",
         version=VERSION,
         config=options | {"task": task, "harness": version},
         inputs={"model": model.state.id} | ({"questions": questions.id} if questions else {}),
     )
-    return Step(artifact, build)
+    # how many questions the harness's own tasks have is known only after loading them
+    return Step(artifact, build, flops if questions is not None else None)
 
 
 def _save(work: Path, results: dict[str, Any], version: str) -> None:

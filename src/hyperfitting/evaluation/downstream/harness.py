@@ -17,6 +17,7 @@ import numpy as np
 
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.evaluation.downstream import local_tasks
+from hyperfitting.formatting import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -143,11 +144,14 @@ def _load_data(manager: Any, task: str | Mapping[str, Any]) -> None:
 
     try:
         manager.load([task if isinstance(task, str) else dict(task)])
-    except (DatasetsError, HfHubHTTPError, ConnectionError, FileNotFoundError) as error:
+    # ValueError: a local copy without the subset
+    except (
+        DatasetsError, HfHubHTTPError, ConnectionError, FileNotFoundError, ValueError
+    ) as error:  # fmt: skip
         name = task if isinstance(task, str) else task["task"]
         raise UserError(
             f"its data is not in the cache ({datasets_config.HF_DATASETS_CACHE}) and cannot be "
-            f"fetched from the Hugging Face Hub: {str(error).splitlines()[0]}",
+            f"fetched from the Hugging Face Hub: {first_line(error)}",
             field=_FIELD,
             value=name,
             hint="connect once to fill the cache (HF_HOME), and `hf auth login` if the dataset is "

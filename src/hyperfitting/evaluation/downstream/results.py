@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,7 @@ def build_downstream(artifacts: DownstreamArtifacts, resamples: int) -> Downstre
     """
     answers: dict[str, dict[str, Answers]] = {}
     tasks: dict[str, DownstreamTask] = {}
+    by_name: dict[str, dict[str, dict[str, Estimate]]] = {}
     version = ""
     for requested, step in artifacts.base.items():
         sides = {"tuned": artifacts.tuned[requested].artifact, "base": step.artifact}
@@ -68,29 +69,46 @@ def build_downstream(artifacts: DownstreamArtifacts, resamples: int) -> Downstre
                 for side, artifact in sides.items()
             }
             tasks[name] = _task(name, results["base"], answers[name], resamples)
+        parts = [answers[name] for name in results["base"]["output_types"]]
+        by_name[requested] = _by_side(parts, resamples)
     if not tasks:
         return None
     return Downstream(
         harness=version,
         tasks=tasks,
-        estimates={
-            side: _pooled([by_side[side] for by_side in answers.values()], resamples)
-            for side in ("tuned", "base")
-        },
+        estimates=_by_side(answers.values(), resamples),
+        by_name=by_name,
     )
 
 
-def _pooled(tasks: Iterable[Answers], resamples: int) -> dict[str, Estimate]:
-    """Return the metrics `down/…` of one model over the questions of all tasks."""
+def _by_side(
+    tasks: Collection[dict[str, Answers]], resamples: int
+) -> dict[str, dict[str, Estimate]]:
+    """Return the metrics `down/…` over the questions of some tasks, by `tuned` and `base`.
+
+    The tuned model's include what it gains over the base model, paired by question.
+    """
+    values = {side: _values(answers[side] for answers in tasks) for side in ("tuned", "base")}
+    for form in get_args(Form):
+        if (key := f"down/{form}") in values["base"]:
+            gain = values["tuned"][key] - values["base"][key]
+            values["tuned"][f"{key}_gain"] = gain
+    return {side: _estimates(of_side, resamples) for side, of_side in values.items()}
+
+
+def _values(tasks: Iterable[Answers]) -> dict[str, Floats]:
+    """Return one model's value of each metric `down/…` for every question of some tasks."""
     values: dict[str, list[Floats]] = {}
     for answers in tasks:
         values.setdefault(f"down/{answers.form}", []).append(answers.correct)
         if answers.logits is not None:
             scores = brier_scores(softmax(answers.logits, axis=1), answers.gold)
             values.setdefault("down/brier", []).append(scores)
-    estimates = {
-        key: bootstrap_mean(np.concatenate(parts), resamples) for key, parts in values.items()
-    }
+    return {key: np.concatenate(parts) for key, parts in values.items()}
+
+
+def _estimates(values: dict[str, Floats], resamples: int) -> dict[str, Estimate]:
+    estimates = {key: bootstrap_mean(of_key, resamples) for key, of_key in values.items()}
     return {key: value for key, value in estimates.items() if value is not None}
 
 

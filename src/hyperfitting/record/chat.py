@@ -1,0 +1,29 @@
+"""The part of results.json about answers to open questions."""
+
+from pydantic import Field
+
+from hyperfitting.metrics.estimate import Difference, Estimate
+from hyperfitting.runtime.strict_model import StrictModel
+
+CHAT = "chat"
+"""What a table's column names as its `dataset` to read these scores."""
+
+
+class ChatAnswer(StrictModel):
+    """A question with both models' answers."""
+
+    question: str = Field(description="what the user asks")
+    tuned: str = Field(description="the tuned model's answer")
+    base: str = Field(description="the base model's answer")
+
+
+class Chat(StrictModel):
+    """Answers to open questions in the chat template (`evaluation.chat`)."""
+
+    max_new_tokens: int = Field(description="longest answer, in tokens")
+    tuned: dict[str, Estimate] = Field(description="`gen/` metrics of the tuned model's answers")
+    base: dict[str, Estimate] = Field(description="`gen/` metrics of the base model's answers")
+    difference: dict[str, Difference] = Field(
+        description="tuned minus base, paired by question: `gen/` metrics"
+    )
+    answers: list[ChatAnswer] = Field(description="one per question")

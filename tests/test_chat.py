@@ -1,0 +1,336 @@
+"""Chat: conversations as rows and tokens, the loss on answers only, answers to open questions."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hyperfitting.data import chat
+from hyperfitting.data.config import DatasetConfig
+from hyperfitting.data.sequences import Sequences, load_sequences, sequences_step
+from hyperfitting.data.sources import documents_step
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.errors import UserError
+from hyperfitting.evaluation.chat import answers_step, check_chat
+from hyperfitting.evaluation.chat_questions import QUESTIONS
+from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.models.base import BaseModel
+from hyperfitting.models.loading import ModelState, load
+from hyperfitting.models.random_init import byte_tokenizer
+from hyperfitting.progress import no_op
+from hyperfitting.record.files import RECORD_FILE, read_record
+from hyperfitting.store.artifact import Store
+from hyperfitting.training.config import TrainingConfig
+from hyperfitting.training.loss import NextTokenLoss
+from hyperfitting.training.step import build_train_state, train_step
+from hyperfitting.training.validation import validate
+from tests.cli import hyperfit
+from tests.conftest import Compose, tiny_model
+from tests.documents import files_config
+from tests.training import DATA, cache_location, cfg  # noqa: F401
+
+CHATML = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' }}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ m.content + '<|end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""Turns on lines of their own, as in SmolLM2's and Qwen2.5's templates."""
+TRIMMED = (
+    "{{- '<|begin|>Today: ' + (date_string if date_string is defined else now()) }}"
+    "{%- for m in messages %}{{- '<|' + m.role + '|>\n\n' }}"
+    "{%- if m.role == 'assistant' %}{%- generation %}{{- m.content | trim }}{{- '<|end|>' }}"
+    "{%- endgeneration %}{%- else %}{{- m.content | trim + '<|end|>' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|assistant|>\n\n' }}{%- endif %}"
+)
+"""Trims messages and prints a date, as Llama 3's template."""
+
+
+def without_marks(template: str) -> str:
+    for dash in ("", "-"):
+        for mark in ("generation", "endgeneration"):
+            template = template.replace(f"{{%{dash} {mark} %}}", "")
+    return template
+
+
+def tokenizer_with(template: str | None) -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def messages(*contents: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant") * len(contents)
+    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+
+
+def masked_text(tokenizer: Any, ids: Sequence[int], mask: Sequence[bool]) -> str:
+    return str(tokenizer.decode([token for token, counts in zip(ids, mask, strict=True) if counts]))
+
+
+@pytest.mark.parametrize("template", [CHATML, TRIMMED])
+@given(contents=st.lists(st.text(max_size=8), min_size=2, max_size=5))
+@hypothesis_settings(max_examples=25)
+def test_the_answers_without_marks_are_those_that_transformers_finds_by_marks(
+    template: str, contents: list[str]
+) -> None:
+    conversation = messages(*contents)
+    expected = tokenizer_with(template).apply_chat_template(
+        conversation, return_dict=True, return_assistant_tokens_mask=True, date_string="26 Jul 2024"
+    )
+    for written in (template, without_marks(template)):
+        ids, mask = chat.encode(tokenizer_with(written), json.dumps(conversation))
+        assert ids == list(expected["input_ids"])
+        assert mask == [bool(i) for i in expected["assistant_masks"]]
+
+
+def test_an_answer_counts_up_to_its_end_token() -> None:
+    tokenizer = tokenizer_with(without_marks(CHATML))
+    ids, mask = chat.encode(tokenizer, json.dumps(messages("Hi", "Yes.", "Why?", "No.\n")))
+    assert masked_text(tokenizer, ids, mask) == "Yes.<|end|>No.\n<|end|>"
+
+
+def test_the_prompt_is_the_conversation_up_to_the_answer() -> None:
+    tokenizer = tokenizer_with(without_marks(CHATML))
+    prompt = chat.prompt_tokens(tokenizer, chat.question("Why?"))
+    ids, mask = chat.encode(tokenizer, json.dumps(messages("Why?", "Because.")))
+    assert ids[: len(prompt)] == prompt
+    assert mask.index(True) == len(prompt)
+
+
+def test_a_template_that_changes_earlier_turns_is_refused() -> None:
+    last_only = "{% for m in messages[-1:] %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    with pytest.raises(UserError, match="changes earlier messages"):
+        chat.encode(tokenizer_with(last_only), json.dumps(messages("a", "b", "c", "d")))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": "text"},
+        {"messages": []},
+        {"messages": [{"role": "user", "content": "no answer"}]},
+        {"messages": [{"role": "assistant", "content": "no question"}]},
+        {"messages": [*messages("a", "b"), {"role": "robot", "content": "x"}]},
+        {"messages": [{"role": "user", "content": 3}, *messages("a", "b")]},
+        {"prompt": "p"},
+        {"prompt": "p", "response": None},
+        ["p", "r"],
+    ],
+)
+def test_a_row_that_is_no_conversation_is_an_error_that_names_it(
+    tmp_path: Path, store: Store, row: Any
+) -> None:
+    path = tmp_path / "chat.jsonl"
+    good = {"messages": messages("a", "b")}
+    path.write_text("".join(json.dumps(r) + "\n" for r in (good, row)), "utf-8")
+    config = files_config(path, chat=True, text_field="messages")
+    with pytest.raises(UserError, match=r"line 2 of chat.jsonl holds no conversation"):
+        documents_step(config, store).ensure()
+
+
+_ANSWER = "It is because number {i} follows from what was said before, as everybody knows. " * 5
+
+
+def chat_file(folder: Path, n: int = 60) -> Path:
+    """Conversations, every other one as `prompt` and `response`."""
+    rows: list[dict[str, Any]] = []
+    for i in range(n):
+        prompt, answer = f"Why is it {i}?", _ANSWER.format(i=i * 7919)
+        rows.append({"prompt": prompt, "response": answer})
+        if i % 2:
+            rows[-1] = {"messages": messages(prompt, answer)}
+    path = folder / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def chat_config(path: Path, **fields: Any) -> DatasetConfig:
+    sizes = {"seq_len": 48, "n_train": 8, "n_val": 4}
+    return files_config(path, **{"chat": True, "text_field": "messages"} | sizes | fields)
+
+
+@pytest.fixture(scope="module")
+def chat_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    """A tiny model whose tokenizer has a chat template."""
+    folder = tmp_path_factory.mktemp("chat")
+    model = tiny_model(folder, "llama")
+    tokenizer_with(without_marks(CHATML)).save_pretrained(folder)
+    return model
+
+
+def build(base: BaseModel, config: DatasetConfig, store: Store) -> tuple[str, Sequences]:
+    documents = documents_step(config, store).ensure()
+    artifact = sequences_step(config, documents, base, store).ensure()
+    return artifact.id, load_sequences(artifact)
+
+
+@pytest.mark.parametrize("sequences", ["prefix", "packed"])
+def test_the_mask_of_the_sequences_is_that_of_their_conversations(
+    chat_base: BaseModel, tmp_path: Path, store: Store, sequences: str
+) -> None:
+    config = chat_config(chat_file(tmp_path), sequences=sequences)
+    _, built = build(chat_base, config, store)
+    assert built.train_mask is not None
+    assert built.val_mask is not None
+    assert built.train_mask.shape == built.train.shape
+    assert built.val_mask.shape == built.val.shape
+    tokenizer = chat_base.tokenizer()
+    for ids, mask in zip(built.train.tolist(), built.train_mask.tolist(), strict=True):
+        answer = masked_text(tokenizer, ids, mask)
+        assert answer
+        assert "Why" not in answer
+        assert "<|assistant|>" not in answer
+        question = masked_text(tokenizer, ids, [not counts for counts in mask])
+        assert "because" not in question
+
+
+def test_the_loss_on_answers_only_enters_the_id_and_its_absence_has_no_mask(
+    chat_base: BaseModel, tmp_path: Path, store: Store
+) -> None:
+    path = chat_file(tmp_path)
+    answers_id, answers = build(chat_base, chat_config(path), store)
+    all_id, whole = build(chat_base, chat_config(path, assistant_only_loss=False), store)
+    assert answers_id != all_id
+    assert whole.train_mask is None
+    np.testing.assert_array_equal(whole.train, answers.train)
+
+
+def test_chat_needs_a_template_and_the_loss_a_chat(
+    base: BaseModel, tmp_path: Path, store: Store, compose: Compose
+) -> None:
+    with pytest.raises(UserError, match="no chat template"):
+        build(base, chat_config(chat_file(tmp_path)), store)
+    with pytest.raises(UserError, match="no conversations"):
+        compose("preset=debug", "dataset.assistant_only_loss=false")
+    with pytest.raises(UserError, match="no conversations"):
+        compose("preset=debug", "dataset.chat=true")
+    with pytest.raises(UserError, match="without questions"):
+        compose("preset=debug", "evaluation.chat_max_new_tokens=9")
+    with pytest.raises(UserError, match="no chat template"):
+        check_chat(compose("preset=debug", "evaluation.chat=true").evaluation, base)
+
+
+MASK = np.random.default_rng(2).random(DATA.train.shape) < 0.4
+MASK[:, -1] = True
+
+
+def test_a_masked_loss_and_its_gradient_are_those_of_ignored_labels(any_base: BaseModel) -> None:
+    model = load(any_base).eval()
+    ids, mask = torch.as_tensor(DATA.train).long(), torch.as_tensor(MASK)
+    loss = NextTokenLoss(model)(ids, mask=mask)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    labels = ids.masked_fill(~mask, -100)[:, 1:]
+    logits = model(input_ids=ids).logits[:, :-1]
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected_grads = torch.autograd.grad(expected, parameters, allow_unused=True)
+    for grad, other in zip(grads, expected_grads, strict=True):
+        if grad is not None:
+            torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("micro_batch_size", [2, 7])
+def test_a_train_step_averages_over_the_answers_of_the_whole_batch(
+    cfg: TrainingConfig,  # noqa: F811
+    base: BaseModel,
+    tmp_path: Path,
+    micro_batch_size: int,
+) -> None:
+    cfg.hardware.micro_batch_size = micro_batch_size
+    state = build_train_state(cfg, base, DATA.train, cache_location(tmp_path / "w", base))
+    ids, mask = torch.as_tensor(DATA.train).long(), torch.as_tensor(MASK)
+    model = load(base).eval()
+    labels = ids.masked_fill(~mask, -100)
+    logits = model(input_ids=ids).logits[:, :-1]
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+    loss = train_step(state, ids, np.arange(len(ids)), mask)
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_validation_is_over_the_answers(
+    cfg: TrainingConfig,  # noqa: F811
+    base: BaseModel,
+) -> None:
+    model = load(base).eval()
+    mask = MASK[: len(DATA.val)]
+    data = Sequences(DATA.train, DATA.val, MASK, mask)
+    metrics = validate(model, data, cfg.trainer, cfg.hardware, no_op)
+    ids = torch.as_tensor(DATA.val).long()
+    with torch.no_grad():
+        log_p = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+    counted = torch.as_tensor(mask)[:, 1:]
+    losses = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
+    entropies = -(log_p.exp() * log_p).sum(-1)
+    assert metrics["val/loss"] == pytest.approx(losses[counted].mean().item(), rel=1e-5)
+    assert metrics["val/entropy"] == pytest.approx(entropies[counted].mean().item(), rel=1e-4)
+
+
+def test_every_question_has_its_own_answer_whatever_the_lengths_of_the_others(
+    chat_base: BaseModel, tmp_path: Path, store: Store, compose: Compose,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    some = ("Why?", "How many?", "Who?", "Where is it now?", "Who!")
+    monkeypatch.setattr("hyperfitting.evaluation.chat.QUESTIONS", some)
+    run = compose("preset=debug", "evaluation.chat=true", "evaluation.chat_max_new_tokens=6")
+    sequences = store.artifact("sequences", version=0, config={}, inputs={})
+    setting = Setting(run.evaluation, run.decode, run.hardware, {}, sequences, store, no_op)
+    lazy = LazyModel(ModelState(chat_base), torch.device("cpu"), None)
+    artifact = answers_step(setting, lazy).ensure()
+    answers = json.loads(artifact.file("continuations.json").read_text("utf-8"))
+    tokenizer, model = chat_base.tokenizer(), load(chat_base).eval()
+    decode = replace(run.decode, stop_at_eos=True)
+    for text, answer in zip(some, answers, strict=True):
+        prompt = np.array([chat.prompt_tokens(tokenizer, chat.question(text))], np.int32)
+        alone = continue_texts(model, prompt, 6, decode)
+        assert answer["tokens"] == alone.tokens[0]
+        assert "".join(answer["token_texts"]) == tokenizer.decode(alone.tokens[0])
+
+
+@pytest.mark.slow
+def test_a_run_on_conversations_records_both_models_answers(
+    chat_base: BaseModel, tmp_path: Path
+) -> None:
+    result = hyperfit(
+        tmp_path, "preset=debug", "model=local", f"model.path={chat_base.folder()}",
+        "dataset=files", f"dataset.path={chat_file(tmp_path)}", "dataset.chat=true",
+        "dataset.text_field=messages", "evaluation.chat=true",
+        "evaluation.chat_max_new_tokens=8", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    record = read_record(tmp_path / "run" / RECORD_FILE)
+    assert record.chat is not None
+    assert [answer.question for answer in record.chat.answers] == list(QUESTIONS)
+    part = record.slice_at(dataset="chat")
+    assert part is not None
+    for side in ("tuned", "base"):
+        artifact = Path(record.artifacts[f"chat/{side}"]) / "continuations.json"
+        answers = [a["tokens"] for a in json.loads(artifact.read_text("utf-8"))]
+        ttr = np.mean([len(set(tokens)) / len(tokens) for tokens in answers])
+        estimate = record.estimate(part, side, "gen/ttr")
+        assert estimate is not None
+        assert estimate.mean == pytest.approx(ttr)
+        assert part.estimates(side)["gen/n_tokens"].mean == np.mean([len(a) for a in answers])
+    assert "gen/ttr" in part.difference
+
+
+@pytest.mark.slow
+def test_the_packaged_models_template_tells_its_answers(compose: Compose, store: Store) -> None:
+    from hyperfitting.models.base import base_model
+
+    base = base_model(compose().model, store)
+    base.ensure()
+    tokenizer = base.tokenizer()
+    ids, mask = chat.encode(tokenizer, json.dumps(messages("Hi?", "Hello.", "Why?", "So.")))
+    assert masked_text(tokenizer, ids, mask) == "Hello.<|im_end|>So.<|im_end|>"
+    assert "<|im_start|>assistant" in tokenizer.decode(ids)
