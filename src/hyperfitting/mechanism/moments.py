@@ -169,7 +169,8 @@ def split_outliers(states: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
 
 def squared_norms(states: Tensor) -> Tensor:
     """Return the squared L2 norms (B, T) of states (B, T, d) in float64."""
-    return torch.linalg.vector_norm(states, dim=-1).double().square()
+    norms: Tensor = torch.linalg.vector_norm(states, dim=-1)
+    return norms.double().square()
 
 
 class _Sketch:
