@@ -157,7 +157,7 @@ def _early_cosine(record: Record) -> Measurement:
     if curve is None:
         raise NotMeasuredError("hidden states are not compared (mechanism.measures)")
     blocks = {f"block {i}" for i in range(1, _EARLY_BLOCKS + 1)}
-    intervals = curve.ci95 or [None] * len(curve.layers)
+    intervals: Sequence[tuple[float, float] | None] = curve.ci95 or [None] * len(curve.layers)
     points = [
         (mean, ci95)
         for layer, mean, ci95 in zip(curve.layers, curve.mean, intervals, strict=True)
