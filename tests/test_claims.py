@@ -14,6 +14,7 @@ from scipy import stats
 
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.estimate import Estimate
+from hyperfitting.record.mechanism import LayerCurve
 from hyperfitting.record.schema import Record
 from hyperfitting.reporting.claims.ledger import build_ledger
 from hyperfitting.reporting.claims.quantities import NotMeasuredError, measure
@@ -243,6 +244,19 @@ def test_quantities_that_are_no_metrics_are_as_by_hand(tmp_path: Path) -> None:
         measure(run, _quantity(key="early_cosine"))
     with pytest.raises(NotMeasuredError, match="no continuations of 7"):
         measure(run, _quantity(length=7))
+
+
+def test_the_lowest_cosine_of_the_first_ten_blocks_has_the_interval_of_its_block(
+    tmp_path: Path,
+) -> None:
+    layers = ["embedding", *(f"block {i}" for i in range(1, 13)), "final norm"]
+    means = [0.5, *(1 - 0.01 * i for i in range(1, 13)), 0.4]
+    curve = LayerCurve(layers=layers, mean=means, ci95=[(m - 0.02, m + 0.01) for m in means])
+    mechanism = make_mechanism().model_copy(update={"per_layer": {"reference/cosine": curve}})
+    run = _runs(tmp_path / "x", record([0.1, 0.2, 0.3], [0.1] * 3, mechanism=mechanism))
+    measured = measure(run, _quantity(key="early_cosine"))
+    assert measured.number == pytest.approx(0.9)
+    assert measured.ci95 == pytest.approx((0.88, 0.91))
 
 
 def test_agreement_is_the_mean_over_all_pairs_of_runs(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.record.files import write_record
 from hyperfitting.record.schema import NextTokens
 from hyperfitting.reporting import figures
+from hyperfitting.reporting.figures.layers import key_labels
 from hyperfitting.reporting.next_tokens import changed_positions
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.spec import parse_report
@@ -62,6 +63,27 @@ FIGURES: dict[str, dict[str, Any]] = {
     "next_tokens": {"kind": "next_tokens", "dataset": "news", "count": 2},
     "text": {"kind": "text", "rows": "system", "width": 20},
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "labels"),
+    [
+        (["reference/cka"], [[]]),
+        (
+            ["reference/cosine", "reference/cosine_without_outliers"],
+            [["all dimensions"], ["without outlier dimensions"]],
+        ),
+        (
+            ["reference/base_participation_ratio", "reference/tuned_participation_ratio"],
+            [["base"], ["tuned"]],
+        ),
+        (["reference/l2", "tuned/l2"], [["reference texts"], ["tuned texts"]]),
+    ],
+)  # fmt: skip
+def test_curves_by_layer_are_named_by_what_tells_them_apart(
+    keys: list[str], labels: list[list[str]]
+) -> None:
+    assert [key_labels(key, keys) for key in keys] == labels
 
 
 @pytest.mark.parametrize("kind", FIGURES)

@@ -26,7 +26,14 @@ from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.fields import id_config
 from hyperfitting.mechanism.config import MechanismConfig
 from hyperfitting.mechanism.hidden_states import layer_names, layer_states
-from hyperfitting.mechanism.moments import SKETCH_SIZE, Floats, LayerMoments, PairMoments
+from hyperfitting.mechanism.moments import (
+    SKETCH_SIZE,
+    Floats,
+    LayerMoments,
+    PairMoments,
+    split_outliers,
+    squared_norms,
+)
 from hyperfitting.mechanism.texts import Texts, TextSource
 from hyperfitting.models.size import ModelSize, forward_flops, model_size
 from hyperfitting.progress import Advance
@@ -199,9 +206,17 @@ def _token_means(x: Tensor, y: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
         mask: (B, T) tokens that count.
         keep: (d,) dimensions that are no outliers.
     """
+    inner, outer = zip(split_outliers(x, keep), split_outliers(y, keep), strict=True)
+    trimmed = _products(*inner)
     values = []
-    for a, b in ((x, y), (x * keep, y * keep)):
-        norms = a.norm(dim=-1), b.norm(dim=-1)
-        cosine = (a * b).sum(-1) / (norms[0] * norms[1]).clamp_min(torch.finfo(a.dtype).tiny)
-        values += [cosine, (b - a).norm(dim=-1), *norms]
+    for dot, distance, *norms in (trimmed + _products(*outer), trimmed):
+        lengths = [squared.sqrt() for squared in norms]
+        cosine = dot / (lengths[0] * lengths[1]).clamp_min(torch.finfo(x.dtype).tiny)
+        values += [cosine, distance.sqrt(), *lengths]
     return (torch.stack(values) * mask).sum(-1) / mask.sum(-1)  # NaN without tokens
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """Return (4, B, T): inner product, squared distance and squared norms of states (B, T, d)."""
+    squares = [squared_norms(states) for states in (y - x, x, y)]
+    return torch.stack([(x * y).sum(-1).double(), *squares])

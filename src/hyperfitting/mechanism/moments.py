@@ -8,6 +8,7 @@ sums themselves (`_Sketch`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,24 +84,24 @@ class PairMoments:
             mask: (B, T) booleans, True for the tokens that count.
         """
         weight = mask.float().unsqueeze(-1)
-        x, y = (
-            (states.float() - center) * weight
+        states = [
+            (states.float() - center).mul_(weight)
             for states, center in zip((base, tuned), self._centers, strict=True)
-        )
-        self._sketch.update(texts, x, y)
+        ]
+        parts = [split_outliers(s, self.keep) for s in states]
+        self._sketch.update(texts, parts)
         self._count[texts] = weight.double().sum((1, 2))
-        flat = [states.flatten(0, 1) for states in (x, y)]  # (B * T, d)
+        self._sums[:, texts] = torch.stack([s.sum(1) for s in states]).double()
+        trimmed = torch.stack([squared_norms(inner) for inner, _ in parts])  # (2, B, T)
+        norms = trimmed + torch.stack([squared_norms(outer) for _, outer in parts])
+        self._squares[:, 0, texts], self._squares[:, 1, texts] = norms.sum(2), trimmed.sum(2)
+        norms = norms.flatten(1)  # (2, B * T)
+        flat = [s.flatten(0, 1) for s in states]  # (B * T, d)
         for index, (a, b) in enumerate(((0, 0), (1, 1), (0, 1))):
             self._scatter[index] += flat[a].T @ flat[b]
-        norms = [states.double().square().sum(-1) for states in flat]  # (B * T,)
-        for a, states in enumerate((x, y)):
-            self._sums[a, texts] = states.double().sum(1)
-            self._squares[a, 0, texts] = norms[a].unflatten(0, mask.shape).sum(1)
-            trimmed = (states * self.keep).double().square()
-            self._squares[a, 1, texts] = trimmed.sum((1, 2))
-            for b in (0, 1):
-                self._weighted[a, b] += norms[a].float() @ flat[b]
-                self._norm_products[a, b] += norms[a] @ norms[b]
+        for b in (0, 1):
+            self._weighted[:, b] += norms.float() @ flat[b]
+        self._norm_products += norms @ norms.T
 
     def finish(self) -> LayerMoments:
         """Return the results over everything that was added."""
@@ -153,6 +154,25 @@ def participation_ratio(covariance: Tensor) -> float:
     return float(covariance.trace().square() / covariance.square().sum())
 
 
+def split_outliers(states: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Return states with 0 in the outlier dimensions, and these dimensions alone.
+
+    What is measured of both is added up where all dimensions count. The other way round, without
+    outliers as all less theirs, would cancel: outliers can carry nearly all of a norm.
+
+    Args:
+        states: (B, T, d).
+        keep: (d,) booleans, False for outlier dimensions.
+    """
+    return states * keep, states[..., ~keep]
+
+
+def squared_norms(states: Tensor) -> Tensor:
+    """Return the squared L2 norms (B, T) of states (B, T, d) in float64."""
+    norms: Tensor = torch.linalg.vector_norm(states, dim=-1)
+    return norms.double().square()
+
+
 class _Sketch:
     """Random projections of each text's scatter matrices.
 
@@ -166,20 +186,23 @@ class _Sketch:
         generator = torch.Generator().manual_seed(_SEED)
         k = SKETCH_SIZE
         signs = torch.randint(0, 2, (2, d, k), generator=generator).float() * 2 - 1
-        u, v = (signs / k**0.5).to(device)
-        trimmed = keep.float()[:, None]
-        self._projections = torch.stack([u, v]), torch.stack([u * trimmed, v * trimmed])
+        self._projections = (signs / k**0.5).movedim(0, 1).flatten(1).to(device)  # (d, 2 * k)
+        self._keep = keep
         self._scatter = torch.zeros(len(_PAIRS), n_texts, k, k, device=device)
-        self._sums = torch.zeros(2, 2, 2, n_texts, k, device=device)  # model, dims, U or V
+        self._sums = torch.zeros(2, 2, n_texts, 2, k, device=device)  # model, dims, U or V
 
-    def update(self, texts: slice, x: Tensor, y: Tensor) -> None:
-        """Add the centered states (B, T, d) of some texts."""
-        projected = [[states @ p[:, None] for p in self._projections] for states in (x, y)]
-        for scatter, (left, dims, right) in zip(self._scatter, _PAIRS, strict=True):
-            scatter[texts] = projected[left][dims][0].mT @ projected[right][dims][1]  # (B, k, k)
-        for model in (0, 1):
+    def update(self, texts: slice, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Add the centered states of some texts: of each model as `split_outliers` gives them."""
+        projected = []
+        for model, (inner, outer) in enumerate(parts):
+            trimmed = inner @ self._projections  # (B, T, 2 * k)
+            full = trimmed + outer @ self._projections[~self._keep]
+            projected.append([p.unflatten(-1, (2, -1)) for p in (full, trimmed)])
             for dims in (0, 1):
-                self._sums[model, dims, :, texts] = projected[model][dims].sum(-2)  # (2, B, k)
+                self._sums[model, dims, texts] = projected[model][dims].sum(1)  # (B, 2, k)
+        for scatter, (left, dims, right) in zip(self._scatter, _PAIRS, strict=True):
+            u, v = projected[left][dims][..., 0, :], projected[right][dims][..., 1, :]
+            scatter[texts] = u.mT @ v  # (B, k, k)
 
     def grams(self, count: Tensor, means: Tensor) -> Floats:
         """Return the inner products (5, N, N) of the texts' scatter matrices about the mean.
@@ -190,9 +213,10 @@ class _Sketch:
         """
         grams = []
         for scatter, (left, dims, right) in zip(self._scatter, _PAIRS, strict=True):
-            u, v = self._projections[dims]
-            mean_u, mean_v = means[left].float() @ u, means[right].float() @ v  # (k,)
-            sum_u, sum_v = self._sums[left, dims, 0], self._sums[right, dims, 1]  # (N, k)
+            counted = self._keep if dims else torch.ones_like(self._keep)
+            projected = (means * counted).float() @ self._projections  # (2, 2 * k)
+            mean_u, mean_v = projected[left, :SKETCH_SIZE], projected[right, SKETCH_SIZE:]
+            sum_u, sum_v = self._sums[left, dims, :, 0], self._sums[right, dims, :, 1]  # (N, k)
             about_mean = (
                 scatter
                 - sum_u[:, :, None] * mean_v

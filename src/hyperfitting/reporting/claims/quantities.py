@@ -60,7 +60,7 @@ def measure(runs: Sequence[RunEntry], quantity: Quantity) -> Measurement:
     if quantity.key in _DERIVED:
         return _of_texts(record, np.array(_DERIVED[quantity.key](record, quantity.side)))
     if quantity.key in _DERIVED_NUMBERS:
-        return Measurement(_DERIVED_NUMBERS[quantity.key](record))
+        return _DERIVED_NUMBERS[quantity.key](record)
     return _of_metric(record, quantity)
 
 
@@ -132,7 +132,7 @@ def _ttr_fall(record: Record, side: Side) -> list[float]:
     return [first - last for first, last in zip(_first_ttr(record, side), ends, strict=True)]
 
 
-def _unseen_probability(record: Record) -> float:
+def _unseen_probability(record: Record) -> Measurement:
     probabilities = [
         token.probability
         for along in record.next_tokens.values()
@@ -142,7 +142,7 @@ def _unseen_probability(record: Record) -> float:
     ]
     if not probabilities:
         raise NotMeasuredError("no such next tokens are kept (evaluation.top_tokens)")
-    return max(probabilities)
+    return Measurement(max(probabilities))
 
 
 def _base_probability(position: Position, token: NextToken) -> float:
@@ -150,14 +150,21 @@ def _base_probability(position: Position, token: NextToken) -> float:
     return next((other.probability for other in position.base if other.id == token.id), 0.0)
 
 
-def _early_cosine(record: Record) -> float:
+def _early_cosine(record: Record) -> Measurement:
+    """Return the lowest mean cosine similarity of the first blocks, with the interval there."""
     curves = record.mechanism.per_layer if record.mechanism is not None else {}
     curve = curves.get("reference/cosine")
     if curve is None:
         raise NotMeasuredError("hidden states are not compared (mechanism.measures)")
-    blocks = [f"block {i}" for i in range(1, _EARLY_BLOCKS + 1)]
-    values = [m for layer, m in zip(curve.layers, curve.mean, strict=True) if layer in blocks]
-    return min(value for value in values if value is not None)
+    blocks = {f"block {i}" for i in range(1, _EARLY_BLOCKS + 1)}
+    intervals: Sequence[tuple[float, float] | None] = curve.ci95 or [None] * len(curve.layers)
+    points = [
+        (mean, ci95)
+        for layer, mean, ci95 in zip(curve.layers, curve.mean, intervals, strict=True)
+        if layer in blocks and mean is not None
+    ]
+    mean, ci95 = min(points, key=lambda point: point[0])
+    return Measurement(mean, None, ci95, tuple(contexts(record)))
 
 
 _DERIVED: dict[str, Callable[[Record, Side], list[float]]] = {
@@ -165,7 +172,7 @@ _DERIVED: dict[str, Callable[[Record, Side], list[float]]] = {
     "ttr_fall_96": _ttr_fall,
 }
 """One value per text."""
-_DERIVED_NUMBERS: dict[str, Callable[[Record], float]] = {
+_DERIVED_NUMBERS: dict[str, Callable[[Record], Measurement]] = {
     "unseen_probability": _unseen_probability,
     "early_cosine": _early_cosine,
 }

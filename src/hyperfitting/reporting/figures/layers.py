@@ -31,7 +31,7 @@ def per_layer(sweep: SweepRecords, spec: PerLayerSpec) -> Figure:
                 measured = [r.mechanism.per_layer for _, r in group if r.mechanism is not None]
                 curves = [curves[key] for curves in measured if key in curves]
                 if curves:
-                    names = [label] * (len(groups) > 1) + _key_labels(key, keys)
+                    names = [label] * (len(groups) > 1) + key_labels(key, keys)
                     _draw_curve(panel, curves, legend_label(", ".join(names)))
                     drawn = True
         panel.set(ylabel=y_label, xlabel="after block")
@@ -42,12 +42,19 @@ def per_layer(sweep: SweepRecords, spec: PerLayerSpec) -> Figure:
     return figure
 
 
-def _key_labels(key: str, keys: list[str]) -> list[str]:
-    """Return what tells a key from the others of its panel: its texts, what it measures."""
+def key_labels(key: str, keys: list[str]) -> list[str]:
+    """Return what tells a key from the others of its panel: its texts, what it measures.
+
+    What all of them measure, such as the cosine similarity with and without outlier dimensions, is
+    what the panel's axis says.
+    """
     texts, name = key.rsplit("/", 1)
     labels = [f"{texts} texts"] if len({k.rsplit("/", 1)[0] for k in keys}) > 1 else []
-    if len({k.rsplit("/", 1)[1] for k in keys}) > 1:
-        labels.append(layer_label(name))
+    parts = {k.rsplit("/", 1)[1]: layer_label(k.rsplit("/", 1)[1]).split(", ") for k in keys}
+    if len(parts) > 1:
+        common = set.intersection(*map(set, parts.values()))
+        own = [part for part in parts[name] if part not in common]
+        labels.append(", ".join(own) or "all dimensions")
     return labels
 
 
