@@ -126,7 +126,8 @@ def test_the_size_of_an_optimizers_state_is_known(
 
 def estimate_run(cfg: RunConfig, store: Store) -> MemoryEstimate:
     base = base_model(cfg.model, store)
-    return estimate_memory(cfg.training, cfg.dataset.seq_len, base, store, "cuda")
+    shape = cfg.dataset.n_train, cfg.dataset.seq_len
+    return estimate_memory(cfg.training, shape, base, store, "cuda", 80e9)
 
 
 def test_8b_parameters_in_float32_need_16_bytes_each(compose: Compose, store: Store) -> None:
@@ -209,7 +210,8 @@ store = Store(cfg.store)
 base = base_model(cfg.model, store)
 base.ensure()
 if folder == "estimate":
-    estimate = estimate_memory(cfg.training, cfg.dataset.seq_len, base, store, "cpu")
+    shape = cfg.dataset.n_train, cfg.dataset.seq_len
+    estimate = estimate_memory(cfg.training, shape, base, store, "cpu", 0.0)
     print(json.dumps(vars(estimate) | {"peak": estimate.peak}))
     sys.exit()
 setup_torch(cfg.hardware)

@@ -69,7 +69,8 @@ def main() -> None:
     arguments = _arguments()
     device = torch.empty(0, device=arguments.device).device  # with its index
     if device.type == "cpu":
-        torch.set_num_threads(1)  # tiny models only lose by more
+        torch.set_num_threads(1)  # tiny models only lose by more, and by compiled optimizers
+        torch.compiler.set_stance("force_eager")
     gc.freeze()  # `release` collects garbage often: leave the imports out of it
     machine = _machine(device)
     console = Console()

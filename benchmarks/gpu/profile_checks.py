@@ -29,17 +29,17 @@ def kernels(lab: Lab) -> Iterator[Finding]:
 
 def _train_kernels(lab: Lab, precision: str, compiled: bool) -> Finding:
     cfg = lab.config(
-        "optimizer=adam", f"trainer.precision={precision}", f"hardware.compile={compiled}"
+        f"trainer.precision={precision}", f"hardware.compile={compiled}"
     )
     tokens = lab.tokens("medium", lab.shapes.batch_size)
     state = lab.train_state("medium", "float32", cfg, tokens)
     batch, rows = torch.as_tensor(tokens, dtype=torch.long), np.arange(len(tokens))
 
     def steps() -> None:
-        for _ in range(3):
+        for _ in range(lab.shapes.rounds):
             train_step(state, batch, rows)
 
-    return _profiled(lab, f"3 train steps, {precision}" + ", compiled" * compiled, steps)
+    return _profiled(lab, f"{lab.shapes.rounds} train steps, {precision}" + ", compiled" * compiled, steps)
 
 
 def _decode_kernels(lab: Lab, dtype: str) -> Finding:

@@ -47,7 +47,7 @@ def training(lab: Lab) -> Iterator[Finding]:
             if compiled and (not lab.on_gpu or precision == "float32"):
                 continue
             cfg = lab.config(
-                "optimizer=adam", f"trainer.precision={precision}", f"hardware.compile={compiled}"
+                f"trainer.precision={precision}", f"hardware.compile={compiled}"
             )
             measured = time_training(lab, "medium", "float32", cfg, precision)
             measured["times_faster_than_trainer"] = 1e3 * peer / measured["ms_per_step"]
@@ -60,7 +60,7 @@ def late_stage(lab: Lab) -> Iterator[Finding]:
     tuning = ["tuning=late_stage", f"tuning.last_blocks={lab.shapes.last_blocks}"]
     for precision in precisions(lab):
         peer = trainer_seconds(lab, precision, tuning)
-        cfg = lab.config("optimizer=adam", f"trainer.precision={precision}", *tuning)
+        cfg = lab.config(f"trainer.precision={precision}", *tuning)
         measured = time_training(lab, "medium", "float32", cfg, None)
         measured["times_faster_than_trainer"] = 1e3 * peer / measured["ms_per_step"]
         yield Finding(f"last {lab.shapes.last_blocks} blocks, {precision}", measured)
@@ -142,7 +142,7 @@ def table1_row(lab: Lab) -> Iterator[Finding]:
 
     2,000 sequences, 20 epochs with validation; then 300 texts of three datasets.
     """
-    cfg = lab.config("optimizer=adam", "trainer.precision=bfloat16")
+    cfg = lab.config("trainer.precision=bfloat16")
     trainer = cfg.training.trainer
     data = lab.sequences("medium", 2 * lab.shapes.batch_size, n_val=128 if lab.on_gpu else 4)
     state = lab.train_state("medium", "float32", cfg, data.train)
