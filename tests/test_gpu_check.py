@@ -1,11 +1,12 @@
 """`make gpu-check`, as far as it runs without a GPU."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.gpu.__main__ import main
+from tests.cli import hyperfit
 
 ROOT = Path(__file__).parents[1]
 
@@ -14,10 +15,7 @@ ROOT = Path(__file__).parents[1]
 def test_all_checks_run_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     options = ["--device", "cpu", "--shapes", "tiny", "--out", str(out)]
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *options],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
+    result = hyperfit(ROOT, *options, timeout=600, before=main)  # which exits
     assert result.returncode == 0, result.stdout + result.stderr
     findings = json.loads(out.read_text())["findings"]
     crashed_or_skipped = [f for f in findings if f["case"].startswith(("crashed", "skipped"))]

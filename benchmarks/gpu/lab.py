@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hydra
 import numpy as np
@@ -14,6 +14,7 @@ import psutil
 import torch
 import transformers
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
@@ -109,8 +110,10 @@ class Lab:
         )
         groups = tuple(override for override in overrides if "." not in override.split("=")[0])
         values = [*sizes, *(override for override in overrides if override not in groups)]
-        cfg = OmegaConf.merge(_compose(groups), OmegaConf.from_dotlist(values))
-        return from_hydra(cast(DictConfig, cfg))
+        cfg = _compose(groups).copy()
+        for override in OverridesParser.create().parse_overrides(values):
+            OmegaConf.update(cfg, override.key_or_group, override.value())
+        return from_hydra(cfg)
 
     def base(self, shape: str, dtype: str = "float32") -> BaseModel:
         """Return a randomly initialized base model, written once.

@@ -28,9 +28,7 @@ def kernels(lab: Lab) -> Iterator[Finding]:
 
 
 def _train_kernels(lab: Lab, precision: str, compiled: bool) -> Finding:
-    cfg = lab.config(
-        f"trainer.precision={precision}", f"hardware.compile={compiled}"
-    )
+    cfg = lab.config(f"trainer.precision={precision}", f"hardware.compile={compiled}")
     tokens = lab.tokens("medium", lab.shapes.batch_size)
     state = lab.train_state("medium", "float32", cfg, tokens)
     batch, rows = torch.as_tensor(tokens, dtype=torch.long), np.arange(len(tokens))
@@ -39,13 +37,15 @@ def _train_kernels(lab: Lab, precision: str, compiled: bool) -> Finding:
         for _ in range(lab.shapes.rounds):
             train_step(state, batch, rows)
 
-    return _profiled(lab, f"{lab.shapes.rounds} train steps, {precision}" + ", compiled" * compiled, steps)
+    return _profiled(
+        lab, f"{lab.shapes.rounds} train steps, {precision}" + ", compiled" * compiled, steps
+    )
 
 
 def _decode_kernels(lab: Lab, dtype: str) -> Finding:
     model = lab.model("medium", dtype)
     contexts = lab.tokens("medium", lab.shapes.n_texts, CONTEXT_LEN)
-    new_tokens = min(32, lab.shapes.max_new_tokens)
+    new_tokens = min(32, lab.shapes.max_new_tokens // 2)
     return _profiled(
         lab,
         f"greedy, {len(contexts)} x {new_tokens}, {dtype}",

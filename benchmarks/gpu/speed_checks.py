@@ -46,9 +46,7 @@ def training(lab: Lab) -> Iterator[Finding]:
         for compiled in (False, True):
             if compiled and (not lab.on_gpu or precision == "float32"):
                 continue
-            cfg = lab.config(
-                f"trainer.precision={precision}", f"hardware.compile={compiled}"
-            )
+            cfg = lab.config(f"trainer.precision={precision}", f"hardware.compile={compiled}")
             measured = time_training(lab, "medium", "float32", cfg, precision)
             measured["times_faster_than_trainer"] = 1e3 * peer / measured["ms_per_step"]
             case = f"full, {size}, {precision}" + (", compiled" if compiled else "")

@@ -82,9 +82,7 @@ def micro_batch_size(cfg: TrainingConfig, seq_len: int, device_type: str) -> int
     return cfg.trainer.batch_size
 
 
-def activation_bytes(
-    cfg: TrainingConfig, shape: tuple[int, ...], hidden_size: int
-) -> int:
+def activation_bytes(cfg: TrainingConfig, shape: tuple[int, ...], hidden_size: int) -> int:
     """Return the bytes of the activation cache of sequences of a shape (N, T)."""
     return shape[0] * shape[1] * hidden_size * dtype_bytes(cfg.trainer.activation_cache)
 
