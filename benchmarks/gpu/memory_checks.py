@@ -26,7 +26,7 @@ def peak_memory(lab: Lab) -> Iterator[Finding]:
     """Compare the memory that tensors take at the peak with the plan's estimate."""
     for case, (dtype, overrides) in CASES.items():
         cfg = lab.config(f"model.dtype={dtype}", "hardware.compile=false", *overrides)
-        tokens = lab.tokens("medium", lab.shapes.batch_size)
+        tokens = lab.tokens("medium", lab.shapes.n_scored)
         base = lab.base("medium", dtype)
         store = Store(lab.folder / "store")
         estimate = estimate_memory(
@@ -35,9 +35,10 @@ def peak_memory(lab: Lab) -> Iterator[Finding]:
         planned = (estimate.peak - FRAMEWORK_BYTES[lab.device.type]) / 1e9
         with lab.peak_memory() as memory:
             state = lab.train_state("medium", dtype, cfg, tokens)
-            batch = torch.as_tensor(tokens, dtype=torch.long)
+            rows = np.arange(lab.shapes.batch_size)
+            batch = torch.as_tensor(tokens[rows], dtype=torch.long)
             for _ in range(2):
-                train_step(state, batch, np.arange(len(tokens)))
+                train_step(state, batch, rows)
         del state
         peak = memory.get("peak_gb")
         error = None if peak is None else planned / peak - 1

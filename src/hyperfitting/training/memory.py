@@ -141,9 +141,6 @@ def reduction_hint(estimate: MemoryEstimate, cfg: TrainingConfig) -> str:
     n = cfg.hardware.num_processes or 1
     share = math.ceil(cfg.trainer.batch_size / n)
     micro_batch = min(share, cfg.hardware.micro_batch_size or share)
-    if estimate.largest == "activation_cache":
-        is_half = cfg.trainer.activation_cache == "bfloat16"
-        return f"trainer.activation_cache={'off' if is_half else 'bfloat16'}"
     if estimate.largest == "activations":
         if not cfg.hardware.activation_checkpointing:
             return "hardware.activation_checkpointing=true"
