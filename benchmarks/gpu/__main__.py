@@ -24,6 +24,7 @@ from rich.console import Console
 
 from benchmarks.gpu import (
     decoding_checks,
+    fsdp_checks,
     memory_checks,
     profile_checks,
     speed_checks,
@@ -41,6 +42,8 @@ PARTS: dict[str, dict[str, Check]] = {
         "token statistics": decoding_checks.token_stats,
         "citation blocker": decoding_checks.citation_blocker,
         "batch size": decoding_checks.batch_size,
+        "packaged model": decoding_checks.packaged_model,
+        "one-rank FSDP": fsdp_checks.one_rank,
         "same run twice": training_checks.same_run_twice,
         "SIGTERM and resume": training_checks.sigterm_and_resume,
         "activation cache": training_checks.activation_cache,
