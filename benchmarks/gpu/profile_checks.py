@@ -16,8 +16,8 @@ from hyperfitting.training.step import train_step
 N_LISTED = 8
 """Kernels of a finding."""
 KINDS = {
-    "products": ("gemm", "nvjet", "cutlass", "xmma", "::mm", "::addmm", "::bmm", "linear"),
     "attention": ("flash", "fmha", "attention"),
+    "products": ("gemm", "nvjet", "cutlass", "xmma", "::mm", "::addmm", "::bmm", "linear"),
     "optimizer": ("adam", "multi_tensor"),
     "fused": ("triton",),
     "copies": ("memcpy", "memset", "copy"),
