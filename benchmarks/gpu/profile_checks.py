@@ -45,7 +45,7 @@ def _train_kernels(lab: Lab, precision: str, compiled: bool) -> Finding:
             train_step(state, batch, rows)
 
     return _profiled(
-        lab, f"{lab.shapes.rounds} train steps, {precision}" + ", compiled" * compiled, steps
+        lab, f"train step x {lab.shapes.rounds}, {precision}" + ", compiled" * compiled, steps
     )
 
 
