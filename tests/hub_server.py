@@ -72,7 +72,7 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.is_silent = False
         """Connections are accepted, and nothing is answered."""
-        self._connections: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -96,7 +96,7 @@ class HubServer(ThreadingHTTPServer):
         return sum(bool(re.search(request, line)) for line, _ in self.requests)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._connections.append(request)
+        self.connections.append(request)
         if not self.is_silent:
             super().process_request(request, client_address)
 
@@ -104,7 +104,7 @@ class HubServer(ThreadingHTTPServer):
         """Die: refuse connections, and close those that are open."""
         self.shutdown()
         self.server_close()
-        for connection in self._connections:
+        for connection in self.connections:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 

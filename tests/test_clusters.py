@@ -13,7 +13,7 @@ import pytest
 
 from hyperfitting.errors import UserError
 from hyperfitting.sweep import clusters
-from hyperfitting.sweep.config import SlurmConfig
+from hyperfitting.sweep.config import RayConfig, SlurmConfig
 from hyperfitting.sweep.state import RunFolder
 from tests.cli import Fork, below, hyperfit, start
 from tests.conftest import sweep_numbers
@@ -144,6 +144,21 @@ def test_slurm_warns_a_job_in_time_for_its_checkpoint(
 def test_a_warning_before_the_job_begins_is_refused() -> None:
     with pytest.raises(UserError, match=r"signal_delay_s=600: leaves a job no time"):
         clusters._submitit_parameters(SlurmConfig(timeout_min=10, signal_delay_s=600))
+
+
+@pytest.mark.parametrize(
+    ("configured", "resources", "expected"),
+    [
+        (None, {"CPU": 8.0, "GPU": 4.0}, 1),
+        (None, {"CPU": 8.0}, 0),
+        (0.5, {"CPU": 8.0, "GPU": 4.0}, 0.5),
+        (0, {"CPU": 8.0, "GPU": 4.0}, 0),
+    ],
+)
+def test_a_task_of_ray_has_a_gpu_of_its_own_where_there_are_any(
+    configured: float | None, resources: dict[str, float], expected: float
+) -> None:
+    assert clusters._gpus_of_a_task(RayConfig(num_gpus=configured), resources) == expected
 
 
 def test_an_engine_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from hyperfitting.decoding.backends.base import CachedModel
+from hyperfitting.decoding.backends.cuda_graph import CudaGraphStep
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
 from hyperfitting.decoding.constraints import Constraints
@@ -24,6 +25,7 @@ from hyperfitting.progress import no_op
 from hyperfitting.runtime.distributed import SINGLE_PROCESS
 from hyperfitting.runtime.transfer import HostScalar, to_device
 from hyperfitting.training import train as train_module
+from hyperfitting.training.activation_cache import ActivationCache
 from hyperfitting.training.compile import CompiledBlocks
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.loss import NextTokenLoss
@@ -32,7 +34,14 @@ from tests.host_reads import HostReads
 from tests.training import DATA, cache_location, cfg
 
 __all__ = ["cfg"]
-VOCAB_SIZE = 64
+VOCAB_SIZE = 2048  # on a CPU not all of it is sorted
+
+
+def meta_llama() -> LlamaForCausalLM:
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=VOCAB_SIZE, num_hidden_layers=2, num_key_value_heads=2, **shape)
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
 
 
 @pytest.fixture
@@ -40,10 +49,7 @@ def state(cfg: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
     """A Llama on the meta device, where autocast does not exist."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=VOCAB_SIZE, num_hidden_layers=2, num_key_value_heads=2, **shape)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+    model = meta_llama()
     loss = NextTokenLoss(model)
     loss._layer = model.lm_head  # the probe reads values
     cfg.trainer.clip_norm = 1.0
@@ -63,22 +69,29 @@ def state(cfg: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
     )
 
 
+@pytest.mark.parametrize("is_cached", [False, True])
 def test_a_train_step_reads_nothing_from_the_device(
-    state: TrainState, monkeypatch: pytest.MonkeyPatch
+    state: TrainState, monkeypatch: pytest.MonkeyPatch, is_cached: bool
 ) -> None:
+    if is_cached:
+        activations = torch.zeros(3, 8, 32, device="meta")
+        blocks = state.model.model.layers
+        state.activation_cache = ActivationCache(blocks, 1, activations, torch.float32)
     enqueued: list[tuple[int, ...]] = []
 
     def recorded(array: Any, device: torch.device) -> Tensor:
         enqueued.append(array.shape)
         return to_device(array, device)
 
-    monkeypatch.setattr("hyperfitting.training.step.to_device", recorded)
+    for module in ("step", "activation_cache"):
+        monkeypatch.setattr(f"hyperfitting.training.{module}.to_device", recorded)
     tokens = torch.zeros(3, 8, dtype=torch.long, device="meta")
     with HostReads() as host:
         for _ in range(2):
             train_step(state, tokens, np.arange(3))
     assert host.reads == []
-    assert host.uploads == enqueued == [(2,), (1,)] * 2  # the rows of each micro-batch
+    rows = [(2,), (2,), (1,), (1,)] if is_cached else [(2,), (1,)]  # of each micro-batch
+    assert host.uploads == enqueued == rows * 2
 
 
 def test_a_loss_is_read_when_the_next_step_is_enqueued(
@@ -140,6 +153,9 @@ def host_reads(decode: DecodeConfig, n_steps: int) -> HostReads:
     "fields",
     [
         {"strategy": "greedy"},
+        {"strategy": "sample", "top_p": 0.9},
+        {"strategy": "sample", "typical_p": 0.9},
+        {"strategy": "sample", "top_k": 50, "top_p": 0.9},
         {"strategy": "sample", "top_k": 4, "min_p": 0.1},
         {"strategy": "beam", "num_beams": 3},
         {"strategy": "beam", "num_beams": 3, "stop_at_eos": True},
@@ -153,6 +169,21 @@ def test_what_decoding_reads_does_not_grow_with_its_steps(fields: dict[str, Any]
     assert few.reads == more.reads
     assert len(few.uploads) == len(more.uploads)
     assert len(most.reads) == len(more.reads) + 1  # the check that tokens are left, every 32 steps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_step_of_a_cuda_graph_reads_and_uploads_nothing(dtype: torch.dtype) -> None:
+    """What is captured: a graph cannot hold either."""
+    model = meta_llama().to(dtype).eval()
+    with torch.device("meta"):
+        cache = StaticCache(config=model.config, max_cache_len=8)
+        step, context = CudaGraphStep(model, cache), torch.zeros(2, 5, dtype=torch.long)
+    with torch.inference_mode():
+        step(context)
+        with HostReads() as host:
+            logits = step(context[:, :1])
+    assert logits.shape == (2, VOCAB_SIZE)
+    assert (host.reads, host.uploads) == ([], [])
 
 
 def test_that_no_token_is_left_is_found_late_and_names_its_step(

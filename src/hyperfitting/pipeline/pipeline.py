@@ -148,9 +148,12 @@ class Pipeline:
         """Get the base model and build everything that comes before training.
 
         Raises:
-            UserError: the model or a dataset is unavailable, or what the config asks for is too
-                long for the model; nothing has been trained then.
+            UserError: the model or a dataset is unavailable, the device cannot train as
+                configured, or what the config asks for is too long for the model; nothing has been
+                trained then.
         """
+        if self.training is not None and not self.training.is_done:
+            self.training.check_device()
         self.base.ensure()
         self._retrying(self.base.folder)  # verifies every file of a converted model
         self.base.check_length(

@@ -11,7 +11,7 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,10 +226,8 @@ def run_on_ray(
         ) from error  # fmt: skip
     try:
         # no retries by Ray: the sweeper distinguishes runs that died from runs that failed
-        num_gpus = config.num_gpus
-        if num_gpus is None:
-            # (ray has no types for it)
-            num_gpus = min(1, ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call] # ray has no types for it
+        num_gpus = _gpus_of_a_task(config, resources)
         remote = ray.remote(num_cpus=config.num_cpus, num_gpus=num_gpus, max_retries=0)
         execute = remote(_execute_in)
         unfinished = [
@@ -245,6 +243,18 @@ def run_on_ray(
                     log.warning("the process of a run has ended: %s", first_line(error))
     finally:
         ray.shutdown()
+
+
+def _gpus_of_a_task(config: RayConfig, resources: Mapping[str, float]) -> float:
+    """Return the GPUs that each task has: those configured, else one where the cluster has any.
+
+    Args:
+        config: of the launcher.
+        resources: of the cluster, by name.
+    """
+    if config.num_gpus is not None:
+        return config.num_gpus
+    return min(1.0, resources.get("GPU", 0.0))
 
 
 def _execute_in(folder: Path, job: Job) -> None:

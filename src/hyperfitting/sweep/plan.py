@@ -173,6 +173,8 @@ def _plan_run(
         builds[step.artifact.kind] += 1
         seconds += throughput.seconds(step)
     trains = any(kind in builds for kind in _TRAINED)
+    if trains and pipeline.training is not None and spec.is_here:
+        pipeline.training.check_device()
     disk_bytes = 0.0
     if trains:
         size = model_size(pipeline.base, Store(cfg.store, cfg.remote_stores))
@@ -198,8 +200,9 @@ def _plan_memory(
         hint = f"mechanism=none, which needs one model in memory and not two; {hint}"
     if not trains:
         return PlannedMemory(spec.memory_bytes, evaluation, None, hint)
+    shape = cfg.dataset.n_train, cfg.dataset.seq_len
     training = estimate_memory(
-        cfg.training, cfg.dataset.seq_len, pipeline.base, store, spec.device_type
+        cfg.training, shape, pipeline.base, store, spec.device_type, spec.memory_bytes
     )
     if training.peak >= evaluation:
         hint = reduction_hint(training, cfg.training)

@@ -67,6 +67,11 @@ class DeviceSpec:
     eval_precision: str = "float32"
     """Of matrix products in evaluation and decoding."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether they are this machine's."""
+        return self.flops_per_second is None
+
 
 def device_spec(cfg: RunConfig) -> DeviceSpec:
     """Return the devices that a config selects, or describes for a plan.
@@ -131,7 +136,7 @@ class Throughput:
 
     def _recorded(self, kind: str) -> list[tuple[float, float]]:
         """Return FLOPs and seconds of the builds of a kind; none if another machine is planned."""
-        if self._spec.flops_per_second is not None:
+        if not self._spec.is_here:
             return []
         if kind not in self._builds:
             self._builds[kind] = list(_read_builds(self._store, kind))

@@ -32,7 +32,7 @@ from hyperfitting.runtime.numerics import matmul_precision
 from hyperfitting.runtime.transfer import memmap_to_device, rows_to_device, to_device
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Store
 from hyperfitting.training.config import TrainingConfig
-from hyperfitting.training.flops import dtype_bytes
+from hyperfitting.training.flops import activation_bytes, is_cached_on_gpu
 
 VERSION = 1
 _FILE = "train.npy"
@@ -138,12 +138,11 @@ def build_activation_cache(
 
 
 def _has_room(model: PreTrainedModel, n_bytes: int) -> bool:
-    """Return whether so much fits on the GPU beside gradients, Adam's moments and a batch."""
+    """Return whether so much fits on the model's GPU, before its gradients and moments exist."""
     if model.device.type != "cuda":
         return False
     trained = sum(local_tensor(p).nbytes for p in model.parameters() if p.requires_grad)
-    # three quarters are left for the batch
-    return n_bytes <= (memory.free_bytes(model.device) - 3 * trained) / 4
+    return is_cached_on_gpu(n_bytes, memory.free_bytes(model.device), trained)
 
 
 def _ensure(
@@ -170,11 +169,6 @@ def _ensure(
     dist.barrier()
     if not dist.is_main:
         refresh_directory(artifact.folder.parent)
-
-
-def activation_bytes(cfg: TrainingConfig, shape: tuple[int, ...], hidden_size: int) -> int:
-    """Return the bytes of the activations of sequences of a shape (N, T)."""
-    return shape[0] * shape[1] * hidden_size * dtype_bytes(cfg.trainer.activation_cache)
 
 
 def check_disk_space(

@@ -20,8 +20,10 @@ from hyperfitting.models.base import BaseModel
 from hyperfitting.models.size import ModelSize, model_size
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
 from hyperfitting.runtime import distributed
+from hyperfitting.runtime.device import resolve_device
 from hyperfitting.runtime.distributed import SINGLE_PROCESS
 from hyperfitting.runtime.files import write_json
+from hyperfitting.runtime.numerics import check_precision
 from hyperfitting.store.artifact import Artifact, DamagedArtifactError, Step, Store
 from hyperfitting.store.hashing import file_sha256
 from hyperfitting.training import history
@@ -111,6 +113,14 @@ class TrainingJob:
     def is_done(self) -> bool:
         """Whether both artifacts exist."""
         return self.tuned.exists and self.validation.exists
+
+    def check_device(self) -> None:
+        """Refuse a training that this machine's device cannot compute.
+
+        Raises:
+            UserError: the device lacks the precision, or does not exist.
+        """
+        check_precision(resolve_device(self.cfg.hardware), self.cfg.trainer.precision)
 
     def run(self, progress: ProgressReporter = no_op) -> Iterator[MetricsRow]:
         """Build the artifacts that do not exist, and yield the metrics of the whole training.

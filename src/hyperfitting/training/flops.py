@@ -82,6 +82,22 @@ def micro_batch_size(cfg: TrainingConfig, seq_len: int, device_type: str) -> int
     return cfg.trainer.batch_size
 
 
+def activation_bytes(cfg: TrainingConfig, shape: tuple[int, ...], hidden_size: int) -> int:
+    """Return the bytes of the activation cache of sequences of a shape (N, T)."""
+    return shape[0] * shape[1] * hidden_size * dtype_bytes(cfg.trainer.activation_cache)
+
+
+def is_cached_on_gpu(n_bytes: float, free: float, trained: float) -> bool:
+    """Return whether the activation cache is held by the GPU rather than read batch by batch.
+
+    Args:
+        n_bytes: of the cache.
+        free: bytes of the GPU's memory that the loaded model leaves.
+        trained: bytes of the trained parameters, as many as of gradients and of each moment.
+    """
+    return n_bytes <= (free - 3 * trained) / 4  # three quarters are left for the batch
+
+
 def training_disk_bytes(
     cfg: TrainingConfig, data: DatasetConfig | SequenceCounts, size: ModelSize, dtype: str
 ) -> float:
@@ -96,5 +112,4 @@ def training_disk_bytes(
     weights = 2 * dtype_bytes(dtype) * n_trained_parameters(cfg.tuning, size)
     if not cfg.uses_activation_cache:
         return weights
-    element = dtype_bytes(cfg.trainer.activation_cache)
-    return weights + data.n_train * data.seq_len * size.hidden_size * element
+    return weights + activation_bytes(cfg, (data.n_train, data.seq_len), size.hidden_size)

@@ -16,7 +16,13 @@ from hyperfitting.models.size import ModelSize, model_size
 from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Step, Store
 from hyperfitting.training.config import TrainingConfig
-from hyperfitting.training.flops import CHUNK_BYTES, dtype_bytes, micro_batch_size
+from hyperfitting.training.flops import (
+    CHUNK_BYTES,
+    activation_bytes,
+    dtype_bytes,
+    is_cached_on_gpu,
+    micro_batch_size,
+)
 from hyperfitting.training.saved_tensors import count_saved_tensors
 
 VERSION = 1
@@ -38,6 +44,8 @@ class MemoryEstimate:
     """Tensors saved for the backward pass, and the logits that live at once."""
     all_gather: float
     """All-gather buffers of several ranks."""
+    activation_cache: float
+    """The output of the frozen layers for every sequence, where a GPU holds it."""
     framework: float
 
     @property
@@ -53,17 +61,24 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    cfg: TrainingConfig, seq_len: int, base: BaseModel, store: Store, device_type: str
+    cfg: TrainingConfig,
+    shape: tuple[int, int],
+    base: BaseModel,
+    store: Store,
+    device_type: str,
+    device_bytes: float,
 ) -> MemoryEstimate:
     """Return the peak memory of each process of a training, uncompiled.
 
     Args:
         cfg: the training; `hardware.num_processes` says how many processes.
-        seq_len: tokens of a sequence.
+        shape: (N, T) of the training sequences.
         base: the model; its weights are not needed.
         store: keeps what was counted.
         device_type: `cpu` or `cuda`.
+        device_bytes: of the device's memory: a GPU with room holds the activation cache.
     """
+    seq_len = shape[1]
     size, n = model_size(base, store), cfg.hardware.num_processes or 1
     element = dtype_bytes(base.dtype)
     sequences_per_rank = math.ceil(cfg.trainer.batch_size / n)
@@ -92,12 +107,19 @@ def estimate_memory(
     # as a pass begins, at its loss, at its end
     live, all_gather = max(zip((0.0, at_loss, gradients), buffers, strict=True), key=sum)
     state_bytes = optimizer_state_bytes(cfg.optimizer, base.dtype, store)
+    weights: float = size.n_params * element / n
+    free = device_bytes - FRAMEWORK_BYTES[device_type] - weights
+    cached = 0.0
+    if device_type == "cuda" and cfg.uses_activation_cache and n_blocks < size.n_blocks:
+        n_bytes = activation_bytes(cfg, shape, size.hidden_size)
+        cached = n_bytes if is_cached_on_gpu(n_bytes, free, gradients) else 0.0
     return MemoryEstimate(
-        weights=size.n_params * element / n,
+        weights=weights,
         gradients=min(gradients, live),
         optimizer=n_trained * state_bytes / shards,
         activations=max(live - gradients, 0.0),
         all_gather=all_gather,
+        activation_cache=cached,
         framework=FRAMEWORK_BYTES[device_type],
     )
 
