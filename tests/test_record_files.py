@@ -33,6 +33,15 @@ def test_an_earlier_record_is_read_with_all_its_numbers(tmp_path: Path, version:
     assert read.machine.cpu == "unknown"
 
 
+def test_a_record_without_what_was_added_last_is_read(tmp_path: Path) -> None:
+    record = ttr_record([0.1, 0.2, 0.4], 0.5)
+    write_record(tmp_path, record, make_predictions())
+    values = json.loads((tmp_path / RECORD_FILE).read_text("utf-8"))
+    del values["chat"]
+    (tmp_path / RECORD_FILE).write_text(json.dumps(values | {"schema_version": 7}), "utf-8")
+    assert read_record(tmp_path / RECORD_FILE) == record
+
+
 def test_a_record_of_any_other_version_is_refused(tmp_path: Path) -> None:
     write_record(tmp_path, ttr_record([0.1, 0.2], 0.5), make_predictions())
     for version in (4, SCHEMA_VERSION + 1):

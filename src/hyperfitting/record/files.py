@@ -122,13 +122,13 @@ def read_record(path: Path) -> Record:
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Return a record of an earlier format as this version has it; any other as it is.
 
-    Version 6 added `mechanism`, version 7 `image`, `recognition` and `downstream`, which no run
-    before measured. Version 5 and the first records of version 6 have `git` instead of `code`, and
+    Version 6 added `mechanism`, version 7 `image`, `recognition` and `downstream`, version 8 `chat`
+    and the tasks of `downstream` by name, which no run before measured. Version 5 and the first records of version 6 have `git` instead of `code`, and
     no `machine`.
     """
-    if values.get("schema_version") not in (5, 6):
+    if values.get("schema_version") not in (5, 6, 7):
         return values
-    values = {"mechanism": None, **values, "schema_version": 7}
+    values = {"mechanism": None, **values, "schema_version": 8}
     if "git" not in values:
         return values
     git = values["git"] and {**values["git"], "diff_sha256": None}
