@@ -173,8 +173,8 @@ def test_overlaps_are_located_and_counted() -> None:
 
 
 def test_every_metric_is_scored_described_and_formatted() -> None:
-    # by the trainer; by 100 texts or more; at each step; by patching; of both models together
-    elsewhere = {"train/loss", "train/accuracy", f"gen/ttr_last_{ROLLING_WINDOW}"}
+    # by the trainer; by 100 texts or more; at each step; of answers; by patching; of both models
+    elsewhere = {"train/loss", "train/accuracy", "gen/n_tokens", f"gen/ttr_last_{ROLLING_WINDOW}"}
     elsewhere |= {key for key in METRICS if key.startswith(("mech/", "down/"))}
     patched = {key for key in METRICS if key.startswith("patch/")}
     of_images = {key for key, entry in METRICS.items() if entry.modality == "image"}

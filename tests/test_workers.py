@@ -9,7 +9,7 @@ import torch
 from hyperfitting.runtime import device, processes
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.processes import child_environment, visible_gpus
-from hyperfitting.sweep.workers import worker_environments
+from hyperfitting.sweep.workers import warn_of_shared_gpus, worker_environments
 
 
 @pytest.fixture
@@ -43,6 +43,14 @@ def test_a_warning_says_that_workers_share_gpus(
     environments = worker_environments(5)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["0", "1", "2", "3", "0"]
     assert "5 workers share 4 GPUs" in caplog.text
+
+
+@pytest.mark.parametrize(("n_jobs", "expected"), [(-1, True), (2, True), (1, False)])
+def test_a_warning_says_that_the_processes_of_joblib_share_a_gpu(
+    gpus: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, n_jobs: int, expected: bool
+) -> None:
+    warn_of_shared_gpus(n_jobs)
+    assert ("hydra/launcher=workers" in caplog.text) is expected
 
 
 def test_without_a_driver_workers_divide_the_cores_only(

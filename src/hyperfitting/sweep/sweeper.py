@@ -39,6 +39,7 @@ from hyperfitting.sweep.runs import (
 )
 from hyperfitting.sweep.spec import write_sweep_spec
 from hyperfitting.sweep.state import RunFolder
+from hyperfitting.sweep.workers import warn_of_shared_gpus
 
 log = logging.getLogger(__name__)
 
@@ -268,6 +269,7 @@ def _set_stale_records_aside(sweep: Sweep, console: Console) -> None:
 def _execute(sweep: Sweep, todo: Sequence[SweepRun], hydra: HydraSetup) -> None:
     """Launch runs until each has finished or failed, here or by another command."""
     launches: Counter[str] = Counter()
+    warn_of_shared_gpus(hydra.config.hydra.launcher.get("n_jobs", 1))
     while todo:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra.context, task_function=hydra.task, config=hydra.config

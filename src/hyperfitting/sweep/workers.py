@@ -122,6 +122,15 @@ def _has_completed(worker: _Worker) -> bool:
     return True
 
 
+def warn_of_shared_gpus(n_jobs: int) -> None:
+    """Log that joblib's processes share a GPU. ``n_jobs``: how many; negative: one per core."""
+    if n_jobs != 1 and visible_gpus():
+        log.warning(
+            "joblib's processes all train on the first GPU; hydra/launcher=workers gives each "
+            "worker its own"
+        )
+
+
 def worker_environments(count: int) -> list[dict[str, str]]:
     """Return the environment variables of each of ``count`` workers.
 
