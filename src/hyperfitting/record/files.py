@@ -123,8 +123,8 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Return a record of an earlier format as this version has it; any other as it is.
 
     Version 6 added `mechanism`, version 7 `image`, `recognition` and `downstream`, version 8 `chat`
-    and the tasks of `downstream` by name, which no run before measured. Version 5 and the first records of version 6 have `git` instead of `code`, and
-    no `machine`.
+    and the tasks of `downstream` by name, which no run before measured. Version 5 and the first
+    records of version 6 have `git` instead of `code`, and no `machine`.
     """
     if values.get("schema_version") not in (5, 6, 7):
         return values
