@@ -35,9 +35,16 @@ ALLOWED = {
         "19.9": "figure5_left.svg, claims.json",
         "5,000": "the paper's steps",
     },
-    "figure6": {"852": "images", "200": "images", "0.43": "history of the run"},
+    "figure6": {
+        "852": "images",
+        "200": "images",
+        "120": "epochs",
+        "0.10": "history of the run",
+    },
     "figure7": dict.fromkeys(("36", "33", "25", "42"), "figure7.svg"),
     "figure9": {"27": "figure9.svg", "20": "figure9.svg"},
+    "images_sequences": {"3,000": "steps"}
+    | dict.fromkeys(("0.03", "0.10", "0.57", "0.05", "0.74"), "history of the run"),
     "late_stage_depth": {
         "5e-4": "optimizer.lr",
         "2e-4": "optimizer.lr",
