@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -52,6 +52,7 @@ def test_a_word_keeps_its_space_where_the_tokenizer_drops_that_of_a_first_word()
     assert [token_text_in_context(tokenizer)(token) for token in (3, 4)] == [" cat", "s"]
 
 
+@example([94] * 6 + [156, 94, 94])  # six stray bytes, then a character of three
 @given(st.lists(st.integers(0, 255), max_size=30))
 def test_token_texts_of_any_bytes_join_to_the_decoded_text(tokens: list[int]) -> None:
     texts = token_texts(BYTES.decode, tokens)

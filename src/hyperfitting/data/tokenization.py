@@ -95,16 +95,28 @@ def token_texts(decode: Decode, tokens: list[int], context: Sequence[int] = ()) 
     tokens = prefix + tokens
     texts: list[str] = []
     ends = [0]  # after how many tokens a text has been emitted
-    for end in range(1, len(tokens) + 1):
-        decoded = ends[-1]
+    for n in range(1, len(tokens) + 1):
+        decoded, end = ends[-1], n
         # starting inside a character, byte fallback would decode all of its bytes as invalid
         start = next((i for i in reversed(ends) if decoded - i >= _WINDOW), 0)
-        emitted, text = decode(tokens[start:decoded]), decode(tokens[start:end])
-        is_complete = not text.endswith("\ufffd") or end == len(tokens) or end - decoded >= _WINDOW
-        texts.append(text[len(emitted) :] if is_complete else "")
-        if is_complete:
-            ends.append(end)
+        emitted, text = decode(tokens[start:decoded]), decode(tokens[start:n])
+        texts.append("")
+        if text.endswith("\ufffd") and n < len(tokens):
+            if n - decoded < _WINDOW:
+                continue
+            # bytes that are no text: all but those of the last character, which may be incomplete
+            end = start + _last_character(decode, tokens[start:n], text)
+            end = end if end > decoded else n
+            text = decode(tokens[start:end])
+        texts[end - 1] = text[len(emitted) :]
+        ends.append(end)
     return texts[len(prefix) :]
+
+
+def _last_character(decode: Decode, tokens: list[int], text: str) -> int:
+    """Return the index of the token with which the last character of a text begins."""
+    shorter = (i for i in reversed(range(1, len(tokens))) if len(decode(tokens[:i])) < len(text))
+    return next(shorter, len(tokens))
 
 
 def token_text_in_context(tokenizer: Any) -> Callable[[int], str]:
