@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, ImageGPTForCausalImageModeling
 from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
 from hyperfitting.apps import write
@@ -156,20 +156,25 @@ def test_greedy_completions_are_those_of_transformers_generate(
     assert continuations == expected[:, contexts.shape[1] :].tolist()
 
 
-def test_no_cuda_graph_is_used_for_it(
-    imagegpt: BaseModel, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+def test_a_static_cache_gives_the_same_completions(
+    imagegpt: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ImageGPT takes the length of a static cache for the number of tokens in it."""
+    """That of the CUDA graph, whose length ImageGPT's own mask takes for the number of tokens."""
+    model = load(imagegpt)
     decode, backend = DecodeConfig("greedy", seed=0), CudaGraphBackend()
-    models = [load(m) for m in (imagegpt, base)]
-    for model in models:
-        monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    assert [backend.supports(model, decode, 8, 24) for model in models] == [False, True]
-    contexts, greedy = digit_sequences(3)[:, :17], DecodeConfig("greedy", seed=0)
-    monkeypatch.undo()
-    expected = continue_texts(models[0], contexts, 12, greedy).tokens
+    contexts = digit_sequences(3)[:, :17]
+    expected = continue_texts(model, contexts, 48, decode).tokens
     monkeypatch.setattr(generate, "select_backend", lambda *_: backend)
-    assert continue_texts(models[0], contexts, 12, greedy).tokens != expected
+    assert continue_texts(model, contexts, 48, decode).tokens == expected
+    model.config.is_decoder = False  # as in its config.json
+    assert continue_texts(model, contexts, 48, decode).tokens != expected
+
+
+def test_it_is_loaded_with_the_logits_of_transformers(imagegpt: BaseModel) -> None:
+    tokens = torch.tensor(digit_sequences(3)[:, :64], dtype=torch.long)
+    plain = ImageGPTForCausalImageModeling.from_pretrained(imagegpt.folder()).eval()
+    with torch.no_grad():
+        assert torch.equal(load(imagegpt).eval()(tokens).logits, plain(tokens).logits)
 
 
 @given(

@@ -22,7 +22,7 @@ from transformers.utils import is_accelerate_available
 from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.formatting import first_line
 from hyperfitting.models import attention, layers, trainable
-from hyperfitting.models.base import BaseModel
+from hyperfitting.models.base import IMAGE_MODEL_TYPE, BaseModel
 from hyperfitting.models.causality import check_causal
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.folder import load_config
@@ -160,6 +160,10 @@ def load(
     if dist.world_size == 1 and not device_map:
         model.to(device)
     _check_finite(folder, model, dist)
+    if model.config.model_type == IMAGE_MODEL_TYPE:
+        # its own mask is by the length of the keys, which in a static cache is not the number of
+        # tokens; a decoder gets transformers' causal mask as well
+        model.config.is_decoder = True
     return cast(PreTrainedModel, model)
 
 

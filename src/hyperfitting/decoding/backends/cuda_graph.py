@@ -19,10 +19,6 @@ from hyperfitting.runtime.distributed import is_on_one_device
 log = logging.getLogger(__name__)
 
 
-_MASKED_BY_CACHE_LENGTH = ("imagegpt",)
-"""Model types that take the length of the cache for the number of tokens in it."""
-
-
 class CudaGraphBackend(PlainBackend):
     """Greedy decoding and sampling on one GPU, over a static cache."""
 
@@ -35,12 +31,12 @@ class CudaGraphBackend(PlainBackend):
             and decode.strategy in ("greedy", "sample")
             and is_on_one_device(model)
             and has_full_attention(model)
-            and model.config.model_type not in _MASKED_BY_CACHE_LENGTH
         )
 
     def start(self, model: PreTrainedModel, max_length: int) -> CachedModel:
         """Return the model with a static cache and a graph yet to be captured."""
-        return CudaGraphStep(model, StaticCache(config=model.config, max_cache_len=max_length))
+        n_fed = max_length - 1  # the last token is not
+        return CudaGraphStep(model, StaticCache(config=model.config, max_cache_len=n_fed))
 
 
 class CudaGraphStep(CachedModel):
