@@ -57,6 +57,7 @@ PARTS: dict[str, dict[str, Check]] = {
         "kernels": profile_checks.kernels,
         "late stage": speed_checks.late_stage,
         "scoring": speed_checks.scoring,
+        "images": speed_checks.images,
         "decoding": speed_checks.decoding,
         "8B": speed_checks.large_model,
         "static generate": speed_checks.static_generate,

@@ -46,6 +46,13 @@ def _llama(
     }  # fmt: skip
 
 
+def _imagegpt(hidden: int, blocks: int, heads: int, colors: int, side: int) -> dict[str, Any]:
+    return {
+        "model_type": "imagegpt", "n_embd": hidden, "n_layer": blocks, "n_head": heads,
+        "vocab_size": colors + 1, "n_positions": side**2,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Shapes:
     """Architectures and sizes of all checks."""
@@ -56,6 +63,10 @@ class Shapes:
     """For speed: TinyLlama 1.1B."""
     large: Mapping[str, Any]
     """Llama 3.1 8B, with its vocabulary."""
+    image: Mapping[str, Any]
+    """ImageGPT-Large."""
+    n_images: int = 128
+    """Images that are completed."""
     batch_size: int = 8
     seq_len: int = 256
     n_texts: int = 100
@@ -73,11 +84,13 @@ REAL = Shapes(
     small=_llama(576, 1536, 8, (9, 3), 49152),
     medium=_llama(2048, 5632, 22, (32, 4), 32000),
     large=_llama(4096, 14336, 32, (32, 8), 128256),
+    image=_imagegpt(1536, 48, 16, 512, 32),
 )
 TINY = Shapes(
     small=_llama(64, 128, 3, (4, 2), 512),
     medium=_llama(64, 128, 4, (4, 2), 512),
     large=_llama(64, 128, 4, (4, 2), 1024),
+    image=_imagegpt(32, 2, 2, 16, 4), n_images=4,
     batch_size=4, seq_len=32, n_texts=6, max_new_tokens=12, n_scored=8,
     last_blocks=2, rounds=1, steps=2,
 )  # fmt: skip

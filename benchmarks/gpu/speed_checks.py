@@ -81,7 +81,9 @@ def large_model(lab: Lab) -> Iterator[Finding]:
     release(lab.device)
     model = lab.model("large", "bfloat16")
     contexts = lab.tokens("large", lab.shapes.n_texts, CONTEXT_LEN)
-    yield Finding("greedy, bfloat16", _decoding(lab, model, contexts, GREEDY, None))
+    n_new, rounds = lab.shapes.max_new_tokens, lab.shapes.rounds
+    measured = _decoding(lab, model, contexts, GREEDY, None, n_new, rounds)
+    yield Finding("greedy, bfloat16", measured)
 
 
 def decoding(lab: Lab) -> Iterator[Finding]:
@@ -95,7 +97,7 @@ def _time_decoding(lab: Lab, dtype: str) -> Iterator[Finding]:
     contexts = lab.tokens("medium", lab.shapes.n_texts, CONTEXT_LEN)
     n_new = lab.shapes.max_new_tokens
     size = f"{len(contexts)} x {n_new}, {dtype}"
-    peer = 1e3 * _generate_seconds(lab, model, contexts, None) / n_new
+    peer = 1e3 * _generate_seconds(lab, model, contexts, None, n_new) / n_new
     yield Finding(f"generate, {size}", {"ms_per_token": peer})
     data = lab.tokens("medium", 2000 if lab.on_gpu else 20)
     rule = CitationBlockerConfig(True, whole_words=False)
@@ -104,9 +106,22 @@ def _time_decoding(lab: Lab, dtype: str) -> Iterator[Finding]:
         ("greedy", GREEDY, None), ("top-k, top-p", TOP_P, None), ("top-p", NUCLEUS, None),
         ("greedy, blocker", GREEDY, blocker),
     ):  # fmt: skip
-        measured = _decoding(lab, model, contexts, decode, constraint)
+        measured = _decoding(lab, model, contexts, decode, constraint, n_new, lab.shapes.rounds)
         measured["times_faster_than_generate"] = peer / measured["ms_per_token"]
         yield Finding(f"{name}, {size}", measured)
+
+
+def images(lab: Lab) -> Iterator[Finding]:
+    """Time completing images from their first quarter, against transformers' `generate`."""
+    n_images, shape = lab.shapes.n_images, lab.shapes.image
+    model = lab.model("image", "bfloat16")
+    contexts = lab.tokens("image", n_images, shape["n_positions"] // 4 + 1)
+    contexts[:, 0] = shape["vocab_size"] - 1  # SOS
+    n_new = shape["n_positions"] + 1 - contexts.shape[1]
+    peer = 1e3 * _generate_seconds(lab, model, contexts, None, n_new, repeats=1) / n_new
+    measured = _decoding(lab, model, contexts, GREEDY, None, n_new, repeats=1)
+    measured["times_faster_than_generate"] = peer / measured["ms_per_token"]
+    yield Finding(f"{n_images} x {n_new} pixels, bfloat16", measured)
 
 
 def static_generate(lab: Lab) -> Iterator[Finding]:
@@ -114,7 +129,7 @@ def static_generate(lab: Lab) -> Iterator[Finding]:
     model = lab.model("medium", "bfloat16")
     contexts = lab.tokens("medium", lab.shapes.n_texts, CONTEXT_LEN)
     n_new = lab.shapes.max_new_tokens
-    seconds = _generate_seconds(lab, model, contexts, "static")
+    seconds = _generate_seconds(lab, model, contexts, "static", n_new)
     yield Finding(f"{len(contexts)} x {n_new}, bfloat16", {"ms_per_token": 1e3 * seconds / n_new})
 
 
@@ -255,23 +270,32 @@ def trainer_seconds(lab: Lab, precision: str, tuning: list[str]) -> float:
 
 
 def _decoding(
-    lab: Lab, model: Any, contexts: NDArray[np.int32], decode: DecodeConfig, blocker: Any
+    lab: Lab,
+    model: Any,
+    contexts: NDArray[np.int32],
+    decode: DecodeConfig,
+    blocker: Any,
+    n_new: int,
+    repeats: int,
 ) -> dict[str, float]:
-    n_new = lab.shapes.max_new_tokens
     with lab.peak_memory() as memory:
         seconds = _median_seconds(
             lab,
             lambda: continue_texts(model, contexts, n_new, decode, len(contexts), blocker=blocker),
-            lab.shapes.rounds,
+            repeats,
         )
     return {"ms_per_token": 1e3 * seconds / n_new, **memory}
 
 
 def _generate_seconds(
-    lab: Lab, model: Any, contexts: NDArray[np.int32], cache: str | None
+    lab: Lab,
+    model: Any,
+    contexts: NDArray[np.int32],
+    cache: str | None,
+    n_new: int,
+    repeats: int = 2,
 ) -> float:
     ids = torch.as_tensor(contexts, dtype=torch.long, device=lab.device)
-    n_new = lab.shapes.max_new_tokens
     options = {} if cache is None else {"cache_implementation": cache}
 
     def generate() -> None:
@@ -281,7 +305,7 @@ def _generate_seconds(
                 min_new_tokens=n_new, do_sample=False, pad_token_id=0, **options,
             )  # fmt: skip
 
-    return _median_seconds(lab, generate, repeats=2)
+    return _median_seconds(lab, generate, repeats)
 
 
 def _median_seconds(
