@@ -43,6 +43,7 @@ ALLOWED = {
     },
     "figure7": dict.fromkeys(("36", "33", "25", "42"), "figure7.svg"),
     "figure9": {"27": "figure9.svg", "20": "figure9.svg"},
+    "images_seeds": dict.fromkeys(("0.10", "0.12"), "history of the run"),
     "images_sequences": {"3,000": "steps"}
     | dict.fromkeys(("0.03", "0.10", "0.57", "0.05", "0.74"), "history of the run"),
     "late_stage_depth": {
