@@ -2,7 +2,8 @@
 
 Each group's dataclass lives beside the code that it configures (`models/config.py`,
 `training/config.py`, …); defaults are the paper's protocol (Carlsson et al., ICLR 2025). A composed
-config becomes these dataclasses in `from_hydra`, which checks every value.
+config becomes these dataclasses in `from_hydra`, which checks every value. (Long, as all checks
+between groups are here.)
 """
 
 from dataclasses import dataclass, is_dataclass
@@ -71,7 +72,8 @@ class RunConfig:
         self._check_needs_tuned()
         self._check_patching()
         self._check_mechanism()
-        self._check_images()
+        self._check_modality()
+        self._check_image_lengths()
         self._check_ngram_lengths()
         if self.hardware.plan_gpu_memory_gb and not self.plan:
             raise UserError(
@@ -180,16 +182,29 @@ class RunConfig:
                     hint="tuning=full, or another tuning",
                 )
 
-    def _check_images(self) -> None:
-        """Refuse what does not work on image models."""
-        if self.dataset.image is None:
-            if self.evaluation.fid_weights:
+    def _check_modality(self) -> None:
+        """Refuse what is for models of the other modality, text or images."""
+        of_text = {
+            "evaluation.downstream": self.evaluation.downstream,
+            "evaluation.mauve": self.evaluation.mauve,
+            "evaluation.chat": self.evaluation.chat,
+            "mechanism.measures": [name for name in self.mechanism.measures if name == "lens"],
+        }
+        of_images = {"evaluation.fid_weights": self.evaluation.fid_weights}
+        is_text = self.dataset.image is None
+        modalities = "images, not of text" if is_text else "text, not of images"
+        for field, value in (of_images if is_text else of_text).items():
+            if value:
                 raise UserError(
-                    "is for models of images, not of text",
-                    field="evaluation.fid_weights",
-                    value=self.evaluation.fid_weights,
+                    f"is for models of {modalities}",
+                    field=field,
+                    value=value,
                     hint="another model and dataset",
                 )
+
+    def _check_image_lengths(self) -> None:
+        """Refuse what needs whole images, or a position for each token."""
+        if self.dataset.image is None:
             return
         if self.evaluation.fid_weights and self.evaluation.total_len != self.dataset.image.n_tokens:
             raise UserError(
@@ -199,19 +214,6 @@ class RunConfig:
                 valid=f"{self.dataset.image.n_tokens} with evaluation.fid_weights",
             )
         measures, strategy = self.mechanism.measures, self.decode.strategy
-        for field, value in (
-            ("evaluation.downstream", self.evaluation.downstream),
-            ("evaluation.mauve", self.evaluation.mauve),
-            ("evaluation.chat", self.evaluation.chat),
-            ("mechanism.measures", [measure for measure in measures if measure == "lens"]),
-        ):
-            if value:
-                raise UserError(
-                    "is for models of text, not of images",
-                    field=field,
-                    value=value,
-                    hint="another model and dataset",
-                )
         n_pixels = self.dataset.image.n_pixels  # and positions: SOS and all pixels are one more
         if max(self.evaluation.total_len, self.evaluation.reference_len) <= n_pixels:
             return
