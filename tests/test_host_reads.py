@@ -99,7 +99,7 @@ def test_a_loss_is_read_when_the_next_step_is_enqueued(
 ) -> None:
     events: list[str] = []
 
-    def step(_: TrainState, tokens: Tensor, rows: Any) -> Tensor:
+    def step(_: TrainState, tokens: Tensor, rows: Any, mask: None) -> Tensor:
         events.append(f"step {rows[0]}")
         return torch.tensor(float(rows[0]))
 
@@ -112,7 +112,7 @@ def test_a_loss_is_read_when_the_next_step_is_enqueued(
     monkeypatch.setattr(train_module, "HostScalar", Recorded)
     rows = [np.array([i]) for i in range(3)]
     sequences = torch.zeros(3, 8, dtype=torch.int32)
-    losses = list(train_module._train_steps(state, sequences, rows))
+    losses = list(train_module._train_steps(state, sequences, None, rows))
     assert losses == [(8, 0.0), (8, 1.0), (8, 2.0)]
     assert events == ["step 0", "step 1", "read 0", "step 2", "read 1", "read 2"]
 

@@ -190,7 +190,7 @@ def test_texts_that_are_trained_on_are_left_out(measured: Measured, store: Store
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["mechanism=all", "tuning=none"], "no tuned model"),
+        (["mechanism=all", "tuning=none"], "needs a tuned model"),
         (["mechanism.measures=[geometri]"], "did you mean geometry"),
         (["mechanism.skip_tokens=2"], "changes nothing without the measure geometry"),
         (["mechanism=all", "mechanism.outlier_dims=-1"], "0 or more"),

@@ -144,8 +144,8 @@ def _train_steps(
     for rows in epoch_batches:
         indices = to_device(rows, sequences.device)
         tokens = sequences[indices].long()  # (B, T)
-        masked = () if mask is None else (mask[indices],)
-        losses.append((tokens.numel(), HostScalar(train_step(state, tokens, rows, *masked))))
+        counted = None if mask is None else mask[indices]
+        losses.append((tokens.numel(), HostScalar(train_step(state, tokens, rows, counted))))
         if len(losses) == 2:
             n_tokens, loss = losses.popleft()
             yield n_tokens, loss.read()
