@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,10 +123,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that two workers end at about the same time."""
+    """Begin with the files that take longest, so that the workers end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     commands = {item.path for item in items if "hyperfit" in vars(getattr(item, "module", item))}
-    items.sort(key=lambda item: (item.path not in slow, item.path not in commands))
+    n_tests = Counter(item.path for item in items)
+    items.sort(
+        key=lambda item: (item.path not in slow, item.path not in commands, -n_tests[item.path])
+    )
 
 
 def pytest_collection_finish() -> None:
