@@ -100,7 +100,7 @@ class Fork:
             raise TimeoutError(self._read("stderr"))
         return status
 
-    def wait_until(self, condition: Callable[[], object], timeout: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], object], timeout: float = 300) -> None:
         """Wait until a condition holds, which must happen before the command ends."""
         deadline = time.monotonic() + timeout
         while not condition():

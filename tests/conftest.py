@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 import signal
 import subprocess
 from collections import Counter
@@ -115,11 +114,6 @@ def no_test_changes_the_log_level() -> Iterator[None]:
     level = logging.getLogger().level
     yield
     assert logging.getLogger().level == level
-
-
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than cores: the tests of commands and servers often wait."""
-    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
