@@ -1,15 +1,18 @@
 """Arrays and continuations as evaluation artifacts hold them: one writer, one reader."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hyperfitting.data.tokenization import token_texts
+from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Artifact, Step
 
+_CONTINUATIONS_FILE = "continuations.json"
 BATCHES_FILE = "batches.json"
 """Of continuations: the number of texts in each batch that was generated."""
 
@@ -33,10 +36,35 @@ def load_arrays(steps: Mapping[str, Step], names: tuple[str, ...]) -> dict[str, 
     }
 
 
+def save_continuations(
+    work: Path,
+    contexts: Iterable[Sequence[int]],
+    continuations: Iterable[list[int]],
+    step_stats: Mapping[str, NDArray[Any]],
+    tokenizer: Any,
+) -> None:
+    """Write `continuations.json`, and ``NAME.npy`` of each statistic of the decoding steps.
+
+    Args:
+        work: folder of the artifact.
+        contexts: N sequences of token ids.
+        continuations: N lists of token ids.
+        step_stats: by name (N, max_new_tokens).
+        tokenizer: the model's.
+    """
+    samples = [
+        {"tokens": tokens, "token_texts": token_texts(tokenizer.decode, tokens, context)}
+        for context, tokens in zip(contexts, continuations, strict=True)
+    ]
+    write_json(work / _CONTINUATIONS_FILE, samples)
+    for name, values in step_stats.items():
+        save_array(work, name, values)
+
+
 def load_continuations(artifact: Artifact) -> list[dict[str, Any]]:
     """Return the content of a `continuations.json`."""
     samples: list[dict[str, Any]] = json.loads(
-        artifact.file("continuations.json").read_text("utf-8")
+        artifact.file(_CONTINUATIONS_FILE).read_text("utf-8")
     )
     return samples
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hyperfitting.data.sequences import load_evaluation_texts, load_sequences
-from hyperfitting.data.tokenization import token_text_in_context, token_texts
+from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
@@ -25,6 +25,7 @@ from hyperfitting.evaluation.arrays import (
     append_continuations,
     load_continuations,
     save_array,
+    save_continuations,
 )
 from hyperfitting.evaluation.forward import (
     TOKEN_STATS,
@@ -34,7 +35,6 @@ from hyperfitting.evaluation.image_features import FeatureNetwork, image_feature
 from hyperfitting.evaluation.mauve_features import mauve_features_steps
 from hyperfitting.evaluation.next_tokens import next_tokens_step
 from hyperfitting.evaluation.setting import LazyModel, Setting
-from hyperfitting.metrics.distribution import STEP_STATS
 from hyperfitting.models.size import forward_flops, model_size
 from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Artifact, Step
@@ -155,34 +155,22 @@ def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step
     blocked = setting.decode.citation_blocker.enabled and not model.state.is_base
 
     def build(work: Path) -> None:
-        references = load_evaluation_texts(texts)
-        start = evaluation.context_len
+        contexts = load_evaluation_texts(texts).tokens[:, : evaluation.context_len]
         tokenizer = model.state.base.tokenizer()
-        total = len(references.tokens) * evaluation.continuation_len
+        total = len(contexts) * evaluation.continuation_len
         task = f"continuing {dataset} with {model.label}"
         with setting.progress(task, total, "tokens") as advance:
             continuations = continue_texts(
                 model(),
-                references.tokens[:, :start],
+                contexts,
                 evaluation.continuation_len,
                 setting.decode,
                 setting.hardware.generation_batch_size,
                 advance,
                 citation_blocker(setting.sequences, setting.decode, tokenizer) if blocked else None,
             )
-        write_json(
-            work / "continuations.json",
-            [
-                {
-                    "tokens": generated,
-                    "token_texts": token_texts(tokenizer.decode, generated, tokens[:start]),
-                }
-                for tokens, generated in zip(references.tokens, continuations.tokens, strict=True)
-            ],
-        )
+        save_continuations(work, contexts, continuations.tokens, continuations.stats, tokenizer)
         write_json(work / BATCHES_FILE, continuations.batch_sizes)
-        for name in STEP_STATS:
-            save_array(work, name, continuations.stats[name])
 
     artifact = setting.store.artifact(
         "continuations",

@@ -9,30 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyperfitting.data.chat import check_template, prompt_tokens, question
-from hyperfitting.data.tokenization import token_texts
-from hyperfitting.decoding.generate import Continuations, continue_texts
-from hyperfitting.evaluation.arrays import load_arrays, load_continuations, save_array
+from hyperfitting.decoding.generate import continue_texts
+from hyperfitting.evaluation.arrays import load_arrays, load_continuations, save_continuations
 from hyperfitting.evaluation.artifacts import citation_blocker
 from hyperfitting.evaluation.chat_questions import QUESTIONS
 from hyperfitting.evaluation.config import EvaluationConfig
-from hyperfitting.evaluation.scoring import NgramCorpus
+from hyperfitting.evaluation.scoring import (
+    ModelOutput,
+    NgramCorpus,
+    TokenizedText,
+    scoring_inputs,
+)
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.evaluation.slices import differences, estimates
 from hyperfitting.metrics.distribution import STEP_STATS
 from hyperfitting.metrics.inputs import Floats, ScoringInputs
-from hyperfitting.metrics.overlap import dataset_overlap
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.size import forward_flops, model_size
-from hyperfitting.record.chat import Chat, ChatAnswer
-from hyperfitting.runtime.files import write_json
-from hyperfitting.store.artifact import Artifact, Step
+from hyperfitting.record.chat import CHAT, Chat, ChatAnswer
+from hyperfitting.store.artifact import Step
 
 VERSION = 1
 _PROMPT_TOKENS = 48
@@ -99,24 +100,19 @@ def answers_step(setting: Setting, model: LazyModel) -> Step:
             for rows in _equally_long(prompts):
                 contexts = np.array([prompts[row] for row in rows], np.int32)  # (B, T)
                 batch_size = setting.hardware.generation_batch_size
-                answers: Continuations = continue_texts(
+                answers = continue_texts(
                     model(), contexts, n_new, decode, batch_size, advance, blocker
                 )
                 for name in STEP_STATS:
                     stats[name][rows] = answers.stats[name]
                 for row, answer in zip(rows.tolist(), answers.tokens, strict=True):
                     tokens[row] = answer
-        texts = [
-            {"tokens": answer, "token_texts": token_texts(tokenizer.decode, answer, prompt)}
-            for prompt, answer in zip(prompts, tokens, strict=True)
-        ]
-        write_json(work / "continuations.json", texts)
-        for name, values in stats.items():
-            save_array(work, name, values)
+        save_continuations(work, prompts, tokens, stats, tokenizer)
 
     def flops() -> float:
         size = model_size(model.state.base, setting.store)
-        return forward_flops(size, len(QUESTIONS), _PROMPT_TOKENS + n_new)
+        n_passes = len(QUESTIONS) * decode.num_candidates
+        return forward_flops(size, n_passes, _PROMPT_TOKENS + n_new)
 
     artifact = setting.store.artifact(
         "chat_answers",
@@ -146,15 +142,19 @@ def build_chat(artifacts: ChatArtifacts, corpus: NgramCorpus, evaluation: Evalua
         corpus: the sequences that the tuned model was trained on.
         evaluation: lengths, n-grams and resamples.
     """
+    length, resamples = evaluation.chat_max_new_tokens, evaluation.bootstrap
+    outputs = {"tuned": _output(artifacts.tuned), "base": _output(artifacts.base)}
     inputs = {
-        "tuned": _inputs(artifacts.tuned.artifact, corpus, evaluation),
-        "base": _inputs(artifacts.base.artifact, corpus, evaluation),
+        side: scoring_inputs(output, outputs["base"], corpus, evaluation, length)
+        for side, output in outputs.items()
     }
     values = {side: _values(of_side) for side, of_side in inputs.items()}
-    resamples = evaluation.bootstrap
-    texts = {side: _texts(getattr(artifacts, side).artifact) for side in ("tuned", "base")}
+    texts = {
+        side: ["".join(answer.token_texts) for answer in output.continuations]
+        for side, output in outputs.items()
+    }
     return Chat(
-        max_new_tokens=evaluation.chat_max_new_tokens,
+        max_new_tokens=length,
         tuned=estimates(values["tuned"], inputs["tuned"], resamples),
         base=estimates(values["base"], inputs["base"], resamples),
         difference=differences(values["tuned"], values["base"], resamples),
@@ -165,25 +165,15 @@ def build_chat(artifacts: ChatArtifacts, corpus: NgramCorpus, evaluation: Evalua
     )
 
 
-def _texts(answers: Artifact) -> list[str]:
-    return ["".join(answer["token_texts"]) for answer in load_continuations(answers)]
-
-
-def _inputs(answers: Artifact, corpus: NgramCorpus, evaluation: EvaluationConfig) -> ScoringInputs:
-    texts: list[dict[str, Any]] = load_continuations(answers)
-    units = [corpus.units(text["token_texts"], text["tokens"]) for text in texts]
-    step = Step(answers, lambda _: None)
-    return ScoringInputs(
-        continuations=[text["tokens"] for text in texts],
-        units=units,
-        corpus=corpus.sequences,
-        overlap=dataset_overlap(units, corpus.sequences),
-        step_stats=load_arrays({"chat": step}, STEP_STATS),
-        base_loglikelihoods={},
+def _output(answers: Step) -> ModelOutput:
+    """Return a model's answers as its continuations, without anything on reference texts."""
+    texts = load_continuations(answers.artifact)
+    return ModelOutput(
+        datasets=[CHAT] * len(texts),
         token_stats={},
-        base_token_stats={},
-        context_len=0,
-        bleu_n=evaluation.bleu_n,
+        step_stats=load_arrays({CHAT: answers}, STEP_STATS),
+        base_loglikelihoods={},
+        continuations=[TokenizedText(**text) for text in texts],
     )
 
 
@@ -192,10 +182,7 @@ def _values(inputs: ScoringInputs) -> dict[str, Floats]:
     values = {
         key: metric.per_text(inputs)
         for key, metric in METRICS.items()
-        if metric.per_text is not None
-        and metric.of_continuations
-        and not key.startswith("gen/base_")
-        and metric.is_measured(inputs)
+        if metric.per_text is not None and metric.of_continuations and metric.is_measured(inputs)
     }
     n_tokens = np.array([len(tokens) for tokens in inputs.continuations], np.float64)
     return values | {"gen/n_tokens": n_tokens}

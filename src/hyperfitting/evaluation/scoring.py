@@ -169,7 +169,7 @@ def score(
     outputs = {"tuned": tuned, "base": base, "reference": reference}
     inputs = {
         side: {
-            length: _inputs(output, base, corpus, evaluation, length)
+            length: scoring_inputs(output, base, corpus, evaluation, length)
             for length in evaluation.max_new_tokens
         }
         for side, output in outputs.items()
@@ -230,7 +230,7 @@ def _score(
     return Scores(output, inputs, values)
 
 
-def _inputs(
+def scoring_inputs(
     output: ModelOutput,
     base: ModelOutput,
     corpus: NgramCorpus,

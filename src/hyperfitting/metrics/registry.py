@@ -74,6 +74,8 @@ class Metric:
             return False
         if self.key.startswith("patch/"):
             return bool(inputs.patching)
+        if self.key.startswith("gen/base_"):
+            return bool(inputs.base_loglikelihoods)
         if self.key in images.OF_CLASSIFIER:
             return inputs.images is not None and bool(inputs.images.recognition)
         return True
