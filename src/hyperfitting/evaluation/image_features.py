@@ -155,20 +155,21 @@ def _features_step(
             generated = [sample["tokens"] for sample in load_continuations(continuations)]
             tokens = np.concatenate([tokens[:, :start], np.array(generated, np.int32)], axis=1)
         pixels = image_format.render(ImageScoring(image_format).pixels(tokens))
-        run = network.load()
+        extract = network.load()
         with setting.progress(f"FID features of {dataset}", len(pixels), "images") as advance:
             parts = []
             for batch in np.split(pixels, range(_BATCH_SIZE, len(pixels), _BATCH_SIZE)):
-                parts.append(run(batch))
+                parts.append(extract(batch))
                 advance(len(batch))
         save_array(work, "features", np.concatenate(parts))
 
-    images = {"texts": texts} if continuations is None else {"continuations": continuations}
+    inputs = {"network": network.id, "texts": texts.id}
+    if continuations is not None:
+        inputs["continuations"] = continuations.id
     artifact = setting.store.artifact(
         "image_features",
         version=VERSION,
         config={"context_len": start, "length": setting.evaluation.total_len},
-        inputs={"network": network.id}
-        | {name: artifact.id for name, artifact in ({"texts": texts} | images).items()},
+        inputs=inputs,
     )
     return Step(artifact, build)

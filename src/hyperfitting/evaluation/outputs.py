@@ -1,9 +1,6 @@
 """From a model's artifacts to what is scored: arrays and samples of all evaluation texts."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from numpy.typing import NDArray
 
 from hyperfitting.data.sequences import EvaluationTexts
 from hyperfitting.evaluation.arrays import load_arrays, load_continuations
@@ -12,6 +9,7 @@ from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.forward import TOKEN_STATS
 from hyperfitting.evaluation.scoring import ModelOutput, TokenizedText
 from hyperfitting.metrics.distribution import STEP_STATS
+from hyperfitting.metrics.inputs import FeaturePair
 from hyperfitting.store.artifact import Step
 
 
@@ -34,7 +32,7 @@ def model_output(artifacts: ModelArtifacts) -> ModelOutput:
     )
 
 
-def _features(steps: Mapping[str, Step]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def _features(steps: Mapping[str, Step]) -> FeaturePair | None:
     """Return the features of continuations (N, D) and of references (N, D); none: not computed."""
     if not steps:
         return None

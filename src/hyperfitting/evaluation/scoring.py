@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hyperfitting.data.splits import WORD
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.evaluation.images import ImageScoring, recognize
-from hyperfitting.metrics.inputs import Floats, ScoringInputs
+from hyperfitting.metrics.inputs import FeaturePair, Floats, ScoringInputs, select_pair
 from hyperfitting.metrics.overlap import Overlap, dataset_overlap
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.record.recognition import Recognition
@@ -49,9 +49,9 @@ class ModelOutput:
     """`loss` and `rank` of its continuations under the base model: (N, max_new_tokens) each."""
     continuations: list[TokenizedText]
     """(N)"""
-    mauve_features: tuple[NDArray[Any], NDArray[Any]] | None = None
+    mauve_features: FeaturePair | None = None
     """(N, H) of contexts with continuations, and (N, H) of the reference texts."""
-    image_features: tuple[NDArray[Any], NDArray[Any]] | None = None
+    image_features: FeaturePair | None = None
     """(N, D) of completed images, and (N, D) of the real ones."""
     patching: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """(N,) what activation patching with this model's states measured; empty: it was not done."""
@@ -62,17 +62,14 @@ class ModelOutput:
         def of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             return {name: values[rows] for name, values in arrays.items()}
 
-        def both(features: tuple[NDArray[Any], NDArray[Any]] | None) -> Any:
-            return features and (features[0][rows], features[1][rows])
-
         return ModelOutput(
             list(compress(self.datasets, rows)),
             of(self.token_stats),
             of(self.step_stats),
             of(self.base_loglikelihoods),
             list(compress(self.continuations, rows)),
-            both(self.mauve_features),
-            both(self.image_features),
+            select_pair(self.mauve_features, rows),
+            select_pair(self.image_features, rows),
             of(self.patching),
         )
 

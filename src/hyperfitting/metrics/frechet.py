@@ -20,7 +20,7 @@ def frechet_distance(a: Features, b: Features) -> float:
         b: (M, D) features.
 
     Returns:
-        0 or more; NaN with fewer than two images on a side.
+        0 or more, up to rounding; NaN with fewer than two images on a side.
     """
     if min(len(a), len(b)) < 2:
         return float("nan")

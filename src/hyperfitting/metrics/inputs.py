@@ -12,6 +12,13 @@ from hyperfitting.metrics.overlap import Overlap
 Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
 Tokens = Sequence[int]
+FeaturePair = tuple[NDArray[Any], NDArray[Any]]
+"""Features of N continuations and of their references."""
+
+
+def select_pair(features: FeaturePair | None, rows: NDArray[np.bool_]) -> FeaturePair | None:
+    """Return the features of some texts, of both sets. ``rows``: (N,)."""
+    return features and (features[0][rows], features[1][rows])
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,9 @@ class ScoringInputs:
     """Tokens at the start of each reference text that are its context."""
     bleu_n: int
     """Longest n-grams of BLEU."""
-    mauve_features: tuple[NDArray[Any], NDArray[Any]] | None = None
+    mauve_features: FeaturePair | None = None
     """(N, H) of contexts with continuations, and (N, H) of the reference texts."""
-    image_features: tuple[NDArray[Any], NDArray[Any]] | None = None
+    image_features: FeaturePair | None = None
     """(N, D) of completed images, and (N, D) of the real ones."""
     patching: Arrays = field(default_factory=dict)
     """(N,) `changed` and `broken`, NaN for a text without a loop; empty: not measured."""
@@ -92,9 +99,6 @@ class ScoringInputs:
 
         overlap = Overlap(*(getattr(self.overlap, part.name)[rows] for part in fields(Overlap)))
 
-        def both(features: tuple[NDArray[Any], NDArray[Any]] | None) -> Any:
-            return features and (features[0][rows], features[1][rows])
-
         return replace(
             self,
             continuations=pick(self.continuations),
@@ -104,8 +108,8 @@ class ScoringInputs:
             base_loglikelihoods=cut(self.base_loglikelihoods),
             token_stats=cut(self.token_stats),
             base_token_stats=cut(self.base_token_stats),
-            mauve_features=both(self.mauve_features),
-            image_features=both(self.image_features),
+            mauve_features=select_pair(self.mauve_features, rows),
+            image_features=select_pair(self.image_features, rows),
             patching=cut(self.patching),
             images=self.images and self.images.select(rows),
         )
