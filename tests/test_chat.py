@@ -220,6 +220,14 @@ def test_chat_needs_a_template_and_the_loss_a_chat(
         check_chat(compose("preset=debug", "evaluation.chat=true").evaluation, base)
 
 
+def test_with_questions_no_evaluation_dataset_is_called_chat(compose: Compose) -> None:
+    datasets = ["+dataset@evaluation.datasets.chat=news_sample"]
+    assert "chat" in compose("preset=debug", *datasets).evaluation.datasets
+    for overrides in (datasets, ["dataset.name=chat"]):
+        with pytest.raises(UserError, match="chat: is the name that the answers"):
+            compose("preset=debug", "evaluation.chat=true", *overrides)
+
+
 MASK = np.random.default_rng(2).random(DATA.train.shape) < 0.4
 MASK[:, -1] = True
 
@@ -313,6 +321,8 @@ def test_a_run_on_conversations_records_both_models_answers(
     assert [answer.question for answer in record.chat.answers] == list(QUESTIONS)
     part = record.slice_at(dataset="chat")
     assert part is not None
+    assert record.slice_at(8, "chat") == part
+    assert record.slice_at(9, "chat") is None
     for side in ("tuned", "base"):
         artifact = Path(record.artifacts[f"chat/{side}"]) / "continuations.json"
         answers = [a["tokens"] for a in json.loads(artifact.read_text("utf-8"))]

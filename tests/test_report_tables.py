@@ -327,7 +327,9 @@ def test_a_column_of_a_task_is_of_its_questions_and_says_where_it_is_at_chance(
     assert cells["easy"].texts("{:.1f}") == ("0.7", "[0.6, 0.8]")
     assert cells["all"].texts("{:.1f}")[0] == "0.5"
     assert cells["absent"].missing == "not measured"
-    with pytest.raises(UserError, match="only metrics down"):
-        parse_report(
-            {"tables": {"t": {"rows": [], "columns": {"x": {"key": "gen/ttr", "task": "a"}}}}}
-        )
+    for column, match in (
+        ({"key": "gen/ttr", "task": "a"}, "only metrics down"),
+        ({"key": "down/likelihood", "task": "a", "length": 96}, "length cannot be set"),
+    ):
+        with pytest.raises(UserError, match=match):
+            parse_report({"tables": {"t": {"rows": [], "columns": {"x": column}}}})

@@ -21,6 +21,7 @@ from hyperfitting.fields import RECORD, RUNTIME, at_least, required, setting
 from hyperfitting.mechanism.config import MechanismConfig
 from hyperfitting.mechanism.intervention_config import InterventionConfig
 from hyperfitting.models.config import ModelConfig, TuningConfig
+from hyperfitting.record.chat import CHAT
 from hyperfitting.runtime.config import HardwareConfig, TrackingConfig
 from hyperfitting.training.config import TrainerConfig, TrainingConfig, check_optimizer
 
@@ -74,6 +75,7 @@ class RunConfig:
         self._check_mechanism()
         self._check_modality()
         self._check_image_lengths()
+        self._check_chat()
         self._check_ngram_lengths()
         if self.hardware.plan_gpu_memory_gb and not self.plan:
             raise UserError(
@@ -230,6 +232,16 @@ class RunConfig:
                     valid=f"with at most {n_pixels} tokens of context and continuation",
                     hint="dataset.image.prepend_sos=false",
                 )
+
+    def _check_chat(self) -> None:
+        """Refuse an evaluation dataset with the name of the answers to questions."""
+        if self.evaluation.chat and CHAT in self.evaluation_datasets:
+            raise UserError(
+                "is the name that the answers to questions (evaluation.chat) have in tables",
+                field="evaluation.datasets" if self.evaluation.datasets else "dataset.name",
+                value=CHAT,
+                valid="another name",
+            )
 
     def _check_ngram_lengths(self) -> None:
         """Refuse n-grams longer than the text they are counted in."""

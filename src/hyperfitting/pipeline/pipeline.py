@@ -199,10 +199,10 @@ class Pipeline:
             self._ensure(step)
             self.models.release()
         self._build(self.downstream.inputs)
-        chat = dict(self.chat.named()) if self.chat is not None else {}
         for side in ("tuned", "base"):
-            answers = {name: step for name, step in chat.items() if name == f"chat/{side}"}
-            self._build(getattr(self.downstream, side), answers)
+            self._build(getattr(self.downstream, side))
+            if self.chat is not None:
+                self._ensure(getattr(self.chat, side))
             self.models.release()
         self._build(tuned.mauve_features, base.mauve_features)
         self._build(tuned.image_features, base.image_features)

@@ -6,7 +6,7 @@ from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.runtime.strict_model import StrictModel
 
 CHAT = "chat"
-"""What a table's column names as its `dataset` to read these scores."""
+"""The `dataset` of a table's column that shows these scores. No evaluation dataset is called so."""
 
 
 class ChatAnswer(StrictModel):

@@ -284,10 +284,11 @@ class Record(StrictModel):
         """Return the scores of a dataset (none: all) at a length (none: the full one), if any.
 
         A record of one dataset has no slices by dataset: the overall one is that dataset's. The
-        dataset `chat` is the answers to open questions, of any length.
+        dataset `chat` is the answers to open questions, at the length `chat.max_new_tokens`.
         """
         if dataset == CHAT and self.chat is not None:
-            return Slice(dataset=CHAT, reference={}, **self.chat.model_dump(exclude={"answers"}))
+            chat = Slice(dataset=CHAT, reference={}, **self.chat.model_dump(exclude={"answers"}))
+            return chat if length in (None, chat.max_new_tokens) else None
         length = length or self.overall.max_new_tokens
         if {sample.dataset for sample in self.samples} == {dataset}:
             dataset = None

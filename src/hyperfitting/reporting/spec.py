@@ -31,6 +31,7 @@ from hyperfitting.record.schema import Side
 SECTION = "hydra.sweeper.report"
 _FORMAT = re.compile(r"\{:\+?\.\d[fe%]\}")
 _EXCLUDED_BY_MINUS = ("length", "dataset", "statistic")
+_EXCLUDED_BY_TASK = ("length", "dataset", "statistic", "minus")
 _EXCLUDED_BY_SPEARMAN = ("statistic", "minus")
 
 
@@ -59,7 +60,7 @@ class ColumnSpec(_Spec):
     length: int | None = None
     """Length of the continuations, in tokens; none: the longest."""
     dataset: str | None = None
-    """Evaluation dataset; none: all texts."""
+    """Evaluation dataset, or `chat`: the answers to open questions; none: all texts."""
     side: Side = "tuned"
     """The tuned model, the base model, or the reference texts."""
     scale: float = 1
@@ -90,6 +91,9 @@ class ColumnSpec(_Spec):
     def _check_task(cls, task: str | None, info: ValidationInfo) -> str | None:
         if task is not None and not str(info.data.get("key")).startswith("down/"):
             raise ValueError("only metrics down/… are of tasks")
+        for name in _EXCLUDED_BY_TASK if task is not None else ():
+            if info.data.get(name) != cls.model_fields[name].default:
+                raise ValueError(f"is over the questions of a task: {name} cannot be set")
         return task
 
     spearman: str | None = None
