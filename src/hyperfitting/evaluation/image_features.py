@@ -1,7 +1,7 @@
 """Features of whole images for FID and KID, as artifacts; the network is injected.
 
 `inception` is the Inception-v3 of FID, as torch-fidelity builds it, with weights that the user has
-as safetensors: nothing is downloaded, and no pickle of others is read.
+as safetensors: nothing is downloaded, and no pickle from elsewhere is loaded.
 """
 
 import importlib.util
@@ -83,11 +83,11 @@ def _not_installed(path: Path, package: str) -> UserError:
 def _load_inception(path: Path, device: torch.device) -> Network:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ModuleNotFoundError as error:  # its torchvision, which fits one torch only
+    except ModuleNotFoundError as error:  # torchvision, which it imports
         raise _not_installed(path, str(error.name)) from error
     try:
         weights = load_file(path)
-        with TemporaryDirectory() as folder:  # it reads pickles only: one of these tensors
+        with TemporaryDirectory() as folder:  # torch-fidelity loads pickles only
             pickled = Path(folder) / "weights.pth"
             torch.save(weights, pickled)
             network = FeatureExtractorInceptionV3("inception", [_LAYER], str(pickled)).to(device)

@@ -135,7 +135,7 @@ def notes(comparison: Comparison) -> list[str]:
     if tuned.output.image_features is not None:
         notes.append(
             f"gen/fid and gen/kid compare {len(labels)} completed images with the true ones, of "
-            "which they hold the context; FID is biased upward with so few"
+            "which they hold the context; FID is biased upward, the more the fewer they are"
         )
     return notes
 

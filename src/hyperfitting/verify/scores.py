@@ -139,8 +139,8 @@ class _Recomputation:
         """Return the scores of a side.
 
         Args:
-            side: whose.
-            computed: its values.
+            side: `tuned`, `base` or `reference`.
+            computed: what can be computed of it.
             missing: metrics whose text values at full length are taken from the record.
         """
         recorded = {
@@ -161,7 +161,7 @@ class _Recomputation:
         return Scores(output, computed.inputs, values)
 
     def _values(self, inputs: ScoringInputs, length: int) -> tuple[Values, set[str]]:
-        """Return the text values at a length, and the metrics whose are missing."""
+        """Return the text values at a length, and the metrics without them."""
         full = self.evaluation.continuation_len
         values: Values = {}
         missing: set[str] = set()

@@ -49,8 +49,9 @@ def key_labels(key: str, keys: list[str]) -> list[str]:
     what the panel's axis says.
     """
     texts, name = key.rsplit("/", 1)
-    labels = [f"{texts} texts"] if len({k.rsplit("/", 1)[0] for k in keys}) > 1 else []
-    parts = {k.rsplit("/", 1)[1]: layer_label(k.rsplit("/", 1)[1]).split(", ") for k in keys}
+    all_texts, names = (set(part) for part in zip(*(k.rsplit("/", 1) for k in keys), strict=True))
+    labels = [f"{texts} texts"] if len(all_texts) > 1 else []
+    parts = {each: layer_label(each).split(", ") for each in names}
     if len(parts) > 1:
         common = set.intersection(*map(set, parts.values()))
         own = [part for part in parts[name] if part not in common]
