@@ -6,7 +6,7 @@ from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.runtime.strict_model import StrictModel
 
 CHAT = "chat"
-"""The `dataset` of a table's column that shows these scores. No evaluation dataset is called so."""
+"""The `dataset` of a table's column that shows these scores; no dataset has that name."""
 
 
 class ChatAnswer(StrictModel):
