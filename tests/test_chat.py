@@ -235,7 +235,7 @@ MASK[:, -1] = True
 def test_a_masked_loss_and_its_gradient_are_those_of_ignored_labels(any_base: BaseModel) -> None:
     model = load(any_base).eval()
     ids, mask = torch.as_tensor(DATA.train).long(), torch.as_tensor(MASK)
-    loss = NextTokenLoss(model)(ids, mask=mask)
+    loss = NextTokenLoss(model)(ids, mask=MASK)
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     labels = ids.masked_fill(~mask, -100)[:, 1:]
@@ -262,7 +262,7 @@ def test_a_train_step_averages_over_the_answers_of_the_whole_batch(
     labels = ids.masked_fill(~mask, -100)
     logits = model(input_ids=ids).logits[:, :-1]
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
-    loss = train_step(state, ids, np.arange(len(ids)), mask)
+    loss = train_step(state, ids, np.arange(len(ids)), MASK)
     assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
 
 

@@ -94,6 +94,16 @@ def test_a_train_step_reads_nothing_from_the_device(
     assert host.uploads == enqueued == rows * 2
 
 
+def test_a_masked_train_step_reads_nothing_from_the_device(state: TrainState) -> None:
+    tokens = torch.zeros(3, 8, dtype=torch.long, device="meta")
+    mask = np.arange(24).reshape(3, 8) % 3 > 0
+    with HostReads() as host:
+        train_step(state, tokens, np.arange(3), mask)
+    assert host.reads == []
+    counted = [(mask[:2, 1:].sum(),), (mask[2:, 1:].sum(),)]
+    assert host.uploads == [(2,), counted[0], (1,), counted[1]]
+
+
 def test_a_loss_is_read_when_the_next_step_is_enqueued(
     state: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:

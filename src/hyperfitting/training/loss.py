@@ -8,12 +8,15 @@ at a time, and only the gradient of the hidden states is kept.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hyperfitting.data.sequences import Mask
 from hyperfitting.models.layers import input_tokens, override_forward
 from hyperfitting.runtime.linear_kernels import linear
+from hyperfitting.runtime.transfer import to_device
 from hyperfitting.training.flops import CHUNK_BYTES
 
 
@@ -96,16 +99,18 @@ class NextTokenLoss:
         self._layer: nn.Linear | None = layer if is_chunkable else None
 
     def __call__(
-        self, tokens: Tensor, n_valid: int | None = None, mask: Tensor | None = None
+        self, tokens: Tensor, n_valid: int | None = None, mask: Mask | None = None
     ) -> Tensor:
         """Return the loss, summed over all tokens but the first of each sequence.
 
         Args:
             tokens: (B, T) sequences.
             n_valid: the first so many sequences count, the others are padding; none: all count.
-            mask: (B, T) the tokens that count; none: all do.
+            mask: (B, T) the tokens that count, on the host; none: all do.
         """
-        counted = slice(None) if mask is None else mask[:n_valid, 1:].flatten()
+        counted: slice | Tensor = slice(None)  # a mask on the device would be read for its sum
+        if mask is not None:
+            counted = to_device(np.flatnonzero(mask[:n_valid, 1:]), tokens.device)
         targets = tokens[:n_valid, 1:].flatten()[counted]
         layer, n_targets = self._layer, tokens.shape[1] - 1
         inputs = input_tokens(self._model, tokens)

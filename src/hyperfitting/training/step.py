@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from hyperfitting.data.sequences import Mask
 from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.models import trainable
 from hyperfitting.models.base import BaseModel
@@ -149,7 +150,7 @@ def build_train_state(
     )
 
 
-def train_step(state: TrainState, tokens: Tensor, rows: Rows, mask: Tensor | None = None) -> Tensor:
+def train_step(state: TrainState, tokens: Tensor, rows: Rows, mask: Mask | None = None) -> Tensor:
     """Take one optimizer step, and return the batch's mean next-token loss in nats.
 
     If GPU memory runs out in the forward or backward pass, or the compiler fails, these are
@@ -163,7 +164,7 @@ def train_step(state: TrainState, tokens: Tensor, rows: Rows, mask: Tensor | Non
         state: changed in place.
         tokens: (B, T) sequences.
         rows: (B,) their indices among the training sequences.
-        mask: (B, T) the tokens that count in the loss, on the device; none: all do.
+        mask: (B, T) the tokens that count in the loss, on the host; none: all do.
 
     Raises:
         UserError: memory runs out in the optimizer step, or the model needs an operation that is
@@ -182,7 +183,7 @@ def train_step(state: TrainState, tokens: Tensor, rows: Rows, mask: Tensor | Non
     return state.dist.all_reduce_sum(loss)
 
 
-def _forward_backward(state: TrainState, tokens: Tensor, rows: Rows, mask: Tensor | None) -> Tensor:
+def _forward_backward(state: TrainState, tokens: Tensor, rows: Rows, mask: Mask | None) -> Tensor:
     """Return `_accumulate_gradients` of a batch, repeated while that can help."""
     while True:
         try:
@@ -224,20 +225,20 @@ def _no_memory_for_optimizer(state: TrainState) -> UserError:
 
 
 def _accumulate_gradients(
-    state: TrainState, tokens: Tensor, rows: Rows, mask: Tensor | None
+    state: TrainState, tokens: Tensor, rows: Rows, mask: Mask | None
 ) -> Tensor:
     """Set the gradients of a batch (B, T), and return this rank's part of its mean loss."""
     dist = state.dist
     for parameter in state.trained.values():
         parameter.grad = None
-    n_predicted = tokens[:, 1:].numel() if mask is None else mask[:, 1:].sum()
+    n_predicted = tokens[:, 1:].numel() if mask is None else int(mask[:, 1:].sum())
     total = torch.zeros((), device=tokens.device)
     shard, n_valid = dist.shard(np.arange(len(tokens)))
     for start in range(0, len(shard), state.micro_batch_size):
         micro_batch = shard[start : start + state.micro_batch_size]  # (b,)
         micro_rows = to_device(micro_batch, tokens.device)
         inputs = tokens[micro_rows]  # (b, T)
-        counted = None if mask is None else mask[micro_rows]
+        counted = None if mask is None else mask[micro_batch]
         with _cached_activations(state, rows[micro_batch]):
             with trainable.autocast(state.model, state.trainer.precision):
                 loss = state.loss(inputs, max(0, n_valid - start), counted) / n_predicted

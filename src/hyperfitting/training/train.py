@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hyperfitting.data.sequences import Sequences
+from hyperfitting.data.sequences import Mask, Sequences
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
@@ -82,7 +82,6 @@ def train(
 
     trainer, n = cfg.trainer, len(data.train)
     sequences = to_device(data.train, state.model.device)  # (N, T)
-    mask = None if data.train_mask is None else to_device(data.train_mask, state.model.device)
     step = done.step
     remaining_tokens = tokens_between(trainer, data.train.shape, step)
     with progress("training", remaining_tokens, "tokens") as advance, preemption.defer_signals():
@@ -93,7 +92,7 @@ def train(
             if steps_into_epoch == 0:
                 torch.manual_seed(_dropout_seed(trainer.seed, epoch, dist.rank))
             epoch_batches = itertools.islice(batches(n, epoch, trainer), steps_into_epoch, None)
-            for n_tokens, loss in _train_steps(state, sequences, mask, epoch_batches):
+            for n_tokens, loss in _train_steps(state, sequences, data.train_mask, epoch_batches):
                 step += 1
                 if not math.isfinite(loss):
                     raise _diverged(epoch, step, f"the training loss became {loss}", checkpoint)
@@ -128,7 +127,7 @@ def train(
 
 
 def _train_steps(
-    state: TrainState, sequences: Tensor, mask: Tensor | None, epoch_batches: Iterable[Rows]
+    state: TrainState, sequences: Tensor, mask: Mask | None, epoch_batches: Iterable[Rows]
 ) -> Iterator[tuple[int, float]]:
     """Take a train step per batch, until a signal is received; yield its tokens and its loss.
 
@@ -137,14 +136,14 @@ def _train_steps(
     Args:
         state: changed in place.
         sequences: (N, T) the training sequences, on the device.
-        mask: (N, T) the tokens that count in the loss, on the device; none: all do.
+        mask: (N, T) the tokens that count in the loss, on the host; none: all do.
         epoch_batches: (B,) indices of each batch.
     """
     losses: deque[tuple[int, HostScalar]] = deque()
     for rows in epoch_batches:
         indices = to_device(rows, sequences.device)
         tokens = sequences[indices].long()  # (B, T)
-        counted = None if mask is None else mask[indices]
+        counted = None if mask is None else mask[rows]
         losses.append((tokens.numel(), HostScalar(train_step(state, tokens, rows, counted))))
         if len(losses) == 2:
             n_tokens, loss = losses.popleft()
