@@ -24,7 +24,7 @@ from hyperfitting.data.hub_dataset import explain_datasets_errors, load_rows
 from hyperfitting.data.image_files import find_images, read_image
 from hyperfitting.data.sources import errors_at
 from hyperfitting.data.splits import uniform_hash
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 from hyperfitting.fields import id_config
 from hyperfitting.models import hub
 from hyperfitting.models.image_format import Pixels
@@ -225,13 +225,7 @@ def _hub(cfg: TextsConfig, image: ImageConfig, progress: ProgressReporter) -> So
     def read() -> Iterator[tuple[Pixels, int]]:
         rows = load_rows(cfg, commit, progress)
         if image.column not in rows.column_names:
-            raise UserError(
-                "there is no such column",
-                field="dataset.image.column",
-                value=image.column,
-                valid=", ".join(rows.column_names),
-                hint=near_matches(image.column, rows.column_names),
-            )
+            raise no_such("column", "dataset.image.column", image.column, rows.column_names)
         with explain_datasets_errors(cfg):
             for group, picture in enumerate(rows[image.column]):
                 yield np.asarray(picture.convert("RGB")), group

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hyperfitting.data.config import ImageConfig
 from hyperfitting.data.image_files import read_image
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 from hyperfitting.models.image_format import Pixels
 from hyperfitting.store.hashing import fingerprint
 
@@ -161,12 +161,6 @@ def require_scikit_learn(field: str, value: object) -> None:
 
 def _set(name: str) -> _Set:
     if name not in _SETS:
-        raise UserError(
-            "no such packaged images",
-            field="dataset.path",
-            value=name,
-            valid=", ".join(_SETS),
-            hint=near_matches(name, _SETS),
-        )
+        raise no_such("packaged images", "dataset.path", name, _SETS)
     require_scikit_learn("dataset.path", name)  # both have images of it
     return _SETS[name]
