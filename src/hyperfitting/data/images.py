@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfitting.data import packaged_images
-from hyperfitting.data.config import ImageConfig, TextsConfig
+from hyperfitting.data.config import DatasetConfig, ImageConfig, TextsConfig
 from hyperfitting.data.hub_dataset import explain_datasets_errors, load_rows
 from hyperfitting.data.image_files import find_images, read_image
 from hyperfitting.data.sources import errors_at
@@ -122,14 +122,15 @@ def images_step(
 
 
 def _refuse_fractions(cfg: TextsConfig) -> None:
-    for field in fields(cfg):
-        value = getattr(cfg, field.name)
-        if field.name in ("holdout_fraction", "validation_fraction") and value != field.default:
+    for name in ("holdout_fraction", "validation_fraction"):
+        default = getattr(DatasetConfig, name)
+        value = getattr(cfg, name, default)  # other texts have no validation sequences
+        if value != default:
             raise UserError(
                 f"changes nothing: the sets of {cfg.path} are fixed",
-                field=f"dataset.{field.name}",
+                field=f"dataset.{name}",
                 value=value,
-                valid=f"{field.default}, the default",
+                valid=f"{default}, the default",
             )
 
 

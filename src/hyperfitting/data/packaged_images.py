@@ -65,6 +65,11 @@ def _digits(image: ImageConfig) -> Iterator[tuple[Pixels, int]]:
         yield np.repeat(picture[:, :, None], 3, axis=2), group
 
 
+def _digits_id() -> str:
+    require_scikit_learn("dataset.path", "digits")
+    return "sklearn.datasets.load_digits"
+
+
 @dataclass(frozen=True)
 class Photograph:
     """A color photograph that a package ships."""
@@ -126,7 +131,7 @@ class _Set:
 
 
 _SETS = {
-    "digits": _Set(lambda: "sklearn.datasets.load_digits", ("scikit-learn",), _digits),
+    "digits": _Set(_digits_id, ("scikit-learn",), _digits),
     "photographs": _Set(
         _photographs_id, ("matplotlib", "scikit-image", "scikit-learn"), _photographs
     ),
@@ -162,5 +167,4 @@ def require_scikit_learn(field: str, value: object) -> None:
 def _set(name: str) -> _Set:
     if name not in _SETS:
         raise no_such("packaged images", "dataset.path", name, _SETS)
-    require_scikit_learn("dataset.path", name)  # both have images of it
     return _SETS[name]
