@@ -15,7 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hyperfitting.data.config import DatasetConfig, TextsConfig, register_resolvers
 from hyperfitting.decoding.config import DecodeConfig
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.fields import RECORD, RUNTIME, at_least, required, setting
 from hyperfitting.mechanism.config import MechanismConfig
@@ -306,13 +306,7 @@ def _check_known(cfg: DictConfig, schema: type, prefix: str) -> None:
     known = get_type_hints(schema)
     for name in cfg:
         if name not in known:
-            raise UserError(
-                "no such field",
-                field=prefix + str(name),
-                value=cfg[name],
-                valid=", ".join(known),
-                hint=near_matches(str(name), known),
-            )
+            raise no_such("field", prefix + str(name), str(name), known, value=str(cfg[name]))
         if is_dataclass(known[name]):
             _check_known(cfg[name], known[name], f"{prefix}{name!s}.")
     if schema is EvaluationConfig:

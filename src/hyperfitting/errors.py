@@ -65,6 +65,28 @@ class UserError(Exception):
         return UserError(**{"problem": self.problem, **kept, **changes})
 
 
+def no_such(
+    kind: str, field: str, name: str, options: Iterable[object], value: str | None = None
+) -> UserError:
+    """Return the error of a name that is not among the options.
+
+    Args:
+        kind: what it is the name of, such as `field`.
+        field: where it stands.
+        name: is compared with the options for near matches.
+        options: those that exist.
+        value: shown for the field; none: the name.
+    """
+    names = [str(option) for option in options]
+    return UserError(
+        f"no such {kind}",
+        field=field,
+        value=name if value is None else value,
+        valid=", ".join(names),
+        hint=near_matches(name, names),
+    )
+
+
 def near_matches(word: str, options: Iterable[str]) -> str:
     """Return "did you mean …?" with the options closest to ``word``, or "" if none is close."""
     close = difflib.get_close_matches(word, list(options), n=3, cutoff=0.5)

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperfitting.errors import Resource, UserError, escape, exhausted_resource, near_matches
+from hyperfitting.errors import Resource, UserError, escape, exhausted_resource, no_such
 from hyperfitting.formatting import first_line
 from hyperfitting.runtime import preemption
 from hyperfitting.runtime.files import folder_error
@@ -278,7 +278,7 @@ def _explain_config(error: BaseException) -> str:
         return _explain_override(str(error.override), "cannot be read as FIELD=VALUE")
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return _no_such("option", group, option, option, error.options)
+        return str(no_such("option", group, option, error.options))
     if ambiguous := _AMBIGUOUS.match(str(error)):
         problem = "is a list of values, so that a sweep is meant: add -m"
         return _explain_override(ambiguous[1], problem)
@@ -286,13 +286,7 @@ def _explain_config(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         parent, name = cause.parent_node, str(cause.key)
         if parent is not None and hasattr(parent, "keys") and name not in list(parent.keys()):
-            fields = list(map(str, parent.keys()))
-            return _no_such("field", cause.full_key or name, "…", name, fields)
+            field = cause.full_key or name
+            return str(no_such("field", field, name, parent.keys(), value="…"))
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return "\n  ".join(text for text in str(error).splitlines() if text.strip())
-
-
-def _no_such(kind: str, field: str, value: str, name: str, names: Sequence[str]) -> str:
-    """Return the message of a name that does not exist, with those that do and near matches."""
-    valid, hint = ", ".join(names), near_matches(name, names)
-    return str(UserError(f"no such {kind}", field=field, value=value, valid=valid, hint=hint))

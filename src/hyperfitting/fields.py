@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 
 RECORD = "record"
 """Enters no artifact's id, but changes results.json (scores, labels, selections)."""
@@ -142,13 +142,7 @@ def one_of(name: str, value: str, options: Iterable[str]) -> None:
     """Refuse a value that is not one of the options."""
     options = tuple(options)
     if value not in options:
-        raise UserError(
-            "no such choice",
-            field=name,
-            value=value,
-            valid=", ".join(options),
-            hint=near_matches(value, options),
-        )
+        raise no_such("choice", name, value, options)
 
 
 def at_least(name: str, value: float | None, low: float) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from hyperfitting.errors import UserError
 from hyperfitting.formatting import printable_line
 
-CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
+_CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 _OUTTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 """By dtype of the weights: none is rounded."""
 _INSTALL = (
@@ -36,12 +36,12 @@ def find_converter(given: Path | None) -> list[str]:
             raise UserError("is no file", field="--converter", value=given, hint=_INSTALL)
         script = str(given.absolute())
         return [script] if os.access(given, os.X_OK) else [sys.executable, script]
-    for name in CONVERTERS:
+    for name in _CONVERTERS:
         program = shutil.which(name)
         if program is not None:
             return [program]
     raise UserError(
-        f"--gguf needs llama.cpp's converter, and none is on PATH ({' or '.join(CONVERTERS)})",
+        f"--gguf needs llama.cpp's converter, and none is on PATH ({' or '.join(_CONVERTERS)})",
         hint=_INSTALL,
     )
 

@@ -75,7 +75,7 @@ def card_license(card: Path) -> str:
 
 
 def _hub_license(repo_type: RepoType, location: str) -> str:
-    """Return the license that a repository states; without network the cache may know it."""
+    """Return the license that a repository states; offline, the copy in the cache."""
     repo, _, commit = location.partition("@")
     try:
         if _CARD not in hub.list_files(repo_type, repo, commit):

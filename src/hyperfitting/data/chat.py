@@ -67,7 +67,7 @@ def row_conversation(row: Any, where: str, field: str) -> str:
     """
     if isinstance(row, Mapping) and field not in row and {"prompt", "response"} <= set(row):
         answer = {"role": "assistant", "content": row["response"]}
-        return conversation([{"role": "user", "content": row["prompt"]}, answer], where, field)
+        return conversation([*question(row["prompt"]), answer], where, field)
     messages = row.get(field) if isinstance(row, Mapping) else None
     return conversation(messages, where, field)
 
@@ -101,16 +101,16 @@ def encode(tokenizer: Any, document: str) -> tuple[list[int], list[bool]]:
     """Return the ids of a conversation, and which of them are the assistant's.
 
     An answer ends with its end-of-turn token; the white space that templates put after it does not
-    count, since generation has ended there. Templates that mark answers (`{% generation %}`) tell
-    where they are; of others, an answer is what the text of the conversation up to it has more than
-    the prompt for it (`add_generation_prompt=True`).
+    count, since generation has ended there. In a template with `{% generation %}` these spans are
+    the answers. Without it, an answer is what rendering the conversation up to and including it
+    adds to the prompt before it (`add_generation_prompt=True`).
 
     Args:
         tokenizer: with a chat template.
         document: of `conversation`.
 
     Raises:
-        UserError: the template changes earlier messages, so that the answers cannot be told.
+        UserError: the template changes earlier messages, so that the answers cannot be located.
     """
     messages: list[Message] = json.loads(document)
     if _MARKED.search(str(tokenizer.chat_template)):
@@ -138,7 +138,7 @@ def _answer_spans(
         if not (answered.startswith(prompt) and text.startswith(answered.rstrip())):
             raise UserError(
                 "the model's chat template changes earlier messages, so that the answers cannot be "
-                "told from the rest",
+                "located",
                 field="dataset.assistant_only_loss",
                 value=True,
                 hint="dataset.assistant_only_loss=false, or a template with {% generation %}",

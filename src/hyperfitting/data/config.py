@@ -137,8 +137,7 @@ class DatasetConfig(TextsConfig):
 
     def _derive_seq_len(self, image: ImageConfig) -> None:
         """Set the length of a sequence to that of an image; refuse another one."""
-        default = type(self).__dataclass_fields__["seq_len"].default
-        if self.seq_len not in (default, image.n_tokens):
+        if self.seq_len not in (DatasetConfig.seq_len, image.n_tokens):
             raise UserError(
                 "changes nothing: a sequence is a whole image",
                 field="dataset.seq_len",

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperfitting.data import packaged_images
-from hyperfitting.data.config import ImageConfig, TextsConfig
+from hyperfitting.data.config import DatasetConfig, ImageConfig, TextsConfig
 from hyperfitting.data.hub_dataset import explain_datasets_errors, load_rows
 from hyperfitting.data.image_files import find_images, read_image
 from hyperfitting.data.sources import errors_at
 from hyperfitting.data.splits import uniform_hash
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 from hyperfitting.fields import id_config
 from hyperfitting.models import hub
 from hyperfitting.models.image_format import Pixels
@@ -122,14 +122,15 @@ def images_step(
 
 
 def _refuse_fractions(cfg: TextsConfig) -> None:
-    for field in fields(cfg):
-        value = getattr(cfg, field.name)
-        if field.name in ("holdout_fraction", "validation_fraction") and value != field.default:
+    for name in ("holdout_fraction", "validation_fraction"):
+        default = getattr(DatasetConfig, name)
+        value = getattr(cfg, name, default)  # other texts have no validation sequences
+        if value != default:
             raise UserError(
                 f"changes nothing: the sets of {cfg.path} are fixed",
-                field=f"dataset.{field.name}",
+                field=f"dataset.{name}",
                 value=value,
-                valid=f"{field.default}, the default",
+                valid=f"{default}, the default",
             )
 
 
@@ -225,13 +226,7 @@ def _hub(cfg: TextsConfig, image: ImageConfig, progress: ProgressReporter) -> So
     def read() -> Iterator[tuple[Pixels, int]]:
         rows = load_rows(cfg, commit, progress)
         if image.column not in rows.column_names:
-            raise UserError(
-                "there is no such column",
-                field="dataset.image.column",
-                value=image.column,
-                valid=", ".join(rows.column_names),
-                hint=near_matches(image.column, rows.column_names),
-            )
+            raise no_such("column", "dataset.image.column", image.column, rows.column_names)
         with explain_datasets_errors(cfg):
             for group, picture in enumerate(rows[image.column]):
                 yield np.asarray(picture.convert("RGB")), group

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
 
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 
 _WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
@@ -154,11 +154,5 @@ _SAMPLES = {
 
 def _sample(name: str) -> _Sample:
     if name not in _SAMPLES:
-        raise UserError(
-            "no such packaged sample",
-            field="dataset.path",
-            value=name,
-            valid=", ".join(_SAMPLES),
-            hint=near_matches(name, _SAMPLES),
-        )
+        raise no_such("packaged sample", "dataset.path", name, _SAMPLES)
     return _SAMPLES[name]

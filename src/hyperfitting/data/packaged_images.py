@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hyperfitting.data.config import ImageConfig
 from hyperfitting.data.image_files import read_image
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 from hyperfitting.models.image_format import Pixels
 from hyperfitting.store.hashing import fingerprint
 
@@ -63,6 +63,11 @@ def _digits(image: ImageConfig) -> Iterator[tuple[Pixels, int]]:
     grays = np.rint(levels * (255 / 16)).astype(np.uint8)
     for group, picture in enumerate(grays):
         yield np.repeat(picture[:, :, None], 3, axis=2), group
+
+
+def _digits_id() -> str:
+    require_scikit_learn("dataset.path", "digits")
+    return "sklearn.datasets.load_digits"
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class _Set:
 
 
 _SETS = {
-    "digits": _Set(lambda: "sklearn.datasets.load_digits", ("scikit-learn",), _digits),
+    "digits": _Set(_digits_id, ("scikit-learn",), _digits),
     "photographs": _Set(
         _photographs_id, ("matplotlib", "scikit-image", "scikit-learn"), _photographs
     ),
@@ -161,12 +166,5 @@ def require_scikit_learn(field: str, value: object) -> None:
 
 def _set(name: str) -> _Set:
     if name not in _SETS:
-        raise UserError(
-            "no such packaged images",
-            field="dataset.path",
-            value=name,
-            valid=", ".join(_SETS),
-            hint=near_matches(name, _SETS),
-        )
-    require_scikit_learn("dataset.path", name)  # both have images of it
+        raise no_such("packaged images", "dataset.path", name, _SETS)
     return _SETS[name]

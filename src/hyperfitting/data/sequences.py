@@ -28,7 +28,7 @@ from hyperfitting.data.config import DatasetConfig, TextsConfig
 from hyperfitting.data.duplicates import near_duplicate_groups
 from hyperfitting.data.sources import Documents, load_documents
 from hyperfitting.data.splits import Split, cut_passages, shuffled, split_documents
-from hyperfitting.data.take import Taken, take_blocks, take_prefixes
+from hyperfitting.data.take import MaskedSequences, take_blocks, take_prefixes
 from hyperfitting.data.tokenization import DocumentTokenizer, token_texts
 from hyperfitting.errors import UserError
 from hyperfitting.fields import id_config
@@ -108,7 +108,7 @@ def sequences_step(
         split = _split(loaded, cfg)
         tokenizer = DocumentTokenizer(base, cfg.chat)
 
-        def take(texts: list[str], n: int) -> Taken:
+        def take(texts: list[str], n: int) -> MaskedSequences:
             ordered = shuffled(texts, cfg.seed)
             if cfg.sequences == "prefix":
                 return take_prefixes(ordered, n, cfg.seq_len, tokenizer)

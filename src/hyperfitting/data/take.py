@@ -12,13 +12,15 @@ from hyperfitting.data.tokenization import DocumentTokenizer
 
 _MAX_CHARS_PER_TOKEN = 40
 """More than any tokenizer needs; the text after that is not tokenized."""
-Taken = tuple[list[Any], list[Any]]
+MaskedSequences = tuple[list[Any], list[Any]]
 """N sequences (T,) of token ids, and N masks (T,) of the tokens that count in the loss."""
 
 log = logging.getLogger(__name__)
 
 
-def take_prefixes(documents: list[str], n: int, length: int, tokenizer: DocumentTokenizer) -> Taken:
+def take_prefixes(
+    documents: list[str], n: int, length: int, tokenizer: DocumentTokenizer
+) -> MaskedSequences:
     """Return the first ``length`` tokens of the first ``n`` long enough documents.
 
     A conversation is skipped if there is no answer among these tokens.
@@ -50,7 +52,7 @@ def take_blocks(
     seed: int,
     tokenizer: DocumentTokenizer,
     advance: Callable[[int], None],
-) -> Taken:
+) -> MaskedSequences:
     """Return ``n`` random blocks of ``length`` tokens of all documents, concatenated.
 
     A block of conversations without a token of an answer is left out.
@@ -62,10 +64,10 @@ def take_blocks(
         stream.append(np.array(tokens + separator, np.int32))
         masks.append(np.array(mask + [True] * len(separator), bool))
         advance(1)
-    blocks, counted = (_blocks(np.concatenate(parts), length) for parts in (stream, masks))
+    blocks, loss_masks = (_blocks(np.concatenate(parts), length) for parts in (stream, masks))
     order = np.random.default_rng(seed).permutation(len(blocks))
-    order = order[counted[order, 1:].any(1)][:n]
-    return list(blocks[order]), list(counted[order])
+    order = order[loss_masks[order, 1:].any(1)][:n]
+    return list(blocks[order]), list(loss_masks[order])
 
 
 def _blocks(stream: NDArray[Any], length: int) -> NDArray[Any]:

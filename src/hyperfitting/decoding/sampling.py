@@ -87,7 +87,7 @@ def _keep_lowest(logits: Tensor, keys: Tensor, mass: float) -> Tensor:
     """Keep the fewest tokens of lowest key (B, K) that reach the mass; ties are kept together."""
     p = torch.softmax(logits, dim=-1)
     sorts_all = True
-    if p.device.type == "cpu" and p.shape[-1] > _PARTIAL_SORT:  # a GPU would be waited for
+    if p.device.type == "cpu" and p.shape[-1] > _PARTIAL_SORT:  # bool() synchronizes a GPU
         lowest, ids = keys.topk(_PARTIAL_SORT, dim=-1, largest=False)  # ascending
         cumulative = p.gather(-1, ids).cumsum(-1)
         sorts_all = bool((cumulative[:, -1] < mass).any())

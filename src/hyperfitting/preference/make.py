@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 from hyperfitting.preference.design import Design, gold_items, make_task
 from hyperfitting.preference.items import (
     ASPECT_QUESTIONS,
@@ -103,13 +103,7 @@ def _read_guidelines(path: Path | None) -> str:
 def _check_runs(names: Sequence[str], records: Mapping[str, Record]) -> None:
     for name in names:
         if name not in records:
-            raise UserError(
-                "is no finished run",
-                field="--runs",
-                value=name,
-                valid=", ".join(records),
-                hint=near_matches(name, records),
-            )
+            raise no_such("finished run", "--runs", name, records)
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 from hyperfitting.preference.items import Source, content_hash
 from hyperfitting.preference.texts import normalize
 from hyperfitting.record.schema import SIDES, Record, Side
@@ -47,14 +47,9 @@ def pairs_of_systems(
     Raises:
         UserError: there is no such run or length.
     """
-    if against not in (REFERENCE, BASE, *records):
-        raise UserError(
-            "is no run",
-            field="--against",
-            value=against,
-            valid=f"{REFERENCE}, {BASE}, {', '.join(records)}",
-            hint=near_matches(against, records),
-        )
+    sides = (REFERENCE, BASE, *records)
+    if against not in sides:
+        raise no_such("run", "--against", against, sides)
     systems: list[tuple[tuple[str, Source], tuple[str, Source]]] = []
     for run, record in records.items():
         if against == REFERENCE:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from hyperfitting.errors import UserError, escape, near_matches
+from hyperfitting.errors import UserError, escape, no_such
 from hyperfitting.failures import print_error
 from hyperfitting.formatting import duration, make_console
 from hyperfitting.preference.database import DATABASE_FILE, Database
@@ -126,13 +126,7 @@ def _serve(arguments: argparse.Namespace, task: Task, database: Database) -> Non
 def _known(task: Task, option: str, names: Sequence[str]) -> Sequence[str]:
     for name in names:
         if name not in task.annotators:
-            raise UserError(
-                "the task has no such annotator",
-                field=option,
-                value=name,
-                valid=", ".join(task.annotators),
-                hint=near_matches(name, task.annotators),
-            )
+            raise no_such("annotator", option, name, task.annotators)
     return names
 
 

@@ -24,7 +24,7 @@ from pydantic import (
     field_validator,
 )
 
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 from hyperfitting.metrics.registry import metric
 from hyperfitting.record.schema import Side
 
@@ -326,7 +326,7 @@ def _parse_table(values: Mapping[str, Any], at: str) -> TableSpec:
 def _parse_figure(values: Mapping[str, Any], at: str) -> _Figure:
     kind = str(values.get("kind"))
     if kind not in _FIGURES:
-        raise no_such(f"{at}.kind", kind, _FIGURES)
+        raise no_such("kind of figure", f"{at}.kind", kind, _FIGURES)
     figure = dict(values)
     if "y" in figure:
         figure["y"] = {
@@ -361,18 +361,6 @@ def _as_user_error(error: ValidationError, model: type[_Spec], at: str) -> UserE
     first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
     path = [at, *map(str, first["loc"])]
     if first["type"] == "extra_forbidden":
-        return no_such(at, path[-1], model.model_fields)
+        return no_such("field", at, path[-1], model.model_fields)
     value = None if first["type"] == "missing" else first["input"]
     return UserError(first["msg"].removeprefix("Value error, "), field=".".join(path), value=value)
-
-
-def no_such(field: str, name: str, options: Any) -> UserError:
-    """Return the error of a name that is not among the options."""
-    options = [str(option) for option in options]
-    return UserError(
-        "there is no such name",
-        field=field,
-        value=name,
-        valid=", ".join(options),
-        hint=near_matches(name, options),
-    )

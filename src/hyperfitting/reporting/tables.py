@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
+from hyperfitting.errors import no_such
 from hyperfitting.formatting import printable_line
 from hyperfitting.reporting.best import best_cells
 from hyperfitting.reporting.cells import Cell, table_cell
-from hyperfitting.reporting.spec import SECTION, ColumnSpec, TableSpec, no_such
+from hyperfitting.reporting.spec import SECTION, ColumnSpec, TableSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
 
 PUBLISHED = "Published"
@@ -92,7 +93,7 @@ def build_table(sweep: SweepRecords, name: str, spec: TableSpec) -> Table:
     known = {axis: sweep.labels_at_any_scale(axis) for axis in spec.rows}
     for axis, labels in known.items():
         if not labels:
-            raise no_such(f"{at}.rows", axis, sweep.axes)
+            raise no_such("axis", f"{at}.rows", axis, sweep.axes)
     for heading, column in spec.columns.items():
         _check_minus(sweep, column, f"{at}.columns.{heading}")
     published = [_published_row(at, row, known, spec.columns) for row in spec.published]
@@ -120,7 +121,7 @@ def _check_minus(sweep: SweepRecords, column: ColumnSpec, at: str) -> None:
     for axis, label in (column.minus or {}).items():
         labels = sweep.labels_at_any_scale(axis)
         if label not in labels:
-            raise no_such(f"{at}.minus.{axis}", label, labels)
+            raise no_such("label", f"{at}.minus.{axis}", label, labels)
 
 
 def _published_row(
@@ -132,11 +133,11 @@ def _published_row(
     """Return one published row, checked."""
     for axis, labels in known.items():
         if row.get(axis) not in labels:
-            raise no_such(f"{at}.published.{axis}", str(row.get(axis)), labels)
+            raise no_such("label", f"{at}.published.{axis}", str(row.get(axis)), labels)
     numbers = {heading: number for heading, number in row.items() if heading not in known}
     for heading in numbers:
         if heading not in columns:
-            raise no_such(f"{at}.published", heading, columns)
+            raise no_such("column", f"{at}.published", heading, columns)
     return PublishedRow({axis: row[axis] for axis in known}, numbers)
 
 

@@ -173,7 +173,7 @@ def _plan_run(
         builds[step.artifact.kind] += 1
         seconds += throughput.seconds(step)
     trains = any(kind in builds for kind in _TRAINED)
-    if trains and pipeline.training is not None and spec.is_here:
+    if trains and pipeline.training is not None and spec.is_local:
         pipeline.training.check_device()
     disk_bytes = 0.0
     if trains:

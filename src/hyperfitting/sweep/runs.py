@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from hyperfitting.config import DEFAULT_SCALE, RunConfig
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import UserError, no_such
 from hyperfitting.fields import changes_results
 from hyperfitting.store.hashing import digest
 
@@ -226,12 +226,6 @@ def choose_scale(scales: Mapping[str, Any], scale: str) -> Scale:
             )
         return Scale()
     if scale not in scales:
-        raise UserError(
-            "no such scale",
-            field="scale",
-            value=scale,
-            valid=", ".join(scales),
-            hint=near_matches(scale, scales),
-        )
+        raise no_such("scale", "scale", scale, scales)
     chosen = scales[scale] or {}
     return Scale(chosen.get("base_overrides") or (), chosen.get("axes") or {})

@@ -68,8 +68,8 @@ class DeviceSpec:
     """Of matrix products in evaluation and decoding."""
 
     @property
-    def is_here(self) -> bool:
-        """Whether they are this machine's."""
+    def is_local(self) -> bool:
+        """Whether the devices are this machine's; else those of a machine that is planned for."""
         return self.flops_per_second is None
 
 
@@ -136,7 +136,7 @@ class Throughput:
 
     def _recorded(self, kind: str) -> list[tuple[float, float]]:
         """Return FLOPs and seconds of the builds of a kind; none if another machine is planned."""
-        if not self._spec.is_here:
+        if not self._spec.is_local:
             return []
         if kind not in self._builds:
             self._builds[kind] = list(_read_builds(self._store, kind))

@@ -35,8 +35,9 @@ class CudaGraphBackend(PlainBackend):
 
     def start(self, model: PreTrainedModel, max_length: int) -> CachedModel:
         """Return the model with a static cache and a graph yet to be captured."""
-        n_fed = max_length - 1  # the last token is not
-        return CudaGraphStep(model, StaticCache(config=model.config, max_cache_len=n_fed))
+        # the last token is never an input
+        cache = StaticCache(config=model.config, max_cache_len=max_length - 1)
+        return CudaGraphStep(model, cache)
 
 
 class CudaGraphStep(CachedModel):

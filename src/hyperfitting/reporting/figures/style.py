@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hyperfitting.errors import UserError, near_matches
+from hyperfitting.errors import no_such
 from hyperfitting.record.schema import Record
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
 
@@ -83,13 +83,7 @@ def axis_labels(sweep: SweepRecords, axis: str) -> list[str]:
     """
     labels = sweep.labels(axis)
     if not labels:
-        raise UserError(
-            "the sweep has no such axis",
-            field="hydra.sweeper.report.figures",
-            value=axis,
-            valid=", ".join(sweep.axes),
-            hint=near_matches(axis, sweep.axes),
-        )
+        raise no_such("axis", "hydra.sweeper.report.figures", axis, sweep.axes)
     return labels
 
 
