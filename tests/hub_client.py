@@ -1,6 +1,8 @@
 """The clients of the Hub in this process, led to a server of its own, and what is on it."""
 
 import io
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,9 +71,18 @@ def start_process() -> None:
 
 
 def record_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Do not wait before trying again; return the list of seconds that would have been."""
+    """Do not wait before trying again; return the list of seconds that would have been.
+
+    Threads of libraries, which poll in the background, sleep as ever and are not recorded.
+    """
     seconds: list[float] = []
-    monkeypatch.setattr("time.sleep", seconds.append)
+    sleep = time.sleep
+
+    def recorded(duration: float) -> None:
+        is_ours = threading.current_thread() is threading.main_thread()
+        (seconds.append if is_ours else sleep)(duration)
+
+    monkeypatch.setattr("time.sleep", recorded)
     return seconds
 
 

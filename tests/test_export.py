@@ -137,7 +137,9 @@ def test_a_push_that_cannot_succeed_is_refused_before_the_export(
     assert "--push=me/model: needs a login" in capsys.readouterr().err
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert main("run", tmp_path / "model", "--push", "https://x/y/z") == 1
-    assert "--push=https://x/y/z: is not the id of a repository" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--push=https://x/y/z: is not the id of a repository" in error
+    assert "model=" not in error  # how to load another model helps nobody here
     assert not (tmp_path / "model").exists()
     hub.fail("POST /api/repos/create", 403)
     assert main("run", tmp_path / "model", "--push", "other/model") == 1
@@ -145,6 +147,14 @@ def test_a_push_that_cannot_succeed_is_refused_before_the_export(
     assert "--push=other/model: access is denied (HTTP 403)" in error
     assert TOKEN not in error and "Traceback" not in error
     assert (tmp_path / "model/model.safetensors").is_file()  # it is kept
+    hub.stop()
+    assert main("run", tmp_path / "again", "--push", "me/model") == 1
+    error = capsys.readouterr().err
+    assert (
+        "--push=me/model: the Hugging Face Hub at 127.0.0.1 (HF_ENDPOINT) cannot be reached"
+        in error
+    )
+    assert "model=" not in error and "Traceback" not in error
 
 
 def _stand_in(folder: Path, fails: str = "") -> Path:

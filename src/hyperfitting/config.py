@@ -187,6 +187,7 @@ class RunConfig:
     def _check_modality(self) -> None:
         """Refuse what is for models of the other modality, text or images."""
         of_text = {
+            "dataset.chat": self.dataset.chat,
             "evaluation.downstream": self.evaluation.downstream,
             "evaluation.mauve": self.evaluation.mauve,
             "evaluation.chat": self.evaluation.chat,

@@ -19,10 +19,7 @@ def check_push(repo: str) -> None:
     """
     from huggingface_hub import get_token
 
-    try:
-        check_name("model", repo)
-    except UserError as error:
-        raise error.renamed("model.path", _FIELD) from error
+    check_name("model", repo, _FIELD)
     if get_token() is None:
         raise UserError(
             "needs a login to the Hub",
@@ -45,14 +42,11 @@ def push(folder: Path, repo: str) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    try:
-        with explain_errors("model", repo, None):
-            created = api.create_repo(repo, private=True, exist_ok=True)
-            commit = api.upload_folder(
-                folder_path=folder,
-                repo_id=created.repo_id,
-                commit_message="Model and card, by hyperfit-export",
-            )
-    except UserError as error:
-        raise error.renamed("model.path", _FIELD) from error
+    with explain_errors("model", repo, None, _FIELD):
+        created = api.create_repo(repo, private=True, exist_ok=True)
+        commit = api.upload_folder(
+            folder_path=folder,
+            repo_id=created.repo_id,
+            commit_message="Model and card, by hyperfit-export",
+        )
     return str(commit.commit_url)

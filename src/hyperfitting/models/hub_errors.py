@@ -20,8 +20,16 @@ _BAD_REVISION = re.compile(r"[\x00-\x20~^:?*\[\\\x7f]|\.\.|^/|/$|^$")
 
 
 @contextmanager
-def explain_errors(repo_type: RepoType, repo: str, revision: str | None) -> Iterator[None]:
-    """Turn the exceptions of asking the Hub, or downloading from it, into messages for the user.
+def explain_errors(
+    repo_type: RepoType, repo: str, revision: str | None, upload_field: str = ""
+) -> Iterator[None]:
+    """Turn the exceptions of requests to the Hub into messages for the user.
+
+    Args:
+        repo_type: of the repository.
+        repo: its id.
+        revision: that is downloaded; none: the newest.
+        upload_field: the option that names the repository of an upload; empty: it is a download.
 
     Raises:
         UserError: in place of the error. It never holds the login token.
@@ -33,19 +41,24 @@ def explain_errors(repo_type: RepoType, repo: str, revision: str | None) -> Iter
     except UnicodeEncodeError:  # it holds the header that cannot be sent
         raise UserError(
             "the login token holds characters that no token has",
-            field=f"{repo_type}.path",
+            field=upload_field or f"{repo_type}.path",
             value=repo,
             hint="set HF_TOKEN anew, or log in with `hf auth login`",
         ) from None
     except Exception as error:
-        explained = _explain(error, repo_type, repo, revision)
+        explained = _explain(error, repo_type, repo, revision, upload_field)
         if explained is None:
             raise
         raise explained from error
 
 
-def check_name(repo_type: RepoType, repo: str) -> None:
+def check_name(repo_type: RepoType, repo: str, upload_field: str = "") -> None:
     """Refuse what cannot be the id of a repository, such as a URL or a path.
+
+    Args:
+        repo_type: of the repository.
+        repo: its id.
+        upload_field: see `explain_errors`.
 
     Raises:
         UserError: it cannot be.
@@ -56,8 +69,8 @@ def check_name(repo_type: RepoType, repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        field = f"{repo_type}.path"
-        hint = f"for a folder of yours: {_local_option(repo_type)}"
+        field = upload_field or f"{repo_type}.path"
+        hint = "" if upload_field else f"for a folder of yours: {_local_option(repo_type)}"
         from_url = re.fullmatch(
             r"(?:https?://)?[^/]*huggingface\.co/(?:datasets/)?([\w.-]+/[\w.-]+)(?:/.*)?", repo
         )
@@ -137,7 +150,7 @@ def _local_option(repo_type: RepoType) -> str:
 
 
 def _explain(
-    error: Exception, repo_type: RepoType, repo: str, revision: str | None
+    error: Exception, repo_type: RepoType, repo: str, revision: str | None, upload_field: str
 ) -> UserError | None:
     """Return the message of an error; None: it is a bug, or explained elsewhere."""
     from huggingface_hub import errors
@@ -147,21 +160,25 @@ def _explain(
     ):  # it was not in the cache either
         error = error.__cause__
     if isinstance(error, errors.HfHubHTTPError):
-        return _explain_answer(error, repo_type, repo, revision)
+        return _explain_answer(error, repo_type, repo, revision, upload_field)
     if (
         isinstance(error, (ConnectionError, TimeoutError, errors.LocalEntryNotFoundError))
         # the HTTP client under huggingface_hub has changed before: any of them, by its name
         or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
     ):
+        if upload_field:
+            return UserError(
+                f"{_hub()} cannot be reached", field=upload_field, value=repo, hint="connect"
+            )
         return unreachable(repo_type, repo)
     if exhausted_resource(error):
         return None
     if isinstance(error, OSError):
         return _explain_os_error(error, repo_type, repo)
-    field, problem, hint = f"{repo_type}.path", "", ""
+    field, problem, hint = upload_field or f"{repo_type}.path", "", ""
     if isinstance(error, RuntimeError):  # by hf_xet
-        problem = f"the download failed: {first_line(error)}"
-        hint = "run again; HF_HUB_DISABLE_XET=1 downloads without the Xet protocol"
+        problem = f"the {'upload' if upload_field else 'download'} failed: {first_line(error)}"
+        hint = "run again; HF_HUB_DISABLE_XET=1 does it without the Xet protocol"
     elif isinstance(error, (ValueError, KeyError, TypeError, AttributeError, AssertionError)):
         problem = f"{_hub()} gives an answer that is not a Hub's, such as a web page"
         hint = "log in to the network if it has a login page; check the proxy and HF_ENDPOINT"
@@ -176,14 +193,18 @@ def _explain_os_error(error: OSError, repo_type: RepoType, repo: str) -> UserErr
 
 
 def _explain_answer(
-    error: "HfHubHTTPError", repo_type: RepoType, repo: str, revision: str | None
+    error: "HfHubHTTPError",
+    repo_type: RepoType,
+    repo: str,
+    revision: str | None,
+    upload_field: str,
 ) -> UserError:
     """Return the message of an HTTP status."""
     from huggingface_hub import errors, get_token
 
     page = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     status = error.response.status_code
-    field, value = f"{repo_type}.path", repo
+    field, value = upload_field or f"{repo_type}.path", repo
     if isinstance(error, errors.GatedRepoError):
         problem = "is gated: its license must be accepted first"
         hint = (
@@ -198,10 +219,9 @@ def _explain_answer(
         problem, hint = "is disabled by the Hub", f"see {page}"
     elif isinstance(error, errors.RepositoryNotFoundError) or status == 404:
         problem = f"no such {repo_type} on the Hub, or it is private"
-        hint = (
-            "check the spelling; for a private one log in with `hf auth login`; "
-            f"for a folder of yours: {_local_option(repo_type)}"
-        )
+        hint = "check the spelling; for a private one log in with `hf auth login`"
+        if not upload_field:
+            hint += f"; for a folder of yours: {_local_option(repo_type)}"
     elif status == 401 and get_token():
         problem = "the login token is not accepted (HTTP 401)"
         hint = "log in again with `hf auth login`, or unset HF_TOKEN"
