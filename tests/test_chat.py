@@ -36,7 +36,9 @@ from hyperfitting.training.validation import validate
 from tests.cli import hyperfit
 from tests.conftest import Compose, tiny_model
 from tests.documents import files_config
-from tests.training import DATA, cache_location, cfg  # noqa: F401
+from tests.training import DATA, cache_location, cfg
+
+__all__ = ["cfg"]
 
 CHATML = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' }}"
@@ -242,7 +244,7 @@ def test_a_masked_loss_and_its_gradient_are_those_of_ignored_labels(any_base: Ba
 
 @pytest.mark.parametrize("micro_batch_size", [2, 7])
 def test_a_train_step_averages_over_the_answers_of_the_whole_batch(
-    cfg: TrainingConfig,  # noqa: F811
+    cfg: TrainingConfig,
     base: BaseModel,
     tmp_path: Path,
     micro_batch_size: int,
@@ -258,10 +260,7 @@ def test_a_train_step_averages_over_the_answers_of_the_whole_batch(
     assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_validation_is_over_the_answers(
-    cfg: TrainingConfig,  # noqa: F811
-    base: BaseModel,
-) -> None:
+def test_validation_is_over_the_answers(cfg: TrainingConfig, base: BaseModel) -> None:
     model = load(base).eval()
     mask = MASK[: len(DATA.val)]
     data = Sequences(DATA.train, DATA.val, MASK, mask)
