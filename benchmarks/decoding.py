@@ -2,7 +2,7 @@
 
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,37 +46,68 @@ def embedded_model() -> PreTrainedModel:
 
 
 def hyperfitting_greedy() -> Round:
-    """Return rounds of our greedy decoding, with the stats of each step."""
+    """Return rounds of our greedy decoding of texts."""
     setup_torch(config(256).hardware)
-    model, prompts = embedded_model(), contexts()
-
-    def run_round() -> dict[str, Any]:
-        start = time.perf_counter()
-        tokens = continue_texts(model, prompts, MAX_NEW_TOKENS, GREEDY, BATCH_SIZE).tokens
-        return {"seconds": [time.perf_counter() - start], "tokens": tokens}
-
-    return run_round
+    return our_rounds(embedded_model(), contexts(), MAX_NEW_TOKENS)
 
 
 def transformers_greedy() -> Round:
-    """Return rounds of `generate`, well configured: greedy, with a cache, no processors."""
-    model = embedded_model()
-    input_ids = torch.as_tensor(contexts(), dtype=torch.long)  # (B, T)
+    """Return rounds of `generate` on the same texts."""
+    return generate_rounds(embedded_model(), contexts(), MAX_NEW_TOKENS)
 
-    def run_round() -> dict[str, Any]:
-        start = time.perf_counter()
+
+def our_rounds(model: PreTrainedModel, prompts: NDArray[np.int32], n_new: int) -> Round:
+    """Return rounds of our greedy decoding in one batch, with the stats of each step."""
+    return _timed(lambda: continue_texts(model, prompts, n_new, GREEDY, len(prompts)).tokens)
+
+
+def generate_rounds(model: PreTrainedModel, prompts: NDArray[np.int32], n_new: int) -> Round:
+    """Return rounds of `generate`, well configured: greedy, with a cache, no processors."""
+    input_ids = torch.as_tensor(prompts, dtype=torch.long)  # (B, T)
+
+    def generate() -> list[list[int]]:
         with torch.inference_mode():
-            output_ids = model.generate(
-                input_ids, attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0,
-                use_cache=True,
+            output_ids: torch.Tensor = model.generate(
+                input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=n_new,
+                do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=True,
             )  # fmt: skip
+        tokens: list[list[int]] = output_ids[:, input_ids.shape[1] :].tolist()
+        return tokens
+
+    return _timed(generate)
+
+
+def _timed(decode: Callable[[], list[list[int]]]) -> Round:
+    def run_round() -> dict[str, Any]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        tokens = decode()
         return {
-            "seconds": [time.perf_counter() - start],
-            "tokens": output_ids[:, input_ids.shape[1] :].tolist(),
+            "seconds": time.perf_counter() - wall,
+            "cpu_seconds": time.process_time() - cpu,
+            "tokens": tokens,
         }
 
     return run_round
+
+
+def rounds_in_turn(
+    ours: Callable[[], Round], theirs: Callable[[], Round]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
+    """Return the rounds of both, and the fraction of the prompts with the same tokens.
+
+    Near ties, kernels may choose either token: a few prompts may differ.
+    """
+    with contending((ours, ()), (theirs, ())) as contenders:
+        our_rounds, their_rounds = in_turn(contenders, ROUNDS)
+    pairs = zip(our_rounds[0]["tokens"], their_rounds[0]["tokens"], strict=True)
+    same_tokens = float(np.mean([our == their[: len(our)] for our, their in pairs]))
+    assert same_tokens > 0.95, f"only {same_tokens:.0%} have the same tokens"
+    return our_rounds, their_rounds, same_tokens
+
+
+def timing(rounds: list[dict[str, Any]], key: str = "seconds") -> Timing:
+    """Return one measurement of all rounds."""
+    return Timing([measured[key] for measured in rounds])
 
 
 def run() -> Iterator[Result]:
@@ -86,15 +117,9 @@ def run() -> Iterator[Result]:
 
 
 def decode_vs_generate() -> Result:
-    """Compare greedy decoding with `generate`; both give the same tokens."""
-    with contending((hyperfitting_greedy, ()), (transformers_greedy, ())) as contenders:
-        ours, theirs = in_turn(contenders, ROUNDS)
-    pairs = zip(ours[0]["tokens"], theirs[0]["tokens"], strict=True)
-    same_tokens = float(np.mean([our == their[: len(our)] for our, their in pairs]))
-    assert same_tokens > 0.95, f"only {same_tokens:.0%} of the texts are the same"
-    our_timing, their_timing = (
-        Timing([s for r in rounds for s in r["seconds"]]) for rounds in (ours, theirs)
-    )
+    """Compare greedy decoding of texts with `generate`."""
+    ours, theirs, same_tokens = rounds_in_turn(hyperfitting_greedy, transformers_greedy)
+    our_timing, their_timing = timing(ours), timing(theirs)
     return Result(
         "decode_vs_generate",
         their_timing.median / our_timing.median,

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.contenders import Round, contending, in_turn, peak_memory
+from benchmarks.hf_trainer import build_trainer
 from benchmarks.timing import Result, Timing
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
 from hyperfitting.data import packaged
@@ -132,34 +133,20 @@ def matmul_flops_per_second(size: int = 4096, repeats: int = 3) -> float:
 
 
 def hf_trainer(batch: int, length: int, tuning: str) -> Round:
-    """Return rounds of HF Trainer, well configured: fused Adam, no clipping, no extras."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
+    """Return rounds of HF Trainer."""
     cfg, steps = config(length), STEPS[tuning]
     base = base_model(cfg.model, Store(STORE))
     base.ensure()
     model = load(base)
     if tuning != "full":
         trainable.select_trainable(model, config(length, f"tuning={tuning}").tuning)
-    data = [{"input_ids": row, "labels": row} for row in sequences(steps * batch, length).tolist()]
     starts: list[float] = []
     ends: list[float] = []
-
-    class StepTimer(TrainerCallback):  # type: ignore[misc] # mypy skips transformers
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            starts.append(time.perf_counter())
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            ends.append(time.perf_counter())
-
-    folder = tempfile.mkdtemp()
-    arguments = TrainingArguments(
-        output_dir=folder, per_device_train_batch_size=batch, max_steps=steps + 1,
-        learning_rate=1e-6, weight_decay=0.0, lr_scheduler_type="constant", max_grad_norm=0.0,
-        optim="adamw_torch_fused", save_strategy="no", logging_strategy="no", report_to="none",
-        disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, seed=0,
+    trainer = build_trainer(
+        model, sequences(steps * batch, length).tolist(), batch, steps + 1,
+        lambda _: starts.append(time.perf_counter()), lambda _: ends.append(time.perf_counter()),
+        output_dir=tempfile.mkdtemp(), use_cpu=True, dataloader_pin_memory=False,
     )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[StepTimer()])
 
     def run_round() -> dict[str, Any]:
         starts.clear()

@@ -68,4 +68,4 @@ def awkward_task(**fields: object) -> Task:
         make_item(n, text, f"{AWKWARD[-n - 1]} real", context=text)
         for n, text in enumerate(AWKWARD)
     ]
-    return make_task(items, **fields)  # type: ignore[arg-type]
+    return make_task(items, **fields)

@@ -8,11 +8,7 @@ from hyperfitting.record.schema import Record
 from hyperfitting.reporting.claims.ledger import Entry, Sweeps, build_ledger
 from hyperfitting.reporting.claims.schema import Claim
 from hyperfitting.reporting.sweep_records import load_sweep
-from tests.records import (
-    make_config,
-    ttr_record,
-    write_sweep,
-)
+from tests.records import make_config, ttr_record, write_sweep
 
 TUNED = [0.52, 0.71, 0.44, 0.63, 0.58, 0.69]
 BASE = [0.31, 0.42, 0.47, 0.33, 0.29, 0.35]
@@ -30,9 +26,8 @@ def sweeps(folder: Path, records: dict[str, Record]) -> Sweeps:
 
 
 def claim(**values: Any) -> Claim:
-    criterion = {"value": {"experiment": "table1", "labels": {"system": "tuned"}, "key": "gen/ttr"},
-                 "minus": {"side": "base"}, "above": 0}  # fmt: skip
-    defaults = {"id": "p1-x", "source": "Table 1", "claim": "it rises", "criteria": [criterion]}
+    rises = criterion(minus={"side": "base"}, above=0)
+    defaults = {"id": "p1-x", "source": "Table 1", "claim": "it rises", "criteria": [rises]}
     return Claim.model_validate(defaults | values)
 
 

@@ -56,7 +56,7 @@ def running(
             assert process.poll() is None, (folder / "server.log").read_text()[-2000:]
             assert time.monotonic() < deadline, "the server does not answer"
             try:
-                with urllib.request.urlopen(url, timeout=5):  # noqa: S310 (our own server)
+                with urllib.request.urlopen(url, timeout=5):
                     break
             except OSError:
                 time.sleep(0.3)

@@ -60,7 +60,7 @@ def study(
     is_plain = not isinstance(annotators, Mapping)
     kinds = dict.fromkeys(annotators, "person") if is_plain else annotators
     values = {"annotators": kinds, "checks": 2, "repeats": 1} | design
-    return make_task("x", records, Design(**values), question)  # type: ignore[arg-type]
+    return make_task("x", records, Design(**values), question)
 
 
 def write_study_sweep(folder: Path, report: Mapping[str, object]) -> Path:

@@ -19,7 +19,7 @@ N_HEADS, N_KV_HEADS = 8, 2
 
 def layer(n_groups: int = N_HEADS // N_KV_HEADS) -> nn.Module:
     module = nn.Module()
-    module.num_key_value_groups, module.is_causal = n_groups, True  # type: ignore[assignment]
+    module.num_key_value_groups, module.is_causal = n_groups, True
     return module
 
 

@@ -36,7 +36,9 @@ from hyperfitting.training.validation import validate
 from tests.cli import hyperfit
 from tests.conftest import Compose, tiny_model
 from tests.documents import files_config
-from tests.training import DATA, cache_location, cfg  # noqa: F401
+from tests.training import DATA, cache_location, cfg
+
+__all__ = ["cfg"]
 
 CHATML = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' }}"
@@ -243,17 +245,16 @@ def test_a_masked_loss_and_its_gradient_are_those_of_ignored_labels(any_base: Ba
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     expected_grads = torch.autograd.grad(expected, parameters, allow_unused=True)
+    largest = max(grad.abs().max().item() for grad in expected_grads if grad is not None)
     for grad, other in zip(grads, expected_grads, strict=True):
-        if grad is not None:
-            torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-3)
+        assert (grad is None) == (other is None)
+        if grad is not None:  # rounding errors are of the size of the largest entries
+            torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("micro_batch_size", [2, 7])
 def test_a_train_step_averages_over_the_answers_of_the_whole_batch(
-    cfg: TrainingConfig,  # noqa: F811
-    base: BaseModel,
-    tmp_path: Path,
-    micro_batch_size: int,
+    cfg: TrainingConfig, base: BaseModel, tmp_path: Path, micro_batch_size: int
 ) -> None:
     cfg.hardware.micro_batch_size = micro_batch_size
     state = build_train_state(cfg, base, DATA.train, cache_location(tmp_path / "w", base))
@@ -266,10 +267,7 @@ def test_a_train_step_averages_over_the_answers_of_the_whole_batch(
     assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_validation_is_over_the_answers(
-    cfg: TrainingConfig,  # noqa: F811
-    base: BaseModel,
-) -> None:
+def test_validation_is_over_the_answers(cfg: TrainingConfig, base: BaseModel) -> None:
     model = load(base).eval()
     mask = MASK[: len(DATA.val)]
     data = Sequences(DATA.train, DATA.val, MASK, mask)

@@ -50,7 +50,7 @@ def test_the_index_returns_all_followers(
 ) -> None:
     queries, index = torch.tensor(tokens[: 20 - 20 % n]).reshape(-1, n), NgramIndex(corpus, n)
     if is_gpu:
-        index._width = lambda count: index._max_followers  # type: ignore[method-assign]
+        index._width = lambda count: index._max_followers
     followers, follows = index.followers(queries)
     rows = torch.arange(len(queries)).unsqueeze(1).expand_as(followers)
     pairs = sorted(zip(rows[follows].tolist(), followers[follows].tolist(), strict=True))

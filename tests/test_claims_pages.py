@@ -18,9 +18,7 @@ from hyperfitting.reporting.serve import update_claims
 from hyperfitting.sweep.spec import SPEC_FILE
 from tests.browser import open_page
 from tests.claims import BASE, TUNED, claim, criterion, record, sweeps
-from tests.records import (
-    write_sweep,
-)
+from tests.records import write_sweep
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

@@ -1,5 +1,6 @@
 """FID and KID: the formulas against independent ones, and Inception's features as artifacts."""
 
+import json
 import sys
 import types
 from importlib.util import find_spec
@@ -31,7 +32,9 @@ from hyperfitting.progress import no_op
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.store.artifact import Step, Store
 from tests.conftest import Compose
-from tests.test_images import DIGITS, SMALL, imagegpt  # noqa: F401 - a fixture
+from tests.images import DIGITS, digits, imagegpt, random_images
+
+__all__ = ["digits", "imagegpt"]
 
 
 def features(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -88,15 +91,8 @@ def mean_colors(pixels: Pixels) -> np.ndarray:
     return np.concatenate([upper.mean((1, 2)), lower.mean((1, 2))], axis=1)
 
 
-@pytest.fixture
-def digits(compose: Compose, imagegpt: BaseModel, tmp_path: Path) -> RunConfig:  # noqa: F811
-    return compose(*SMALL, f"model.path={imagegpt.folder()}", f"store={tmp_path / 'store'}")
-
-
 def test_features_are_of_whole_images_as_they_are_shown(
-    digits: RunConfig,
-    imagegpt: BaseModel,  # noqa: F811
-    store: Store,
+    digits: RunConfig, imagegpt: BaseModel, store: Store
 ) -> None:
     images = read_step(digits.dataset, store)
     images.ensure()
@@ -125,7 +121,7 @@ def test_features_are_of_whole_images_as_they_are_shown(
 
 def _black_continuations(store: Store) -> Step:
     def build(work: Path) -> None:
-        (work / "continuations.json").write_text(str([{"tokens": [0] * 48}] * 4).replace("'", '"'))
+        (work / "continuations.json").write_text(json.dumps([{"tokens": [0] * 48}] * 4))
 
     return Step(store.artifact("continuations", version=0, config={}, inputs={}), build)
 
@@ -177,7 +173,7 @@ def test_inception_reads_its_weights_from_safetensors(
     path = tmp_path / "inception.safetensors"
     save_file(random.state_dict(), path)
     network = inception(path, torch.device("cpu"))
-    images = np.random.default_rng(0).integers(256, size=(3, 32, 32, 3), dtype=np.uint8)
+    images = random_images(3, 32, 32)
     expected = random(torch.tensor(images).permute(0, 3, 1, 2))[0].numpy()
     assert expected.shape == (3, 2048)
     np.testing.assert_array_equal(network.load()(images), expected)

@@ -140,7 +140,7 @@ def test_the_terminal_prints_no_colors_as_text() -> None:
 
     console = Console(file=io.StringIO(), width=100)
     console.print(outcome(image_record(), color=False))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()
     assert "repeated rows" in text
     assert "ff0000" not in text
 

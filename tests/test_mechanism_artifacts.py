@@ -50,16 +50,16 @@ class Measured:
         self.comparison = self.compare(written)
         self.mechanism: Mechanism = build_mechanism(self.artifacts, self.comparison, chr, 300)
 
-    def evaluated(self, model) -> ModelArtifacts:  # type: ignore[no-untyped-def]
+    def evaluated(self, model) -> ModelArtifacts:
         artifacts = model_artifacts(self.setting, model, self.base, None)
         for _, step in artifacts.named():
             step.ensure()
         return artifacts
 
     def steps(self, written: Mapping[str, ModelArtifacts], **fields: object) -> MechanismArtifacts:
-        cfg = MechanismConfig(**{"measures": list(MEASURES), **fields})  # type: ignore[arg-type]
+        cfg = MechanismConfig(**{"measures": list(MEASURES), **fields})
         continuations = {side: artifacts.written for side, artifacts in written.items()}
-        return mechanism_artifacts(cfg, self.setting, self.base, self.tuned, continuations)  # type: ignore[arg-type]
+        return mechanism_artifacts(cfg, self.setting, self.base, self.tuned, continuations)
 
     def compare(self, written: Mapping[str, ModelArtifacts]) -> Comparison:
         base = model_output(written["base"])

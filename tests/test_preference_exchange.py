@@ -132,7 +132,7 @@ def test_what_people_choose_on_a_platform_is_what_is_imported(
     assert read_judgments(tmp_path / JUDGMENTS_FILE) == accepted
     imported: dict[tuple[str, str], Choice] = {(j.annotator, j.item): j.choice for j in accepted}
     assert imported == {
-        (name, id): resolve(shown, task.left(name, task.item(id)))  # type: ignore[arg-type]
+        (name, id): resolve(shown, task.left(name, task.item(id)))
         for (name, id), shown in answers.items()
     }
     assert {(j.seconds, j.source) for j in accepted} == {(4.5, platform.replace("-", "_"))}

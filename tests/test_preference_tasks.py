@@ -149,7 +149,7 @@ def test_a_design_that_the_runs_do_not_allow_names_its_option(
     design: dict[str, object], field: str
 ) -> None:
     with pytest.raises(UserError, match=field):
-        study(**design)  # type: ignore[arg-type]
+        study(**design)
 
 
 def test_runs_are_compared_with_another_run_or_their_base() -> None:

@@ -211,7 +211,7 @@ def limit_memory_in_training() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
         return float(torch.zeros(1 << 30).sum())
 
-    train.train_step = train_step  # type: ignore[assignment]
+    train.train_step = train_step
 
 
 def test_out_of_memory_names_what_to_lower(tmp_path: Path) -> None:

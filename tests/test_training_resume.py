@@ -138,5 +138,5 @@ def test_a_consumer_that_stops_early_leaves_a_training_that_resumes(
         cfg, DATA, base, tmp_path / "cut", cache_location(tmp_path / "cut", base)
     )
     assert [next(rows) for _ in range(6)] == expected[:6]
-    rows.close()  # type: ignore[attr-defined]
+    rows.close()
     assert run_training(cfg, base, tmp_path / "cut")[0] == expected

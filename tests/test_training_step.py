@@ -152,7 +152,7 @@ def test_out_of_memory_in_the_optimizer_step_is_not_repeated(
         calls += 1
         raise error
 
-    state.optimizer.step = fail  # type: ignore[method-assign]
+    state.optimizer.step = fail
     rows, micro_batch_size = np.arange(3), state.micro_batch_size
     with pytest.raises(UserError, match=r"(?s)optimizer=Adam: out of memory in its step.*kB"):
         train_step(state, torch.as_tensor(DATA.train[rows]).long(), rows)

@@ -3,20 +3,25 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from benchmarks.gpu.findings import Finding
 from benchmarks.gpu.lab import CONTEXT_LEN, GREEDY, Lab, release
 from benchmarks.gpu.training_checks import precisions
+from benchmarks.hf_trainer import build_trainer
 from hyperfitting.decoding.citation_blocker import CitationBlocker
 from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.evaluation.forward import compute_token_stats
+from hyperfitting.models.loading import load
+from hyperfitting.models.trainable import select_trainable
 from hyperfitting.progress import no_op
 from hyperfitting.runtime.numerics import matmul_precision
 from hyperfitting.sweep.throughput import measure_matmul
@@ -79,11 +84,7 @@ def large_model(lab: Lab) -> Iterator[Finding]:
         measured = time_training(lab, "large", "bfloat16", cfg, "bfloat16")
     yield Finding("full, bfloat16 weights, adam_8bit", measured | memory)
     release(lab.device)
-    model = lab.model("large", "bfloat16")
-    contexts = lab.tokens("large", lab.shapes.n_texts, CONTEXT_LEN)
-    n_new, rounds = lab.shapes.max_new_tokens, lab.shapes.rounds
-    measured = _decoding(lab, model, contexts, GREEDY, None, n_new, rounds)
-    yield Finding("greedy, bfloat16", measured)
+    yield Finding("greedy, bfloat16", _DecodeTimer.of_texts(lab, "large", "bfloat16").ours())
 
 
 def decoding(lab: Lab) -> Iterator[Finding]:
@@ -93,11 +94,9 @@ def decoding(lab: Lab) -> Iterator[Finding]:
 
 
 def _time_decoding(lab: Lab, dtype: str) -> Iterator[Finding]:
-    model = lab.model("medium", dtype)
-    contexts = lab.tokens("medium", lab.shapes.n_texts, CONTEXT_LEN)
-    n_new = lab.shapes.max_new_tokens
-    size = f"{len(contexts)} x {n_new}, {dtype}"
-    peer = 1e3 * _generate_seconds(lab, model, contexts, None, n_new) / n_new
+    timer = _DecodeTimer.of_texts(lab, "medium", dtype)
+    size = f"{timer.size}, {dtype}"
+    peer = timer.generate()
     yield Finding(f"generate, {size}", {"ms_per_token": peer})
     data = lab.tokens("medium", 2000 if lab.on_gpu else 20)
     rule = CitationBlockerConfig(True, whole_words=False)
@@ -106,31 +105,27 @@ def _time_decoding(lab: Lab, dtype: str) -> Iterator[Finding]:
         ("greedy", GREEDY, None), ("top-k, top-p", TOP_P, None), ("top-p", NUCLEUS, None),
         ("greedy, blocker", GREEDY, blocker),
     ):  # fmt: skip
-        measured = _decoding(lab, model, contexts, decode, constraint, n_new, lab.shapes.rounds)
+        measured = timer.ours(decode, constraint)
         measured["times_faster_than_generate"] = peer / measured["ms_per_token"]
         yield Finding(f"{name}, {size}", measured)
 
 
 def images(lab: Lab) -> Iterator[Finding]:
     """Time completing images from their first quarter, against transformers' `generate`."""
-    n_images, shape = lab.shapes.n_images, lab.shapes.image
-    model = lab.model("image", "bfloat16")
-    contexts = lab.tokens("image", n_images, shape["n_positions"] // 4 + 1)
+    shape = lab.shapes.image
+    contexts = lab.tokens("image", lab.shapes.n_images, shape["n_positions"] // 4 + 1)
     contexts[:, 0] = shape["vocab_size"] - 1  # SOS
     n_new = shape["n_positions"] + 1 - contexts.shape[1]
-    peer = 1e3 * _generate_seconds(lab, model, contexts, None, n_new, repeats=1) / n_new
-    measured = _decoding(lab, model, contexts, GREEDY, None, n_new, repeats=1)
+    timer = _DecodeTimer(lab, lab.model("image", "bfloat16"), contexts, n_new, rounds=1)
+    peer, measured = timer.generate(), timer.ours()
     measured["times_faster_than_generate"] = peer / measured["ms_per_token"]
-    yield Finding(f"{n_images} x {n_new} pixels, bfloat16", measured)
+    yield Finding(f"{timer.size} pixels, bfloat16", measured)
 
 
 def static_generate(lab: Lab) -> Iterator[Finding]:
     """Time `generate` over a static cache, which transformers compiles on a GPU."""
-    model = lab.model("medium", "bfloat16")
-    contexts = lab.tokens("medium", lab.shapes.n_texts, CONTEXT_LEN)
-    n_new = lab.shapes.max_new_tokens
-    seconds = _generate_seconds(lab, model, contexts, "static", n_new)
-    yield Finding(f"{len(contexts)} x {n_new}, bfloat16", {"ms_per_token": 1e3 * seconds / n_new})
+    timer = _DecodeTimer.of_texts(lab, "medium", "bfloat16")
+    yield Finding(f"{timer.size}, bfloat16", {"ms_per_token": timer.generate("static")})
 
 
 def scoring(lab: Lab) -> Iterator[Finding]:
@@ -233,79 +228,79 @@ def _steps(
 
 
 def trainer_seconds(lab: Lab, precision: str, tuning: list[str]) -> float:
-    """Return the median seconds of a step of HF Trainer: fused Adam, no clipping, no extras."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    from hyperfitting.models import trainable
-    from hyperfitting.models.loading import load
-
+    """Return the median seconds of a step of HF Trainer."""
     model = load(lab.base("medium"))
     if tuning:
-        trainable.select_trainable(model, lab.config(*tuning).tuning)
+        select_trainable(model, lab.config(*tuning).tuning)
     steps = lab.shapes.steps * lab.shapes.rounds
-    batch = lab.shapes.batch_size
-    ids = lab.tokens("medium", batch).tolist() * (steps + 3)
-    data = [{"input_ids": row, "labels": row} for row in ids]
+    batch_size = lab.shapes.batch_size
     ends: list[float] = []
 
-    # (mypy skips transformers, so its classes are Any)
-    class StepTimer(TrainerCallback):  # type: ignore[misc] # mypy skips transformers
-        def on_step_end(self, _: object, progress: Any, *__: object, **___: object) -> None:
-            if (progress.global_step - 2) % lab.shapes.steps == 0:  # as often as in `_steps`
-                lab.synchronize()
-                ends.append(time.perf_counter())
+    def on_step_end(n_steps: int) -> None:
+        if (n_steps - 2) % lab.shapes.steps == 0:  # as often as in `_steps`
+            lab.synchronize()
+            ends.append(time.perf_counter())
 
-    arguments = TrainingArguments(
-        output_dir=str(lab.folder / "trainer"), per_device_train_batch_size=batch,
-        max_steps=steps + 2, learning_rate=1e-6, weight_decay=0.0, lr_scheduler_type="constant",
-        max_grad_norm=0.0, optim="adamw_torch_fused", save_strategy="no", logging_strategy="no",
-        report_to="none", disable_tqdm=True, use_cpu=not lab.on_gpu, seed=0,
-        bf16=precision == "bfloat16",
+    trainer = build_trainer(
+        model, lab.tokens("medium", batch_size).tolist() * (steps + 3), batch_size, steps + 2,
+        lambda _: None, on_step_end, output_dir=str(lab.folder / "trainer"),
+        use_cpu=not lab.on_gpu, bf16=precision == "bfloat16",
     )  # fmt: skip
     with matmul_precision(lab.device, precision):
-        Trainer(model, arguments, train_dataset=data, callbacks=[StepTimer()]).train()
-    del model
+        trainer.train()
+    del model, trainer
     release(lab.device)
     return median(np.diff(ends).tolist()) / lab.shapes.steps
 
 
-def _decoding(
-    lab: Lab,
-    model: Any,
-    contexts: NDArray[np.int32],
-    decode: DecodeConfig,
-    blocker: Any,
-    n_new: int,
-    repeats: int,
-) -> dict[str, float]:
-    with lab.peak_memory() as memory:
-        seconds = _median_seconds(
-            lab,
-            lambda: continue_texts(model, contexts, n_new, decode, len(contexts), blocker=blocker),
-            repeats,
-        )
-    return {"ms_per_token": 1e3 * seconds / n_new, **memory}
+@dataclass(frozen=True)
+class _DecodeTimer:
+    """Times the continuation of contexts (B, T) by ``n_new`` tokens."""
 
+    lab: Lab
+    model: PreTrainedModel
+    contexts: NDArray[np.int32]
+    n_new: int
+    rounds: int
 
-def _generate_seconds(
-    lab: Lab,
-    model: Any,
-    contexts: NDArray[np.int32],
-    cache: str | None,
-    n_new: int,
-    repeats: int = 2,
-) -> float:
-    ids = torch.as_tensor(contexts, dtype=torch.long, device=lab.device)
-    options = {} if cache is None else {"cache_implementation": cache}
+    @classmethod
+    def of_texts(cls, lab: Lab, shape: str, dtype: str) -> "_DecodeTimer":
+        contexts = lab.tokens(shape, lab.shapes.n_texts, CONTEXT_LEN)
+        sizes = (lab.shapes.max_new_tokens, lab.shapes.rounds)
+        return cls(lab, lab.model(shape, dtype), contexts, *sizes)
 
-    def generate() -> None:
-        with torch.inference_mode() if cache is None else nullcontext():
-            model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new,
-                min_new_tokens=n_new, do_sample=False, pad_token_id=0, **options,
-            )  # fmt: skip
+    @property
+    def size(self) -> str:
+        return f"{len(self.contexts)} x {self.n_new}"
 
-    return _median_seconds(lab, generate, repeats)
+    def ours(
+        self, decode: DecodeConfig = GREEDY, blocker: CitationBlocker | None = None
+    ) -> dict[str, float]:
+        """Return milliseconds per token and, on a GPU, the peak memory."""
+        batch_size = len(self.contexts)
+
+        def job() -> None:
+            continue_texts(
+                self.model, self.contexts, self.n_new, decode, batch_size, blocker=blocker
+            )
+
+        with self.lab.peak_memory() as memory:
+            seconds = _median_seconds(self.lab, job, self.rounds)
+        return {"ms_per_token": 1e3 * seconds / self.n_new, **memory}
+
+    def generate(self, cache: str | None = None) -> float:
+        """Return the milliseconds per token of transformers' `generate`."""
+        ids = torch.as_tensor(self.contexts, dtype=torch.long, device=self.lab.device)
+        options = {} if cache is None else {"cache_implementation": cache}
+
+        def job() -> None:
+            with torch.inference_mode() if cache is None else nullcontext():
+                self.model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.n_new,
+                    min_new_tokens=self.n_new, do_sample=False, pad_token_id=0, **options,
+                )  # fmt: skip
+
+        return 1e3 * _median_seconds(self.lab, job, min(2, self.rounds)) / self.n_new
 
 
 def _median_seconds(
