@@ -1,8 +1,6 @@
 """The clients of the Hub in this process, led to a server of its own, and what is on it."""
 
 import io
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,18 +69,9 @@ def start_process() -> None:
 
 
 def record_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Do not wait before trying again; return the list of seconds that would have been.
-
-    Threads of libraries, which poll in the background, sleep as ever and are not recorded.
-    """
+    """Do not wait before trying again; return the list of seconds that would have been."""
     seconds: list[float] = []
-    sleep = time.sleep
-
-    def recorded(duration: float) -> None:
-        is_ours = threading.current_thread() is threading.main_thread()
-        (seconds.append if is_ours else sleep)(duration)
-
-    monkeypatch.setattr("time.sleep", recorded)
+    monkeypatch.setattr(hub_requests, "sleep", seconds.append)
     return seconds
 
 

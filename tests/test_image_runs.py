@@ -69,6 +69,7 @@ def test_models_and_datasets_of_other_modalities_are_refused(
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
+        ("dataset.chat=true", "for models of text"),
         ("evaluation.downstream=[local_agreement]", "for models of text"),
         ("evaluation.mauve=base", "for models of text"),
         ("mechanism.measures=[weights,lens]", "for models of text"),

@@ -1,10 +1,10 @@
 """Requests to the Hub: whether it answers at all, further tries, and the bytes that arrive."""
 
 import logging
-import time
 from collections.abc import Callable
 from functools import cache
 from threading import Lock
+from time import sleep
 from typing import Any, TypeVar
 
 from hyperfitting.errors import UserError
@@ -52,7 +52,7 @@ def retrying(request: Callable[[], T]) -> T:
             if status not in _RETRIED or seconds > _LONGEST_WAIT:
                 raise
             log.warning("the Hub answers HTTP %d: trying again in %g s", status, seconds)
-            time.sleep(seconds)
+            sleep(seconds)
     return request()
 
 
