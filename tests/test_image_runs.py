@@ -69,7 +69,6 @@ def test_models_and_datasets_of_other_modalities_are_refused(
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("dataset.chat=true", "for models of text"),
         ("evaluation.downstream=[local_agreement]", "for models of text"),
         ("evaluation.mauve=base", "for models of text"),
         ("mechanism.measures=[weights,lens]", "for models of text"),
@@ -83,6 +82,11 @@ def test_what_does_not_work_on_image_models_is_refused(
     with pytest.raises(UserError, match=problem) as error:
         compose("preset=images", override)
     assert override.startswith(error.value.field.rpartition(".")[0])
+
+
+def test_images_are_no_conversations(compose: Compose) -> None:
+    with pytest.raises(UserError, match=r"dataset\.chat=True: is for models of text"):
+        compose("preset=images", "dataset=image_files", "dataset.path=x", "dataset.chat=true")
 
 
 def test_what_needs_a_position_for_each_token_works_without_sos(compose: Compose) -> None:
