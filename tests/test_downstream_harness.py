@@ -94,7 +94,7 @@ cli_evaluate()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_numbers_are_those_of_the_harness_own_command_line(
     base: BaseModel, tmp_path: Path
 ) -> None:
