@@ -13,27 +13,24 @@ from hyperfitting.record.mechanism import ClassShift, LayerCurve, Mechanism, Ran
 from hyperfitting.record.recognition import Recognition
 from hyperfitting.record.schema import (
     SCHEMA_VERSION,
-    Continuation,
     DatasetInfo,
     Histograms,
     ImageInfo,
     ModelInfo,
     NextToken,
     NextTokens,
-    OverlapSpan,
     PerSide,
     Position,
     Record,
     Sample,
-    SampleText,
     Slice,
     Timings,
 )
+from hyperfitting.record.texts import NO_OVERLAP, Continuation, OverlapSpan, SampleText
 from hyperfitting.runtime.code_version import CodeVersion
 from hyperfitting.runtime.machine import Machine
 from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 
-NO_OVERLAP = OverlapSpan(length=0, start=-1, sequence=-1, offset=-1)
 SYSTEMS: dict[str, list[str]] = {"base": ["tuning=none"], "tuned": []}
 SEEDS = (0, 1, 2)
 _PALETTE = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)]
