@@ -58,6 +58,29 @@ def test_the_harness_scores_choices_by_the_models_log_likelihoods_without_networ
     assert not connections
 
 
+def test_a_wrong_task_is_not_told_as_missing_data(base: BaseModel, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    config = local_task(tmp_path, "local_cloze_news") | {"output_type": "nonsense"}
+    with pytest.raises(ValueError, match="nonsense"):
+        harness.evaluate(load(base).eval(), base.tokenizer(), config, **OPTIONS)
+
+
+def test_a_copy_of_the_data_without_the_subset_or_the_file_is_a_users_error(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    _hub_copy(tmp_path, "copy", ["present"], [{"question": "?"}])
+    without_file = local_task(tmp_path, "local_cloze_news")
+    (tmp_path / "local_cloze_news.jsonl").unlink()
+    without_subset = without_file | {
+        "dataset_path": str(tmp_path / "copy"), "dataset_name": "absent", "dataset_kwargs": {},
+    }  # fmt: skip
+    for config in (without_subset, without_file):
+        with pytest.raises(UserError, match="not in the cache") as error:
+            harness.evaluate(load(base).eval(), base.tokenizer(), config, **OPTIONS)
+        assert error.value.value == "local_cloze_news"
+
+
 @pytest.mark.slow
 def test_generated_answers_are_extracted(base: BaseModel, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
