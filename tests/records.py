@@ -8,6 +8,7 @@ import numpy as np
 
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
+from hyperfitting.record.chat import Chat, ChatAnswer
 from hyperfitting.record.files import Predictions, write_record
 from hyperfitting.record.mechanism import ClassShift, LayerCurve, Mechanism, Ranks, TokenChange
 from hyperfitting.record.recognition import Recognition
@@ -128,6 +129,26 @@ def make_dataset_info() -> DatasetInfo:
         validation=1,
         train=5,
         near_duplicate_train_sequences=1,
+    )
+
+
+def make_chat(answers: Mapping[str, tuple[str, str]], **fields: Any) -> Chat:
+    """Return answers to open questions.
+
+    Args:
+        answers: by question the tuned model's and the base model's.
+        fields: of the scores, instead of none.
+    """
+    scores: dict[str, Any] = {"tuned": {}, "base": {}, "difference": {}, "per_text": {}}
+    return Chat(
+        max_new_tokens=16,
+        answers=[
+            ChatAnswer(
+                question=question, tuned=make_continuation(tuned), base=make_continuation(base)
+            )
+            for question, (tuned, base) in answers.items()
+        ],
+        **scores | fields,
     )
 
 
