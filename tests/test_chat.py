@@ -20,8 +20,10 @@ from hyperfitting.data.sequences import Sequences, load_sequences, sequences_ste
 from hyperfitting.data.sources import documents_step
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
-from hyperfitting.evaluation.chat import answers_step, check_chat
+from hyperfitting.evaluation.arrays import load_continuations
+from hyperfitting.evaluation.chat import answers_step, build_chat, chat_artifacts, check_chat
 from hyperfitting.evaluation.chat_questions import QUESTIONS
+from hyperfitting.evaluation.scoring import NgramCorpus
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import ModelState, load
@@ -282,25 +284,77 @@ def test_validation_is_over_the_answers(cfg: TrainingConfig, base: BaseModel) ->
     assert metrics["val/entropy"] == pytest.approx(entropies[counted].mean().item(), rel=1e-4)
 
 
+SOME_QUESTIONS = ("Why?", "How many?", "Who?", "Where is it now?", "Who!")
+
+
+def chat_setting(compose: Compose, store: Store) -> Setting:
+    run = compose("preset=debug", "evaluation.chat=true", "evaluation.chat_max_new_tokens=6")
+    sequences = store.artifact("sequences", version=0, config={}, inputs={})
+    return Setting(run.evaluation, run.decode, run.hardware, {}, sequences, store, no_op)
+
+
+def lazy(base: BaseModel) -> LazyModel:
+    return LazyModel(ModelState(base), torch.device("cpu"), None)
+
+
 def test_every_question_has_its_own_answer_whatever_the_lengths_of_the_others(
     chat_base: BaseModel, tmp_path: Path, store: Store, compose: Compose,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    some = ("Why?", "How many?", "Who?", "Where is it now?", "Who!")
-    monkeypatch.setattr("hyperfitting.evaluation.chat.QUESTIONS", some)
-    run = compose("preset=debug", "evaluation.chat=true", "evaluation.chat_max_new_tokens=6")
-    sequences = store.artifact("sequences", version=0, config={}, inputs={})
-    setting = Setting(run.evaluation, run.decode, run.hardware, {}, sequences, store, no_op)
-    lazy = LazyModel(ModelState(chat_base), torch.device("cpu"), None)
-    artifact = answers_step(setting, lazy).ensure()
+    monkeypatch.setattr("hyperfitting.evaluation.chat.QUESTIONS", SOME_QUESTIONS)
+    setting = chat_setting(compose, store)
+    artifact = answers_step(setting, lazy(chat_base)).ensure()
     answers = json.loads(artifact.file("continuations.json").read_text("utf-8"))
     tokenizer, model = chat_base.tokenizer(), load(chat_base).eval()
-    decode = replace(run.decode, stop_at_eos=True)
-    for text, answer in zip(some, answers, strict=True):
+    decode = replace(setting.decode, stop_at_eos=True)
+    for text, answer in zip(SOME_QUESTIONS, answers, strict=True):
         prompt = np.array([chat.prompt_tokens(tokenizer, chat.question(text))], np.int32)
         alone = continue_texts(model, prompt, 6, decode)
         assert answer["tokens"] == alone.tokens[0]
         assert "".join(answer["token_texts"]) == tokenizer.decode(alone.tokens[0])
+
+
+def test_the_record_holds_both_models_answers_with_their_overlap_and_values(
+    chat_base: BaseModel, tmp_path: Path, store: Store, compose: Compose,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("hyperfitting.evaluation.chat.QUESTIONS", SOME_QUESTIONS)
+    other = tiny_model(tmp_path, "gpt2")
+    tokenizer_with(without_marks(CHATML)).save_pretrained(tmp_path)
+    setting = chat_setting(compose, store)
+    artifacts = chat_artifacts(setting, lazy(chat_base), lazy(other))
+    assert artifacts is not None
+    steps = {"tuned": artifacts.tuned, "base": artifacts.base}
+    tokens = {
+        side: [text["tokens"] for text in load_continuations(step.ensure())]
+        for side, step in steps.items()
+    }
+    quoted = tokens["tuned"][1][1:5]
+    built = build_chat(
+        artifacts, NgramCorpus(np.array([quoted], np.int32), None), setting.evaluation
+    )
+    assert [answer.question for answer in built.answers] == list(SOME_QUESTIONS)
+    ttrs = {}
+    for side in steps:
+        answers = [getattr(answer, side) for answer in built.answers]
+        assert [answer.tokens for answer in answers] == tokens[side]
+        for answer in answers:
+            assert answer.text == "".join(answer.token_texts)
+            runs = [
+                n
+                for n in range(1, 5)
+                for i in range(len(answer.tokens) - n + 1)
+                for j in range(len(quoted) - n + 1)
+                if answer.tokens[i : i + n] == quoted[j : j + n]
+            ]
+            assert answer.overlap.length == max(runs, default=0)
+        ttrs[side] = np.array([len(set(of_text)) / len(of_text) for of_text in tokens[side]])
+        assert built.per_text[side]["gen/ttr"] == pytest.approx(ttrs[side].tolist())
+        assert built.per_text[side]["gen/n_tokens"] == [len(t) for t in tokens[side]]
+        assert getattr(built, side)["gen/ttr"].mean == pytest.approx(ttrs[side].mean())
+    assert built.answers[1].tuned.overlap.length == 4
+    difference = built.difference["gen/ttr"]
+    assert difference.mean == pytest.approx((ttrs["tuned"] - ttrs["base"]).mean())
 
 
 @pytest.mark.slow
