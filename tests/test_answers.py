@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
@@ -12,7 +13,9 @@ from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.record.schema import Record
 from hyperfitting.reporting.repetition_highlight import texts_page
 from hyperfitting.reporting.report import write_report
+from hyperfitting.reporting.spec import ColumnSpec, TableSpec
 from hyperfitting.reporting.sweep_records import load_sweep
+from hyperfitting.reporting.tables import build_table
 from hyperfitting.reporting.terminal import outcome
 from hyperfitting.reporting.texts import texts_by_context
 from hyperfitting.tracking.payload import media, summary
@@ -115,6 +118,24 @@ def test_answers_follow_the_contexts_of_a_sweep(tmp_path: Path) -> None:
             ],
         ),
     }
+
+
+def test_the_best_answers_of_a_table_are_found_by_pairing_questions(tmp_path: Path) -> None:
+    """The intervals of both runs overlap; on each question the same one is better."""
+    records = {}
+    for seed, gain in enumerate((0.0, 0.01)):
+        ttr = [0.1 * i + gain for i in range(9)]
+        chat = make_chat(
+            {f"question {i}": ("a b", "a b") for i in range(9)},
+            tuned={"gen/ttr": Estimate(float(np.mean(ttr)), (0.2, 0.6), 9)},
+            per_text={"tuned": {"gen/ttr": list(ttr)}},
+        )
+        records[f"tuned_{seed}"] = make_record([make_slice({})], make_samples(3), chat=chat)
+    sweep = load_sweep(write_sweep(tmp_path / "x", {}, records))
+    column = ColumnSpec(key="gen/ttr", dataset="chat")
+    table = build_table(sweep, "t", TableSpec(rows=["system", "seed"], columns={"TTR": column}))
+    best = [row.labels["seed"] for row in table.rows if row.best]
+    assert best == ["1"]
 
 
 def test_a_run_without_answers_has_no_place_for_them(tmp_path: Path) -> None:
