@@ -1,6 +1,7 @@
 """Chat: conversations as rows and tokens, the loss on answers only, answers to open questions."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.loss import NextTokenLoss
 from hyperfitting.training.step import build_train_state, train_step
 from hyperfitting.training.validation import validate
+from hyperfitting.verify.run_checks import check_run
 from tests.cli import hyperfit
 from tests.conftest import Compose, tiny_model
 from tests.documents import files_config
@@ -357,18 +359,37 @@ def test_the_record_holds_both_models_answers_with_their_overlap_and_values(
     assert difference.mean == pytest.approx((ttrs["tuned"] - ttrs["base"]).mean())
 
 
-@pytest.mark.slow
-def test_a_run_on_conversations_records_both_models_answers(
-    chat_base: BaseModel, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def answered_run(chat_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on conversations that answered questions."""
+    folder = tmp_path_factory.mktemp("answered")
     result = hyperfit(
-        tmp_path, "preset=debug", "model=local", f"model.path={chat_base.folder()}",
-        "dataset=files", f"dataset.path={chat_file(tmp_path)}", "dataset.chat=true",
+        folder, "preset=debug", "model=local", f"model.path={chat_base.folder()}",
+        "dataset=files", f"dataset.path={chat_file(folder)}", "dataset.chat=true",
         "dataset.text_field=messages", "evaluation.chat=true",
         "evaluation.chat_max_new_tokens=8", "hydra.run.dir=run",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    record = read_record(tmp_path / "run" / RECORD_FILE)
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_an_edited_answer_does_not_pass_verification(answered_run: Path, tmp_path: Path) -> None:
+    def failed() -> set[str]:
+        return {check.name for check in check_run(run) if check.outcome == "failed"}
+
+    run = shutil.copytree(answered_run, tmp_path / "run")
+    assert failed() == set()
+    path = run / RECORD_FILE
+    record = json.loads(path.read_text("utf-8"))
+    record["chat"]["answers"][0]["tuned"]["text"] = "Much better."
+    path.write_text(json.dumps(record), "utf-8")
+    assert {"files", "texts", "record from artifacts"} <= failed()
+
+
+@pytest.mark.slow
+def test_a_run_on_conversations_records_both_models_answers(answered_run: Path) -> None:
+    record = read_record(answered_run / RECORD_FILE)
     assert record.chat is not None
     assert [answer.question for answer in record.chat.answers] == list(QUESTIONS)
     part = record.slice_at(dataset="chat")
