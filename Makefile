@@ -35,13 +35,13 @@ dashboard: setup ## Serve the latest reports to this machine's browser
 	$(BIN)/hyperfit-dashboard pages $(ARGS)
 
 test: lint ## Lint, type check, and all tests, with the slow ones on the real model
-	$(BIN)/pytest -m "not distributed and not server" $(ARGS)
+	$(BIN)/pytest -m "not exhaustive and not distributed and not server" $(ARGS)
 
-test-integration: setup ## The other tests: several processes, clusters, a W&B server
-	$(BIN)/pytest -m "distributed or server" $(ARGS)
+test-integration: setup ## The other tests: several processes, clusters, servers, all cases of long ones
+	$(BIN)/pytest -m "exhaustive or distributed or server" $(ARGS)
 
 test-fast: setup ## Only the fast tests
-	$(BIN)/pytest -m "not slow and not distributed and not server" $(ARGS)
+	$(BIN)/pytest -m "not slow and not exhaustive and not distributed and not server" $(ARGS)
 
 bench: setup ## Speed against named peers: make bench ARGS=metrics for a part
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -4,13 +4,18 @@ Importing torch and transformers takes five times as long as the debug run. So a
 (that of `multiprocessing`) imports everything once, and each command is a fork of it: a real
 process with its own environment, working folder, output and signals, which can be killed.
 What a fork cannot show, such as output while importing, is tested with `installed`.
+
+A command on the debug preset finds what does not depend on a tuning (the base model, its texts and
+outputs) in its store, as the second run of a user does: half of the work of a debug run. Tests of
+how these come about, or of how much is built, begin with an empty store (``from_nothing=True``).
 """
 
 import atexit
+import functools
 import gc
 import multiprocessing
 import os
-import pkgutil
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +34,13 @@ from hydra.core.singleton import Singleton
 import hyperfitting
 
 _server = multiprocessing.get_context("forkserver")
-_modules = [m.name for m in pkgutil.walk_packages(hyperfitting.__path__, "hyperfitting.")]
-# but wandb: when it is imported it makes a folder that each process deletes when it ends
-_modules = [name for name in _modules if not name.startswith("hyperfitting.tracking.")]
+_src = Path(hyperfitting.__path__[0]).parent
+_modules = [
+    ".".join(path.relative_to(_src).with_suffix("").parts)
+    for path in sorted(_src.glob("hyperfitting/**/*.py"))
+    # but wandb: when it is imported it makes a folder that each process deletes when it ends
+    if path.name not in ("__init__.py", "__main__.py") and path.parent.name != "tracking"
+]
 _server.set_forkserver_preload(
     [*_modules, "transformers.tokenization_utils_tokenizers", "tests.cli"]
 )
@@ -126,14 +135,35 @@ class Fork:
 _started: list[Fork] = []
 
 
+@functools.cache
+def _base_outputs() -> "tempfile.TemporaryDirectory[str]":
+    """Return a folder whose store has what a debug run without a tuning builds."""
+    folder = tempfile.TemporaryDirectory(prefix="hyperfit-base-")
+    fork = Fork(Path(folder.name), ["preset=debug", "tuning=none"], environment())
+    assert fork.wait() == 0, fork.communicate()[1]
+    return folder
+
+
 def start(
-    cwd: Path, *arguments: str, before: Callable[[], object] | None = None, **more: str
+    cwd: Path,
+    *arguments: str,
+    before: Callable[[], object] | None = None,
+    from_nothing: bool = False,
+    **more: str,
 ) -> Fork:
     """Start the command line in a folder, with more environment variables.
 
-    ``before``: a function of a module, called in the process before the command.
+    Args:
+        cwd: The folder; made if needed.
+        arguments: Of the command line.
+        before: A function of a module, called in the process before the command.
+        from_nothing: Do not put the base model's artifacts into the store of a debug run.
+        more: Environment variables.
     """
     cwd.mkdir(exist_ok=True)
+    store = cwd / "outputs/store"
+    if "preset=debug" in arguments and not from_nothing and not store.exists():
+        shutil.copytree(Path(_base_outputs().name, "outputs/store"), store)
     _started.append(Fork(cwd, arguments, environment(**more), before))
     return _started[-1]
 
@@ -149,10 +179,11 @@ def hyperfit(
     *arguments: str,
     timeout: float = 300,
     before: Callable[[], object] | None = None,
+    from_nothing: bool = False,
     **more: str,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the command line in a folder to its end; ``before`` as in `start`."""
-    process = start(cwd, *arguments, before=before, **more)
+    """Run the command line in a folder to its end, with the arguments of `start`."""
+    process = start(cwd, *arguments, before=before, from_nothing=from_nothing, **more)
     stdout, stderr = process.communicate(timeout)
     return subprocess.CompletedProcess(arguments, process.wait(), stdout, stderr)
 

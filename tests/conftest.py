@@ -1,34 +1,40 @@
-"""What the tests share: composed configs, tiny models of all kinds, and finished runs."""
+"""What the tests share: composed configs, tiny models of all kinds, and finished runs.
+
+Imports of torch and transformers are in the functions that need them: pytest's first process, which
+runs no test, reads this file before it starts the workers.
+"""
+
+from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import pytest
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
-from hyperfitting.models.base import BaseModel
-from hyperfitting.models.random_init import byte_tokenizer
-from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.store.artifact import Store
 from tests.browser import browser  # noqa: F401 - a fixture
 from tests.cli import hyperfit, kill_started
 
-torch.set_num_threads(1)  # a tiny model only loses by more
+os.environ["OMP_NUM_THREADS"] = "1"  # a tiny model only loses by more threads
 # a shell lets what it runs in the background ignore Ctrl+C, and all that it starts: not ours
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+if TYPE_CHECKING:
+    from hyperfitting.models.base import BaseModel
+
 Compose = Callable[..., RunConfig]
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -73,7 +79,11 @@ def store(tmp_path: Path) -> Store:
 
 def tiny_model(folder: Path, model_type: str, **fields: Any) -> BaseModel:
     """Save a randomly initialized model whose greedy decoding does not repeat one token forever."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from hyperfitting.models.base import BaseModel
+    from hyperfitting.models.random_init import byte_tokenizer
 
     tokenizer = byte_tokenizer()
     config = AutoConfig.for_model(
@@ -133,6 +143,8 @@ def pytest_collection_finish() -> None:
 
 def run_numbers(folder: Path) -> dict[str, Any]:
     """Everything in the record of a run that a repetition must reproduce: not times and places."""
+    from hyperfitting.record.files import RECORD_FILE, read_record
+
     record = read_record(folder / RECORD_FILE)
     places = {"timings": True, "code": True, "machine": True, "artifacts": True}
     places |= {"model": {"location"}}
@@ -143,7 +155,7 @@ def sweep_numbers(folder: Path) -> dict[str, dict[str, Any]]:
     """The same of each run of a sweep; the config holds the place of the store."""
     return {
         path.parent.name: run_numbers(path.parent) | {"config": None}
-        for path in sorted(folder.glob(f"*/{RECORD_FILE}"))
+        for path in sorted(folder.glob("*/results.json"))
     }
 
 

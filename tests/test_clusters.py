@@ -18,9 +18,9 @@ from hyperfitting.sweep.state import RunFolder
 from tests.cli import Fork, below, hyperfit, start
 from tests.conftest import sweep_numbers
 
-EIGHT = [
+FOUR = [
     "-m", "preset=debug", "trainer.epochs=40", "trainer.eval_every_epochs=40",
-    "seed=0,1,2,3,4,5,6,7", "hydra.sweep.dir=sweep",
+    "seed=0,1,2,3", "hydra.sweep.dir=sweep",
 ]  # fmt: skip
 REAL_SLURM = "a real SLURM"
 ENGINES = {
@@ -39,7 +39,7 @@ ENGINES = {
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same sweep with worker processes, which need no engine."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    result = hyperfit(folder, *EIGHT, "hydra.launcher.workers=2", timeout=600)
+    result = hyperfit(folder, *FOUR, "hydra.launcher.workers=2", timeout=600)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -77,13 +77,13 @@ def test_a_sweep_survives_a_job_that_is_preempted_and_one_that_is_killed(
 ) -> None:
     skip_without(engine)
     overrides = ENGINES[engine]
-    process = start(tmp_path, *EIGHT, *overrides)
+    process = start(tmp_path, *FOUR, *overrides)
     preempted = wait_for_training(process, tmp_path)
     os.kill(preempted, signal.SIGTERM)
     os.kill(wait_for_training(process, tmp_path, excluded_pid=preempted), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=600)
     assert process.wait() == 0, stderr
-    assert stdout.count(" finished in ") == 8
+    assert stdout.count(" finished in ") == 4
     assert sweep_numbers(tmp_path / "sweep") == sweep_numbers(undisturbed / "sweep")
     if "hydra/launcher=slurm" in overrides:
         log_dir = tmp_path / "sweep" / clusters.LOG_DIR
@@ -102,7 +102,7 @@ def test_a_cluster_that_cannot_be_reached_is_reported(
     tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     # with a PATH in which there is no SLURM
-    result = hyperfit(tmp_path, *EIGHT, *overrides, PATH=str(tmp_path))
+    result = hyperfit(tmp_path, *FOUR, *overrides, PATH=str(tmp_path))
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -112,7 +112,7 @@ def test_a_cluster_that_cannot_be_reached_is_reported(
 def test_a_job_that_slurm_rejects_is_reported(tmp_path: Path) -> None:
     skip_without(REAL_SLURM)
     overrides = [*ENGINES[REAL_SLURM], "hydra.launcher.partition=nowhere"]
-    result = hyperfit(tmp_path, *EIGHT, *overrides)
+    result = hyperfit(tmp_path, *FOUR, *overrides)
     assert result.returncode == 1
     assert "invalid partition specified: nowhere" in result.stderr
     assert "Traceback" not in result.stderr

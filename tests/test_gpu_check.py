@@ -12,7 +12,7 @@ from tests.cli import hyperfit
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_checks_run_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     options = ["--device", "cpu", "--shapes", "tiny", "--out", str(out)]

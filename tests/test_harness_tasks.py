@@ -77,7 +77,7 @@ def test_tasks_are_not_written_over_other_files(
     assert f"--tasks={tmp_path}: is not empty" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_numbers_of_a_record_are_those_of_the_harness_own_command_line(tmp_path: Path) -> None:
     tasks = "local_cloze_news,local_last_word_news,local_arithmetic_gen"
     result = hyperfit(

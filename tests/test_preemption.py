@@ -100,6 +100,7 @@ def test_the_command_reports_the_signal_and_resumes(tmp_path: Path) -> None:
     assert hyperfit(tmp_path, *LONG).returncode == 0
 
 
+@pytest.mark.exhaustive
 def test_a_preempted_sweep_has_its_runs_write_checkpoints_and_resumes(tmp_path: Path) -> None:
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     process = start_training(cut, *SWEEP, "hydra.launcher.workers=2")

@@ -49,6 +49,7 @@ def real(folder: Path) -> Real:
     return Real(cfg, base, base.tokenizer(), load(base).eval())
 
 
+@pytest.mark.exhaustive
 def test_a_gguf_file_is_converted_to_what_transformers_reads(real: Real) -> None:
     """Bit by bit, with the same tokenizer."""
     folder, name = gguf_folder(real.cfg), str(real.cfg.gguf_file)

@@ -196,7 +196,8 @@ def write_connections() -> None:
 
 
 def test_the_default_run_opens_no_connection(tmp_path: Path) -> None:
-    result = hyperfit(tmp_path, *DEBUG, "tracking=offline", before=write_connections)
+    arguments = [*DEBUG, "tracking=offline"]
+    result = hyperfit(tmp_path, *arguments, before=write_connections, from_nothing=True)
     assert result.returncode == 0, result.stderr
     connections = (tmp_path / "connections").read_text().splitlines()
     assert [address for address in connections if "127.0.0.1" not in address] == []

@@ -21,7 +21,7 @@ LONGER = [*DEBUG, "trainer.epochs=6", "evaluation.max_new_tokens=[64]", "dataset
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the longer run has ended."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert hyperfit(folder, *LONGER).returncode == 0
+    assert hyperfit(folder, *LONGER, from_nothing=True).returncode == 0
     return folder
 
 
@@ -35,7 +35,7 @@ def test_kill_9_at_any_moment_ends_with_bit_identical_numbers(
     n_files = len(below(undisturbed / "outputs/store"))
     moments = sorted((rng.uniform(0.1, 0.75) * n_files, rng.uniform(0, 0.3)) for _ in range(3))
     for reached, later in moments:
-        process = start(tmp_path, *LONGER)
+        process = start(tmp_path, *LONGER, from_nothing=True)
         process.wait_until(lambda: len(below(tmp_path / "outputs/store")) >= reached)  # noqa: B023
         time.sleep(later)
         process.send_signal(signal.SIGKILL)

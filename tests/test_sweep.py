@@ -118,7 +118,8 @@ def test_a_figure_without_data_is_explained_in_the_report(finished: Path, tmp_pa
 
 
 def test_an_invalid_report_is_refused_before_any_run_starts(tmp_path: Path) -> None:
-    result = hyperfit(tmp_path, *SWEEP, "+hydra.sweeper.report.figures.x.kind=curve")
+    misspelled = "+hydra.sweeper.report.figures.x.kind=curve"
+    result = hyperfit(tmp_path, *SWEEP, misspelled, from_nothing=True)
     assert result.returncode == 1
     assert "did you mean curves" in result.stderr
     assert not (tmp_path / "outputs/store").exists()

@@ -72,28 +72,28 @@ def test_ctrl_c_says_that_the_same_command_resumes(tmp_path: Path) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder in which SWEEP has finished."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    result = hyperfit(folder, *SWEEP)
+    result = hyperfit(folder, *SWEEP, from_nothing=True)
     assert result.returncode == 0, result.stderr
     return folder
 
 
 def test_a_full_disk_loses_nothing_that_was_built(undisturbed: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "3m") as disk:
-        full = hyperfit(disk, *SWEEP)
+        full = hyperfit(disk, *SWEEP, from_nothing=True)
         assert full.returncode == 1
         assert "no space left on the disk" in full.stderr
         assert "Traceback" not in full.stdout + full.stderr
         built = set((disk / "outputs/store").glob("*/*/manifest.json"))
         assert built
         subprocess.run(["mount", "-o", "remount,size=256m", str(disk)], check=True)
-        again = hyperfit(disk, *SWEEP)
+        again = hyperfit(disk, *SWEEP, from_nothing=True)
         assert again.returncode == 0, again.stderr
         assert sweep_numbers(only_sweep(disk)) == sweep_numbers(only_sweep(undisturbed))
         assert built <= set((disk / "outputs/store").glob("*/*/manifest.json"))
 
 
 @pytest.mark.parametrize(
-    ("n_kills", "seed"), [(8, 7), pytest.param(20, 8, marks=pytest.mark.distributed)]
+    ("n_kills", "seed"), [(5, 7), pytest.param(20, 8, marks=pytest.mark.exhaustive)]
 )
 def test_killed_at_many_moments_a_sweep_ends_with_the_same_records(
     tmp_path: Path, undisturbed: Path, n_kills: int, seed: int
@@ -102,14 +102,14 @@ def test_killed_at_many_moments_a_sweep_ends_with_the_same_records(
     rng, n_hits = random.Random(seed), 0
     n_files = len(below(undisturbed / "outputs"))
     for moment in sorted(rng.uniform(0.05, 0.85) * n_files for _ in range(n_kills)):
-        process = start(tmp_path, *SWEEP)
+        process = start(tmp_path, *SWEEP, from_nothing=True)
         reached = max(moment, len(below(tmp_path)) + 1)
         process.wait_until(lambda: len(below(tmp_path)) >= reached)  # noqa: B023
         time.sleep(rng.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
         n_hits += process.wait() == -signal.SIGKILL
     assert n_hits == n_kills  # each hit a sweep that was running
-    last = hyperfit(tmp_path, *SWEEP)
+    last = hyperfit(tmp_path, *SWEEP, from_nothing=True)
     assert last.returncode == 0, last.stderr
     assert len(sweep_numbers(only_sweep(tmp_path))) == 4
     assert sweep_numbers(only_sweep(tmp_path)) == sweep_numbers(only_sweep(undisturbed))

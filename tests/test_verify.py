@@ -260,7 +260,7 @@ def test_a_sweep_of_other_code_begins_anew_beside_it(finished: Path, tmp_path: P
     assert sorted(path.parent.name for path in records) == ["seed=0", "seed=1"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_made_anew_is_bit_equal(run: Path, tmp_path: Path) -> None:
     for _ in range(2):  # the second time everything is there already
         checks = by_name(check_again(run, work=tmp_path / "work"))
