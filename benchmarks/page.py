@@ -12,7 +12,8 @@ from tests.records import make_continuation, make_predictions, make_sample, ttr_
 from benchmarks.timing import Result, Timing, seconds
 from hyperfitting.data import packaged
 from hyperfitting.record.files import write_record
-from hyperfitting.record.schema import Continuation, Record
+from hyperfitting.record.schema import Record
+from hyperfitting.record.texts import Continuation
 from hyperfitting.reporting.report import write_report
 from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 

@@ -8,32 +8,30 @@ import numpy as np
 
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
+from hyperfitting.record.chat import Chat, ChatAnswer
 from hyperfitting.record.files import Predictions, write_record
 from hyperfitting.record.mechanism import ClassShift, LayerCurve, Mechanism, Ranks, TokenChange
 from hyperfitting.record.recognition import Recognition
 from hyperfitting.record.schema import (
     SCHEMA_VERSION,
-    Continuation,
     DatasetInfo,
     Histograms,
     ImageInfo,
     ModelInfo,
     NextToken,
     NextTokens,
-    OverlapSpan,
     PerSide,
     Position,
     Record,
     Sample,
-    SampleText,
     Slice,
     Timings,
 )
+from hyperfitting.record.texts import NO_OVERLAP, Continuation, OverlapSpan, SampleText
 from hyperfitting.runtime.code_version import CodeVersion
 from hyperfitting.runtime.machine import Machine
 from hyperfitting.sweep.spec import RunEntrySpec, write_sweep_spec
 
-NO_OVERLAP = OverlapSpan(length=0, start=-1, sequence=-1, offset=-1)
 SYSTEMS: dict[str, list[str]] = {"base": ["tuning=none"], "tuned": []}
 SEEDS = (0, 1, 2)
 _PALETTE = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)]
@@ -131,6 +129,26 @@ def make_dataset_info() -> DatasetInfo:
         validation=1,
         train=5,
         near_duplicate_train_sequences=1,
+    )
+
+
+def make_chat(answers: Mapping[str, tuple[str, str]], **fields: Any) -> Chat:
+    """Return answers to open questions.
+
+    Args:
+        answers: by question the tuned model's and the base model's.
+        fields: of the scores, instead of none.
+    """
+    scores: dict[str, Any] = {"tuned": {}, "base": {}, "difference": {}, "per_text": {}}
+    return Chat(
+        max_new_tokens=16,
+        answers=[
+            ChatAnswer(
+                question=question, tuned=make_continuation(tuned), base=make_continuation(base)
+            )
+            for question, (tuned, base) in answers.items()
+        ],
+        **scores | fields,
     )
 
 

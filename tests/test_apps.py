@@ -202,7 +202,7 @@ def test_nothing_is_overwritten_or_left_behind(
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/file").write_text("mine")
     with pytest.raises(UserError, match="nothing is overwritten"):
-        export._check_free(tmp_path / "kept")
+        export._check_free(tmp_path / "kept", "DIR")
     with pytest.raises(UserError, match="no LoRA adapter"):
         export.write_model(run, run.tuned, tmp_path / "model", as_adapter=True)
     assert {p.name for p in tmp_path.iterdir()} == {"kept"}

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,29 @@ def test_the_harness_scores_choices_by_the_models_log_likelihoods_without_networ
     assert not connections
 
 
+def test_a_wrong_task_is_not_told_as_missing_data(base: BaseModel, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    config = local_task(tmp_path, "local_cloze_news") | {"output_type": "nonsense"}
+    with pytest.raises(ValueError, match="nonsense"):
+        harness.evaluate(load(base).eval(), base.tokenizer(), config, **OPTIONS)
+
+
+def test_a_copy_of_the_data_without_the_subset_or_the_file_is_a_users_error(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    _hub_copy(tmp_path, "copy", ["present"], [{"question": "?"}])
+    without_file = local_task(tmp_path, "local_cloze_news")
+    (tmp_path / "local_cloze_news.jsonl").unlink()
+    without_subset = without_file | {
+        "dataset_path": str(tmp_path / "copy"), "dataset_name": "absent", "dataset_kwargs": {},
+    }  # fmt: skip
+    for config in (without_subset, without_file):
+        with pytest.raises(UserError, match="not in the cache") as error:
+            harness.evaluate(load(base).eval(), base.tokenizer(), config, **OPTIONS)
+        assert error.value.value == "local_cloze_news"
+
+
 @pytest.mark.slow
 def test_generated_answers_are_extracted(base: BaseModel, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
@@ -83,51 +105,6 @@ def test_unknown_tasks_and_unavailable_data_are_users_errors(
     with pytest.raises(UserError, match="not in the cache") as error:
         harness.evaluate(load(base).eval(), base.tokenizer(), "gsm8k", **OPTIONS)
     assert "hf auth login" in str(error.value.hint)
-
-
-# `python -m lm_eval` without reading the thousands of files of its own tasks (9 s)
-_COMMAND_LINE = """
-import functools, lm_eval.tasks
-from lm_eval.__main__ import cli_evaluate
-lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
-cli_evaluate()
-"""
-
-
-@pytest.mark.exhaustive
-def test_the_numbers_are_those_of_the_harness_own_command_line(
-    base: BaseModel, tmp_path: Path
-) -> None:
-    pytest.importorskip("lm_eval")
-    import yaml
-
-    model_folder = tmp_path / "model"
-    model, tokenizer = load(base).eval(), harness.with_eos(base.tokenizer())
-    model.save_pretrained(model_folder)
-    tokenizer.save_pretrained(model_folder)
-    tasks = ("local_cloze_news", "local_last_word_news", "local_arithmetic_gen")
-    (tmp_path / "tasks").mkdir()
-    ours = {}
-    for name in tasks:
-        config = local_task(tmp_path, name)
-        (tmp_path / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(config), "utf-8")
-        ours[name] = harness.evaluate(model, tokenizer, config, **OPTIONS)
-    subprocess.run(
-        [
-            sys.executable, "-c", _COMMAND_LINE, "--model", "hf", "--model_args",
-            f"pretrained={model_folder},dtype=float32", "--tasks", ",".join(tasks),
-            "--include_path", str(tmp_path / "tasks"), "--device", "cpu", "--batch_size", "4",
-            "--log_samples", "--output_path", str(tmp_path / "out"),
-        ],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        check=True, capture_output=True, timeout=600,
-    )  # fmt: skip
-    (path,) = (tmp_path / "out").rglob("results_*.json")
-    theirs = json.loads(path.read_text("utf-8"))
-    for name in tasks:
-        numbers = {k: v for k, v in ours[name]["results"][name].items() if "," in k}
-        assert {k: theirs["results"][name][k] for k in numbers} == pytest.approx(numbers)
-        assert harness.task_hash(ours[name]["samples"][name]) == theirs["task_hashes"][name]
 
 
 def _hub_copy(folder: Path, dataset: str, subsets: list[str], rows: list[dict[str, Any]]) -> None:

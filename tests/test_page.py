@@ -13,7 +13,8 @@ from playwright.sync_api import Browser, expect
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.record.files import RECORD_FILE
-from hyperfitting.record.schema import Continuation, Record, Sample
+from hyperfitting.record.schema import Record, Sample
+from hyperfitting.record.texts import Continuation
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.serve import serving, update_reports
 from hyperfitting.reporting.sweep_records import load_sweep

@@ -2,7 +2,8 @@
 
 The folder has safetensors, the tokenizer, a generation config for greedy decoding, and a model card
 drawn from the record. transformers or PEFT load it without this package. With `--gguf` it also has
-a file for llama.cpp, and `--push` commits it to a repository on the Hub.
+a file for llama.cpp, and `--push` commits it to a repository on the Hub. `--tasks` writes the run's
+local downstream tasks into another folder, for lm-evaluation-harness.
 """
 
 import argparse
@@ -28,23 +29,31 @@ def export(arguments: argparse.Namespace) -> None:
     """Write the folder.
 
     Raises:
-        UserError: the run cannot be opened or trained nothing, the folder is not empty, there is no
-            converter to GGUF, or the folder cannot be pushed (it is kept).
+        UserError: the run cannot be opened or trained nothing, a folder is not empty, there is no
+            converter to GGUF, no local task, or the folder cannot be pushed (it is kept).
     """
     from hyperfitting.apps.finished_run import open_run
     from hyperfitting.apps.gguf_export import find_converter
+    from hyperfitting.apps.harness_tasks import local_tasks_of, write_tasks
     from hyperfitting.apps.hub_push import check_push, push
 
     folder: Path = arguments.folder
-    _check_free(folder)
+    _check_free(folder, "DIR")
+    if arguments.tasks is not None:
+        _check_free(arguments.tasks, "--tasks")
     converter = find_converter(arguments.converter) if arguments.gguf else None
     if arguments.push is not None:
         check_push(arguments.push)
     run = open_run(arguments.run, arguments.store, "cpu")
     if run.tuned is None:
         raise UserError("this run trained nothing (tuning=none): there is no model to export")
+    tasks = local_tasks_of(run.pipeline) if arguments.tasks is not None else []
     write_model(run, run.tuned, folder, as_adapter=arguments.adapter, converter=converter)
     print(f"model      {folder}")
+    if tasks:
+        with _new_folder(arguments.tasks) as partial:
+            write_tasks(run.pipeline, tasks, partial, arguments.tasks)
+        print(f"tasks      {arguments.tasks}")
     if arguments.push is not None:
         print(f"pushed     {push(folder, arguments.push)}")
 
@@ -159,11 +168,11 @@ def _umask() -> int:
     return mask
 
 
-def _check_free(folder: Path) -> None:
+def _check_free(folder: Path, field: str) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
             "is not empty: nothing is overwritten",
-            field="DIR",
+            field=field,
             value=folder,
             valid="a folder that does not exist yet, or is empty",
         )
@@ -193,6 +202,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="REPO",
         help="commit it to this repository on the Hub, which is created private if it is new; "
         "needs a login (hf auth login, or HF_TOKEN)",
+    )
+    parser.add_argument(
+        "--tasks",
+        type=Path,
+        metavar="DIR",
+        help="also write the run's local downstream tasks, for lm_eval --include_path DIR",
     )
     parser.add_argument("--store", type=Path, help="the run's artifacts (default: as recorded)")
     return parser

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 
 from hyperfitting.apps.licenses import data_license, model_license
-from hyperfitting.formatting import estimate, p_value
-from hyperfitting.metrics.registry import METRICS, metric
+from hyperfitting.metrics.registry import metric
 from hyperfitting.record.schema import Record
+from hyperfitting.reporting.comparison import comparison_rows
 from hyperfitting.reporting.tables import markdown_text
 
 
@@ -102,17 +102,8 @@ def _training(record: Record) -> Iterator[str]:
 def _evaluation(record: Record) -> str:
     overall = record.overall
     rows = ["| metric | base | this model | difference | p |", "|---|---|---|---|---|"]
-    for key, entry in METRICS.items():
-        if entry.in_summary and key in overall.tuned:
-            difference = overall.difference.get(key)
-            cells = [
-                entry.axis_label,
-                estimate(overall.base.get(key), entry.format),
-                estimate(overall.tuned[key], entry.format),
-                estimate(difference, entry.format, signed=True),
-                p_value(difference.p if difference else None),
-            ]
-            rows.append("| " + " | ".join(map(markdown_text, cells)) + " |")
+    for label, texts in comparison_rows(overall):
+        rows.append("| " + " | ".join(map(markdown_text, [label, *texts])) + " |")
     about = markdown_text(
         f"{len(record.samples)} held-out texts, {overall.max_new_tokens} new tokens, decoding "
         f"{record.name('decode')}; mean [95% interval over texts], p of the paired permutation "

@@ -19,6 +19,7 @@ from hyperfitting.evaluation.arrays import load_arrays, load_continuations, save
 from hyperfitting.evaluation.artifacts import citation_blocker
 from hyperfitting.evaluation.chat_questions import QUESTIONS
 from hyperfitting.evaluation.config import EvaluationConfig
+from hyperfitting.evaluation.record_builder import recorded_continuation
 from hyperfitting.evaluation.scoring import (
     ModelOutput,
     NgramCorpus,
@@ -26,7 +27,7 @@ from hyperfitting.evaluation.scoring import (
     scoring_inputs,
 )
 from hyperfitting.evaluation.setting import LazyModel, Setting
-from hyperfitting.evaluation.slices import differences, estimates
+from hyperfitting.evaluation.slices import differences, estimates, jsonable
 from hyperfitting.metrics.distribution import STEP_STATS
 from hyperfitting.metrics.inputs import Floats, ScoringInputs
 from hyperfitting.metrics.registry import METRICS
@@ -143,25 +144,34 @@ def build_chat(artifacts: ChatArtifacts, corpus: NgramCorpus, evaluation: Evalua
         evaluation: lengths, n-grams and resamples.
     """
     length, resamples = evaluation.chat_max_new_tokens, evaluation.bootstrap
-    outputs = {"tuned": _output(artifacts.tuned), "base": _output(artifacts.base)}
+    outputs = {
+        "tuned": _output(artifacts.tuned),
+        "base": _output(artifacts.base),
+    }
     inputs = {
         side: scoring_inputs(output, outputs["base"], corpus, evaluation, length)
         for side, output in outputs.items()
     }
     values = {side: _values(of_side) for side, of_side in inputs.items()}
-    texts = {
-        side: ["".join(answer.token_texts) for answer in output.continuations]
-        for side, output in outputs.items()
-    }
     return Chat(
         max_new_tokens=length,
         tuned=estimates(values["tuned"], inputs["tuned"], resamples),
         base=estimates(values["base"], inputs["base"], resamples),
         difference=differences(values["tuned"], values["base"], resamples),
         answers=[
-            ChatAnswer(question=text, tuned=tuned, base=base)
-            for text, tuned, base in zip(QUESTIONS, texts["tuned"], texts["base"], strict=True)
+            ChatAnswer(
+                question=question,
+                **{
+                    side: recorded_continuation(output, inputs[side].overlap, row)
+                    for side, output in outputs.items()
+                },
+            )
+            for row, question in enumerate(QUESTIONS)
         ],
+        per_text={
+            side: {key: jsonable(of_texts) for key, of_texts in by_key.items()}
+            for side, by_key in values.items()
+        },
     )
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from hyperfitting.data.sequences import SplitSizes
 from hyperfitting.evaluation.config import EvaluationConfig
-from hyperfitting.evaluation.scoring import Comparison, Scores
+from hyperfitting.evaluation.scoring import Comparison, ModelOutput, Scores
 from hyperfitting.evaluation.slices import jsonable, notes, per_text, slices
 from hyperfitting.metrics.diversity import ROLLING_WINDOW, rolling_ttr
-from hyperfitting.metrics.overlap import histogram
+from hyperfitting.metrics.overlap import Overlap, histogram
 from hyperfitting.metrics.per_text import row_means
 from hyperfitting.progress import MetricsRow
 from hyperfitting.record.chat import Chat
@@ -21,19 +21,17 @@ from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.record.schema import (
     SCHEMA_VERSION,
     SIDES,
-    Continuation,
     DatasetInfo,
     Histograms,
     ImageInfo,
     ModelInfo,
     NextTokens,
-    OverlapSpan,
     PerSide,
     Record,
     Sample,
-    SampleText,
     Timings,
 )
+from hyperfitting.record.texts import Continuation, OverlapSpan, SampleText
 from hyperfitting.runtime.code_version import code_version
 from hyperfitting.runtime.machine import describe_machine
 from hyperfitting.store.artifact import Artifact
@@ -159,7 +157,12 @@ def _samples(comparison: Comparison) -> list[Sample]:
                 tokens=context.tokens,
                 token_texts=context.token_texts,
             ),
-            **{side: _continuation(getattr(comparison, side), row) for side in SIDES},
+            **{
+                side: recorded_continuation(
+                    getattr(comparison, side).output, getattr(comparison, side).overlap, row
+                )
+                for side in SIDES
+            },
         )
         for row, (dataset, context) in enumerate(
             zip(comparison.tuned.output.datasets, comparison.contexts, strict=True)
@@ -167,8 +170,9 @@ def _samples(comparison: Comparison) -> list[Sample]:
     ]
 
 
-def _continuation(scores: Scores, row: int) -> Continuation:
-    continuation, overlap = scores.output.continuations[row], scores.overlap
+def recorded_continuation(output: ModelOutput, overlap: Overlap, row: int) -> Continuation:
+    """Return what the record holds of a continuation, with its overlap."""
+    continuation = output.continuations[row]
     return Continuation(
         text="".join(continuation.token_texts),
         tokens=continuation.tokens,

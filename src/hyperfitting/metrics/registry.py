@@ -129,6 +129,7 @@ _ALL = (
         "answers to questions (with evaluation.chat)",
         unit="tokens",
         format="{:.0f}",
+        in_summary=True,
     ),
     Metric(
         f"gen/ttr_last_{ROLLING_WINDOW}",

@@ -35,7 +35,8 @@ from hyperfitting.preference.pairing import (
     text_hashes,
 )
 from hyperfitting.preference.texts import cut_alike, normalize, scramble
-from hyperfitting.record.schema import Continuation, Record, Sample
+from hyperfitting.record.schema import Record, Sample
+from hyperfitting.record.texts import Continuation
 
 MIN_GOLD_VOTES = 2
 """Judgments of an earlier item, all the same, that make it a gold item."""

@@ -3,18 +3,19 @@
 from pydantic import Field
 
 from hyperfitting.metrics.estimate import Difference, Estimate
+from hyperfitting.record.texts import Continuation
 from hyperfitting.runtime.strict_model import StrictModel
 
 CHAT = "chat"
-"""The `dataset` of a table's column that shows these scores; no dataset has that name."""
+"""The dataset that the answers are of in tables, on the page and on W&B; no other has that name."""
 
 
 class ChatAnswer(StrictModel):
     """A question with both models' answers."""
 
     question: str = Field(description="what the user asks")
-    tuned: str = Field(description="the tuned model's answer")
-    base: str = Field(description="the base model's answer")
+    tuned: Continuation = Field(description="the tuned model's answer")
+    base: Continuation = Field(description="the base model's answer")
 
 
 class Chat(StrictModel):
@@ -27,3 +28,6 @@ class Chat(StrictModel):
         description="tuned minus base, paired by question: `gen/` metrics"
     )
     answers: list[ChatAnswer] = Field(description="one per question")
+    per_text: dict[str, dict[str, list[float | None]]] = Field(
+        description="of `tuned` and of `base`, by metric one value per question (null: it has none)"
+    )

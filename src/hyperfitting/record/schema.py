@@ -17,6 +17,7 @@ from hyperfitting.record.chat import CHAT, Chat
 from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.record.recognition import Recognition
+from hyperfitting.record.texts import NO_OVERLAP, Continuation, SampleText
 from hyperfitting.runtime.code_version import CodeVersion
 from hyperfitting.runtime.machine import Machine
 from hyperfitting.runtime.strict_model import StrictModel
@@ -65,29 +66,6 @@ class Timings(StrictModel):
     build_seconds: dict[str, float] = Field(
         description="by artifact, how long building it took when it was built"
     )
-
-
-class OverlapSpan(StrictModel):
-    """The longest token run that a continuation shares with a training sequence."""
-
-    length: int = Field(description="tokens; 0: none")
-    start: int = Field(description="its position in the continuation; -1: none")
-    sequence: int = Field(description="index of the training sequence; -1: none")
-    offset: int = Field(description="its position in that sequence; -1: none")
-
-
-class SampleText(StrictModel):
-    """A text and its tokens."""
-
-    text: str = Field(description="the text")
-    tokens: list[int] = Field(description="token ids")
-    token_texts: list[str] = Field(description="text of each token; they join to `text`")
-
-
-class Continuation(SampleText):
-    """A continuation of one context."""
-
-    overlap: OverlapSpan = Field(description="longest run shared with the training data")
 
 
 class Sample(StrictModel):
@@ -286,9 +264,8 @@ class Record(StrictModel):
         A record of one dataset has no slices by dataset: the overall one is that dataset's. The
         dataset `chat` is the answers to open questions, at the length `chat.max_new_tokens`.
         """
-        if dataset == CHAT and self.chat is not None:
-            chat = Slice(dataset=CHAT, reference={}, **self.chat.model_dump(exclude={"answers"}))
-            return chat if length in (None, chat.max_new_tokens) else None
+        if dataset == CHAT and (answers := self.answers):
+            return answers if length in (None, answers.max_new_tokens) else None
         length = length or self.overall.max_new_tokens
         if {sample.dataset for sample in self.samples} == {dataset}:
             dataset = None
@@ -296,6 +273,40 @@ class Record(StrictModel):
             if part.max_new_tokens == length and part.dataset == dataset:
                 return part
         return None
+
+    @property
+    def answers(self) -> Slice | None:
+        """The scores of the answers to open questions; none: no question was asked."""
+        if self.chat is None:
+            return None
+        scores = self.chat.model_dump(exclude={"answers", "per_text"})
+        return Slice(dataset=CHAT, reference={}, **scores)
+
+    @property
+    def texts(self) -> list[Sample]:
+        """The samples, then the answers to questions as continuations of these.
+
+        An answer's dataset is `chat`, and it has no reference: an empty text.
+        """
+        nothing = Continuation(text="", tokens=[], token_texts=[], overlap=NO_OVERLAP)
+        return self.samples + [
+            Sample(
+                dataset=CHAT,
+                context=SampleText(text=answer.question, tokens=[], token_texts=[]),
+                tuned=answer.tuned,
+                base=answer.base,
+                reference=nothing,
+            )
+            for answer in (self.chat.answers if self.chat else ())
+        ]
+
+    def text_values(self, side: Side, key: str) -> list[float | None]:
+        """Return a metric of each of `texts`; null: it has none."""
+        values = self.per_text.values(side).get(key) or [None] * len(self.samples)
+        if self.chat is None:
+            return values
+        missing: list[float | None] = [None] * len(self.chat.answers)
+        return values + self.chat.per_text.get(side, {}).get(key, missing)
 
 
 def _inconsistencies(record: Record) -> Iterator[str]:
@@ -331,7 +342,11 @@ def _text_inconsistencies(record: Record) -> Iterator[str]:
         for key, values in record.per_text.values(side).items():
             if len(values) != n:
                 yield f"per_text.{side}.{key}: {len(values)} values of {n} samples"
-    for sample in record.samples:
+    for answers in (record.chat.per_text if record.chat else {}).values():
+        for key, values in answers.items():
+            if len(values) != len(record.texts) - n:
+                yield f"chat.per_text: {len(values)} values of {key}, not one per answer"
+    for sample in record.texts:
         for text in (sample.context, sample.tuned, sample.base, sample.reference):
             if len(text.tokens) != len(text.token_texts):
                 yield f"samples: {len(text.token_texts)} token_texts of {len(text.tokens)} tokens"

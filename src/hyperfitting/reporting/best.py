@@ -75,7 +75,9 @@ def _paired_interval(
     record, other = records[0], records[1]
     full = {None, record.overall.max_new_tokens}
     changes_by_slice = metric(column.key).among_texts and column.dataset is not None
-    if column.length not in full or changes_by_slice or contexts(record) != contexts(other):
+    if column.length not in full or changes_by_slice:
+        return None
+    if contexts(record, column.dataset) != contexts(other, column.dataset):
         return None
     values = [per_text(r, column, column.side) for r in (record, other)]
     if values[0] is None or values[1] is None:

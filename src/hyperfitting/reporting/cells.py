@@ -139,7 +139,7 @@ def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec) -> Cell
     record, subtracted = run.record, other.record
     if record is None or subtracted is None:
         return Cell(missing=(run if record is None else other).missing)
-    if contexts(record) != contexts(subtracted):
+    if contexts(record, column.dataset) != contexts(subtracted, column.dataset):
         return Cell(missing=f"of other texts than {other.name}")
     values, subtracted_values = (
         per_text(record, column, column.side),
@@ -155,11 +155,9 @@ def per_text(record: Record, column: ColumnSpec, side: Side) -> Floats | None:
 
     Of a metric that is the exponential of another one's mean, the values are those of that one.
     """
-    values = record.per_text.values(side).get(metric(column.key).exp_of or column.key)
-    if values is None:
-        return None
-    is_of = [column.dataset in (None, sample.dataset) for sample in record.samples]
-    return np.array(values, dtype=float)[is_of]
+    values = record.text_values(side, metric(column.key).exp_of or column.key)
+    of_rows = [values[row] for row in _rows(record, column.dataset)]
+    return np.array(of_rows, dtype=float) if set(of_rows) - {None} else None
 
 
 def difference(
@@ -200,6 +198,19 @@ def _measured(estimate: Estimate | None) -> Cell:
     return Cell(missing="not measured") if estimate is None else Cell(estimate, "", 1, 1)
 
 
-def contexts(record: Record) -> list[tuple[str, str]]:
-    """Return what was continued; records with the same are compared text by text."""
-    return [(sample.dataset, sample.context.text) for sample in record.samples]
+def contexts(record: Record, dataset: str | None = None) -> list[tuple[str, str]]:
+    """Return what was continued; records with the same are compared text by text.
+
+    Args:
+        record: of a run.
+        dataset: evaluation dataset, or `chat`: the questions; none: all evaluation texts.
+    """
+    texts = record.texts
+    return [(texts[row].dataset, texts[row].context.text) for row in _rows(record, dataset)]
+
+
+def _rows(record: Record, dataset: str | None) -> list[int]:
+    """Return which of `Record.texts` are of a dataset; none: all but the answers to questions."""
+    if dataset is None:
+        return list(range(len(record.samples)))
+    return [row for row, text in enumerate(record.texts) if text.dataset == dataset]

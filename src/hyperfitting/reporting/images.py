@@ -6,7 +6,8 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfitting.record.schema import Record, SampleText, Side
+from hyperfitting.record.schema import Record, Side
+from hyperfitting.record.texts import SampleText
 
 SHOWN_PIXELS = 128
 """Height to which small images are enlarged, if it is a multiple of theirs."""

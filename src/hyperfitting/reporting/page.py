@@ -16,6 +16,7 @@ from hyperfitting.config import RunConfig
 from hyperfitting.fields import changes_results
 from hyperfitting.metrics.registry import METRICS, metric
 from hyperfitting.reporting import tables
+from hyperfitting.reporting.comparison import CAPTION, HEADINGS, comparison_rows
 from hyperfitting.reporting.figures import RenderedFigure
 from hyperfitting.reporting.repetition_highlight import SHADES
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
@@ -43,6 +44,7 @@ _SECTIONS = {
     "figures": "Figures",
     "curves": "Curves",
     "metrics": "Metric against metric",
+    "answers": "Answers to questions",
     "texts": "Texts",
     "differences": "How the runs differ",
     "provenance": "How each number was made",
@@ -96,6 +98,8 @@ def render_page(
         "descriptions": {key: metric(key).description for key in keys},
         "estimate": formatting.estimate,
         "has_images": has_images,
+        "answers": _answers_block(sweep),
+        "comparison_caption": CAPTION,
         "texts": [_texts_context(texts) for texts in texts_by_context(sweep)],
         "datasets": list(dict.fromkeys(dataset for dataset, *_ in contexts)),
         "shades": SHADES,
@@ -132,6 +136,17 @@ def _table_context(table: tables.Table) -> dict[str, Any]:
     }
 
 
+def _answers_block(sweep: SweepRecords) -> tables.Block | None:
+    """Return the metrics of both models' answers to open questions; none: no run has any."""
+    rows = [
+        ([run.name, label], [tables.Entry(text) for text in row])
+        for run, record in sweep.finished()
+        if (answers := record.answers)
+        for label, row in comparison_rows(answers)
+    ]
+    return tables.Block(["run", "metric"], list(HEADINGS), rows) if rows else None
+
+
 def _texts_context(texts: ContextTexts) -> dict[str, Any]:
     # not asdict, which would copy every span
     return vars(texts) | {"continuations": [vars(c) for c in texts.continuations]}
@@ -155,7 +170,6 @@ def _chart_data(run: RunEntry, contexts: Sequence[Context]) -> dict[str, Any]:
         history = [row for row in record.history if key in row]
         if history:
             curves[key] = [[row["epoch"] for row in history], [row[key] for row in history]]
-    per_text = record.per_text.tuned
     return {
         "name": run.name,
         "curves": curves,
@@ -164,9 +178,9 @@ def _chart_data(run: RunEntry, contexts: Sequence[Context]) -> dict[str, Any]:
             for key, estimate in record.overall.tuned.items()
         },
         "texts": {
-            key: [per_text[key][rows[c]] if c in rows else None for c in contexts]
+            key: [values[rows[c]] if c in rows else None for c in contexts]
             for key in text_metrics(record)
-            if key in per_text
+            if set(values := record.text_values("tuned", key)) != {None}
         },
     }
 

@@ -11,7 +11,8 @@ from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.preference.items import Choice
 from hyperfitting.preference.pairing import text_hash
 from hyperfitting.preference.results import SCRIPTS, Analysis, Comparison, Group, ItemVotes
-from hyperfitting.record.schema import SIDES, Continuation, Record, Sample, Side
+from hyperfitting.record.schema import SIDES, Record, Sample, Side
+from hyperfitting.record.texts import Continuation
 from hyperfitting.reporting.spec import ColumnSpec
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
 

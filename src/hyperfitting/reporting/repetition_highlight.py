@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hyperfitting.metrics.diversity import repetition
-from hyperfitting.record.schema import Record, Side
+from hyperfitting.record.schema import Record, Sample, Side
 from hyperfitting.reporting.images import data_uri, picture
 
 SHADES = (2, 3, 5, 10)
@@ -60,16 +60,20 @@ def to_html(token_texts: Sequence[str], tokens: ArrayLike) -> str:
 
 
 def texts_page(record: Record, limit: int | None = None) -> str:
-    """Return a record's continuations, base and tuned side by side, as one HTML page.
+    """Return a record's continuations and answers, base and tuned side by side, as an HTML page.
 
     The page is complete in itself, and its policy allows no script.
 
     Args:
         record: of a run.
-        limit: samples to show; none: all.
+        limit: texts to show; none: all.
     """
     title = escape(" ".join(record.name(group) for group in ("model", "dataset", "decode")))
-    rows = "\n".join(_table_row(record, row) for row in range(len(record.samples[:limit])))
+    texts = enumerate(record.texts[:limit])
+    rows = "\n".join(
+        _table_row(sample, row) if record.image is None else _image_row(record, row)
+        for row, sample in texts
+    )
     explanation = (
         f"Repeated token runs are shaded, longer ones darker: from {', '.join(map(str, SHADES))} "
         "tokens on."
@@ -93,16 +97,13 @@ def texts_page(record: Record, limit: int | None = None) -> str:
 """
 
 
-def _table_row(record: Record, row: int) -> str:
-    sample, number = record.samples[row], row + 1
-    if record.image is not None:
-        return _image_row(record, row)
+def _table_row(sample: Sample, row: int) -> str:
     continuations = "".join(
         f"<td>{to_html(continuation.token_texts, continuation.tokens)}</td>"
         for continuation in (sample.base, sample.tuned)
     )
     return (
-        f"<tr><th scope='row'>{escape(sample.dataset)}<br>{number}</th>"
+        f"<tr><th scope='row'>{escape(sample.dataset)}<br>{row + 1}</th>"
         f"<td class='context'>{escape(sample.context.text)}</td>{continuations}"
         f"<td class='context'>{escape(sample.reference.text)}</td></tr>"
     )

@@ -26,11 +26,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from hyperfitting.formatting import estimate, p_value, printable
-from hyperfitting.metrics.registry import METRICS, Metric, metric
+from hyperfitting.formatting import printable
+from hyperfitting.metrics.registry import metric
 from hyperfitting.progress import Advance
 from hyperfitting.record.files import read_record
 from hyperfitting.record.schema import Record, Sample, Slice
+from hyperfitting.reporting.comparison import CAPTION, comparison_row, comparison_rows
 from hyperfitting.reporting.repetition_highlight import spans
 from hyperfitting.runtime.files import write_text
 
@@ -96,6 +97,8 @@ class Terminal:
 def outcome(record: Record, color: bool) -> RenderableType:
     """Return a run's result: metrics of both models, and the first samples side by side."""
     parts: list[RenderableType] = [_metrics_table(record)]
+    if answers := record.answers:
+        parts.append(_answers_table(record, answers))
     validated = [row for row in record.history if "val/loss" in row]
     if validated:
         first, last = validated[0], validated[-1]
@@ -115,39 +118,42 @@ def outcome(record: Record, color: bool) -> RenderableType:
 
 def _metrics_table(record: Record) -> Table:
     method = record.config["tuning"]["method"]
-    table = Table(
-        title=f"{record.name('model')} on {record.name('dataset')}: {method} tuning, "
+    table = _comparison_table(
+        record,
+        f"{record.name('model')} on {record.name('dataset')}: {method} tuning, "
         f"{record.name('decode')} decoding, {len(record.samples)} held-out texts",
-        caption="mean [95% interval over texts]; p of the paired permutation test",
-        box=SIMPLE,
     )
+    overall = record.overall
+    for label, row in comparison_rows(overall):
+        table.add_row(label, *row)
+    for part in record.slices[1:]:
+        if _SLICE_METRIC in part.tuned:
+            dataset = f", {printable(part.dataset)}" if part.dataset else ""
+            is_full = part.max_new_tokens == overall.max_new_tokens
+            length = "" if is_full else f" at {part.max_new_tokens} tokens"
+            row = comparison_row(part, metric(_SLICE_METRIC))
+            table.add_row(Text(f"TTR{dataset}{length}"), *row)
+    return table
+
+
+def _answers_table(record: Record, answers: Slice) -> Table:
+    n_questions = len(record.texts) - len(record.samples)
+    title = f"answers to {n_questions} open questions, {answers.max_new_tokens} tokens at most"
+    table = _comparison_table(record, title)
+    for label, row in comparison_rows(answers):
+        table.add_row(label, *row)
+    return table
+
+
+def _comparison_table(record: Record, title: str) -> Table:
+    table = Table(title=printable(title), caption=CAPTION, box=SIMPLE)
     table.add_column("")
     table.add_column("base", justify="right")
     heading = record.tuned_label if record.is_tuned else "not tuned"
     table.add_column(printable(heading), justify="right", style="bold")
     table.add_column("difference", justify="right")
     table.add_column("p", justify="right")
-    overall = record.overall
-    for key, entry in METRICS.items():
-        if entry.in_summary and key in overall.tuned:
-            table.add_row(entry.axis_label, *_row_texts(overall, entry))
-    for part in record.slices[1:]:
-        if _SLICE_METRIC in part.tuned:
-            dataset = f", {printable(part.dataset)}" if part.dataset else ""
-            is_full = part.max_new_tokens == overall.max_new_tokens
-            length = "" if is_full else f" at {part.max_new_tokens} tokens"
-            table.add_row(Text(f"TTR{dataset}{length}"), *_row_texts(part, metric(_SLICE_METRIC)))
     return table
-
-
-def _row_texts(part: Slice, entry: Metric) -> list[str]:
-    difference = part.difference.get(entry.key)
-    return [
-        estimate(part.base.get(entry.key), entry.format),
-        estimate(part.tuned[entry.key], entry.format),
-        estimate(difference, entry.format, signed=True),
-        p_value(difference.p if difference else None),
-    ]
 
 
 def _sample_panel(sample: Sample, heading: str, number: int, color: bool) -> Panel:

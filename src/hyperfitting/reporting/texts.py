@@ -1,4 +1,7 @@
-"""The texts of a sweep by context: the reference, and every run's continuation of it."""
+"""The texts of a sweep by context: the reference, and every run's continuation of it.
+
+Answers to questions (`evaluation.chat`) are continuations of their question, without a reference.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from hyperfitting.metrics.registry import metric
-from hyperfitting.record.schema import Continuation, Record, Side
+from hyperfitting.record.schema import Record, Sample, Side
+from hyperfitting.record.texts import Continuation
 from hyperfitting.reporting.images import data_uri, picture
 from hyperfitting.reporting.preference import TextKey, judged_texts, text_key
 from hyperfitting.reporting.repetition_highlight import shades
@@ -14,8 +18,9 @@ from hyperfitting.reporting.sweep_records import SweepRecords
 
 MIN_OVERLAP = 5
 """Tokens: shorter overlaps with the training data are not underlined."""
-TEXT_METRICS = ("gen/ttr", "gen/rep_2", "gen/dataset_overlap")
-"""Metrics of a single continuation that the page shows, filters and sorts by."""
+TEXT_METRICS = ("gen/ttr", "gen/rep_2", "gen/dataset_overlap", "gen/n_tokens")
+"""Metrics of a single continuation, or answer, that the page shows; it filters and sorts by all but
+the last."""
 IMAGE_METRICS = (
     "gen/row_repeat",
     "gen/rep_2",
@@ -71,14 +76,14 @@ def all_contexts(sweep: SweepRecords) -> list[Context]:
 
 
 def rows_by_context(record: Record) -> dict[Context, int]:
-    """Return the index of the sample of each context."""
+    """Return the index in `Record.texts` of each context."""
     return {context: row for row, context in enumerate(_contexts(record))}
 
 
 def _contexts(record: Record) -> Iterator[Context]:
-    """Yield the context of each sample, in order."""
+    """Yield the context of each of `Record.texts`, in order."""
     seen: Counter[tuple[str, str]] = Counter()
-    for sample in record.samples:
+    for sample in record.texts:
         text = sample.dataset, sample.context.text
         yield *text, seen[text]
         seen[text] += 1
@@ -87,7 +92,7 @@ def _contexts(record: Record) -> Iterator[Context]:
 def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
     """Yield all contexts with their texts; equal continuations of base models appear once."""
     finished = [
-        (index, run.name, run.record, rows_by_context(run.record))
+        (index, run.name, run.record, run.record.texts, rows_by_context(run.record))
         for index, run in enumerate(sweep.runs)
         if run.record is not None
     ]
@@ -97,23 +102,25 @@ def texts_by_context(sweep: SweepRecords) -> Iterator[ContextTexts]:
         continuations: list[ShownContinuation] = []
         seen: set[tuple[int, ...]] = set()
         reference, images = "", ("", "")
-        for index, name, record, rows in finished:
+        for index, name, record, texts, rows in finished:
             if context not in rows:
                 continue
             row = rows[context]
-            reference = max(reference, record.samples[row].reference.text, key=len)
+            sample = texts[row]
+            reference = max(reference, sample.reference.text, key=len)
             if record.image is not None:
                 images = (
                     data_uri(picture(record, row, None)),
                     data_uri(picture(record, row, "reference")),
                 )
-            if (tokens := tuple(record.samples[row].base.tokens)) not in seen:
+            if (tokens := tuple(sample.base.tokens)) not in seen:
                 seen.add(tokens)
-                continuations.append(_shown(record, "base", row, base_names[name], None, judged))
+                shown = _shown(record, sample, "base", row, base_names[name], None, judged)
+                continuations.append(shown)
             if record.is_tuned:
-                continuations.append(_shown(record, "tuned", row, name, index, judged))
-        shown = ("", "") if any(images) else (context[1], reference)
-        yield ContextTexts(*shown, continuations, *images)
+                continuations.append(_shown(record, sample, "tuned", row, name, index, judged))
+        given = ("", "") if any(images) else (context[1], reference)
+        yield ContextTexts(*given, continuations, *images)
 
 
 def base_model_names(sweep: SweepRecords) -> dict[str, str]:
@@ -135,21 +142,21 @@ def base_model_names(sweep: SweepRecords) -> dict[str, str]:
 
 def _shown(
     record: Record,
+    sample: Sample,
     side: Side,
     row: int,
     name: str,
     run: int | None,
     judged: Mapping[TextKey, Sequence[tuple[str, str]]],
 ) -> ShownContinuation:
-    continuation = record.samples[row].tuned if side == "tuned" else record.samples[row].base
-    per_text = record.per_text.values(side)
-    values = {key: per_text[key][row] for key in text_metrics(record) if key in per_text}
+    continuation = sample.tuned if side == "tuned" else sample.base
+    values = {key: record.text_values(side, key)[row] for key in text_metrics(record)}
     metrics = [
         (metric(key).label, f"{metric(key).format.format(value)} {metric(key).unit}".strip())
         for key, value in values.items()
         if value is not None
     ]
-    metrics += judged.get(text_key(record.samples[row], side), ())
+    metrics += judged.get(text_key(sample, side), ())
     if record.image is None:
         return ShownContinuation(name, run, metrics, list(highlighted_spans(continuation)))
     metrics += _recognized(record, side, row)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hyperfitting.record.schema import Record, Side
+from hyperfitting.record.chat import CHAT
+from hyperfitting.record.schema import Record, Side, Slice
 from hyperfitting.reporting.images import Picture, enlarged, picture
 from hyperfitting.reporting.next_tokens import TokenPosition, changed_positions
 from hyperfitting.reporting.repetition_highlight import texts_page
@@ -31,17 +32,13 @@ def summary(record: Record) -> dict[str, float]:
     Overall metrics have intervals: `gen/ttr`, `gen/ttr_low`, `gen/ttr_high`; those of the base
     model are `base/gen/ttr`, and differences `difference/gen/ttr`, with `_p`. Comparisons of both
     models are `mech/…`. Datasets and shorter lengths have means only: `news/gen/ttr`,
-    `at_96/gen/ttr`, `news/at_96/gen/ttr`.
+    `at_96/gen/ttr`, `news/at_96/gen/ttr`. Those of the answers to questions are all there:
+    `chat/gen/ttr`, `base/chat/gen/ttr`, `difference/chat/gen/ttr`.
     """
     overall = record.overall
-    flat: dict[str, float] = {}
-    for prefix, estimates in (("", overall.tuned), ("base/", overall.base)):
-        for key, estimate in estimates.items():
-            flat |= _flat_estimate(prefix + key, estimate.mean, estimate.ci95)
-    for key, difference in overall.difference.items():
-        flat |= _flat_estimate(f"difference/{key}", difference.mean, difference.ci95)
-        if difference.p is not None:
-            flat[f"difference/{key}_p"] = difference.p
+    flat = _flat_comparison(overall, "")
+    if answers := record.answers:
+        flat |= _flat_comparison(answers, f"{CHAT}/")
     if record.mechanism is not None:
         for key, estimate in record.mechanism.estimates.items():
             flat |= _flat_estimate(key, estimate.mean, estimate.ci95)
@@ -62,6 +59,19 @@ def summary(record: Record) -> dict[str, float]:
     return flat
 
 
+def _flat_comparison(part: Slice, name: str) -> dict[str, float]:
+    """Return a slice's metrics of both models and their differences, with intervals, by key."""
+    flat: dict[str, float] = {}
+    for prefix, estimates in (("", part.tuned), ("base/", part.base)):
+        for key, estimate in estimates.items():
+            flat |= _flat_estimate(f"{prefix}{name}{key}", estimate.mean, estimate.ci95)
+    for key, difference in part.difference.items():
+        flat |= _flat_estimate(f"difference/{name}{key}", difference.mean, difference.ci95)
+        if difference.p is not None:
+            flat[f"difference/{name}{key}_p"] = difference.p
+    return flat
+
+
 def _flat_estimate(key: str, mean: float, ci95: tuple[float, float] | None) -> dict[str, float]:
     if ci95 is None:
         return {key: mean}
@@ -69,13 +79,15 @@ def _flat_estimate(key: str, mean: float, ci95: tuple[float, float] | None) -> d
 
 
 def media(record: Record) -> dict[str, Any]:
-    """Return texts or images, highlighted texts, overlap histograms, charts of next tokens."""
+    """Return texts or images, answers, highlighted texts, overlap histograms, next tokens."""
     import wandb
 
     logged = {
         "texts": _texts_table(record),
         "texts_highlighted": wandb.Html(texts_page(record, MAX_HIGHLIGHTED)),
     }
+    if record.chat is not None:
+        logged["answers"] = _answers_table(record)
     if record.image is not None:
         logged["images"] = [
             _images(record, row) for row in range(min(MAX_TEXTS, len(record.samples)))
@@ -106,21 +118,41 @@ def _next_tokens_chart(position: TokenPosition) -> Any:
 
 
 def _texts_table(record: Record) -> Any:
-    """Return a table of texts with their metrics; the base model's have the prefix `base/`."""
+    columns = ["dataset", "context", "base", "tuned", "reference"]
+    contents = [
+        [sample.dataset, *_contents(record, row)]
+        for row, sample in enumerate(record.samples[:MAX_TEXTS])
+    ]
+    return _table(record, columns, contents, 0)
+
+
+def _answers_table(record: Record) -> Any:
+    first = len(record.samples)
+    texts = [(text.context, text.base, text.tuned) for text in record.texts[first:]]
+    contents = [[text.text for text in row] for row in texts]
+    return _table(record, ["question", "base", "tuned"], contents, first)
+
+
+def _table(record: Record, columns: list[str], contents: list[list[Any]], first: int) -> Any:
+    """Return a table of texts with their metrics; the base model's have the prefix `base/`.
+
+    Args:
+        record: of the texts.
+        columns: headings of the contents.
+        contents: a row for each text.
+        first: index in `Record.texts` of the first.
+    """
     import wandb
 
-    per_text = {
-        f"{prefix}{key}": record.per_text.values(side).get(key)
+    values = {
+        f"{prefix}{key}": record.text_values(side, key)[first : first + len(contents)]
         for side, prefix in zip(_SIDES, ("", "base/"), strict=True)
         for key in text_metrics(record)
     }
-    table = wandb.Table(columns=["dataset", "context", "base", "tuned", "reference", *per_text])
-    for row, sample in enumerate(record.samples[:MAX_TEXTS]):
-        table.add_data(
-            sample.dataset,
-            *_contents(record, row),
-            *(values[row] if values else None for values in per_text.values()),
-        )
+    values = {key: of_texts for key, of_texts in values.items() if set(of_texts) != {None}}
+    table = wandb.Table(columns=[*columns, *values])
+    for row, cells in enumerate(contents):
+        table.add_data(*cells, *(of_texts[row] for of_texts in values.values()))
     return table
 
 

@@ -26,6 +26,7 @@ from hyperfitting.record.files import (
     read_record,
 )
 from hyperfitting.record.schema import Record
+from hyperfitting.record.texts import SampleText
 from hyperfitting.reporting.repetition_highlight import texts_page
 from hyperfitting.runtime.code_version import DIFF_FILE, code_version
 from hyperfitting.runtime.config import HardwareConfig
@@ -143,21 +144,26 @@ def _check_commands(folder: Path, config: RunConfig) -> Iterator[Check]:
 
 
 def _check_texts(folder: Path, record: Record) -> Check:
-    sides = ("context", "tuned", "base", "reference")
-    edited = [
-        f"samples[{i}].{side}"
+    texts: dict[str, SampleText] = {
+        f"samples[{i}].{side}": getattr(sample, side)
         for i, sample in enumerate(record.samples)
-        for side in sides
-        if "".join(getattr(sample, side).token_texts) != getattr(sample, side).text
-    ]
+        for side in ("context", "tuned", "base", "reference")
+    }
+    texts |= {
+        f"chat.answers[{i}].{side}": getattr(answer, side)
+        for i, answer in enumerate(record.chat.answers if record.chat else ())
+        for side in ("tuned", "base")
+    }
+    edited = [name for name, text in texts.items() if "".join(text.token_texts) != text.text]
     page = folder / TEXTS_PAGE
     if page.is_file() and page.read_bytes() != texts_page(record).encode(
         "utf-8", "backslashreplace"
     ):
         edited.append(TEXTS_PAGE)
-    n_texts = len(record.samples) * len(sides)
     detail = f"not the text of the tokens: {listed(edited)}"
-    return _failed_if("texts", bool(edited), detail, f"{n_texts} texts are those of their tokens")
+    return _failed_if(
+        "texts", bool(edited), detail, f"{len(texts)} texts are those of their tokens"
+    )
 
 
 def _check_scores(record: Record, recorded: Predictions | None) -> Check:

@@ -19,7 +19,7 @@ from hyperfitting.runtime.files import write_json, write_text
 from hyperfitting.store.artifact import Artifact, Step
 
 VERSION = 1
-_QUESTIONS = "questions.jsonl"
+QUESTIONS = "questions.jsonl"
 _RESULTS, _SAMPLES = "results.json", "samples"
 _QUESTION_TOKENS = 128
 """Of a question with its choices, on average; for the plan."""
@@ -36,6 +36,10 @@ class DownstreamArtifacts:
     tuned: dict[str, Step] = field(default_factory=dict)
     """The tuned model's answers by task; the base model's if nothing is trained."""
     base: dict[str, Step] = field(default_factory=dict)
+
+    def questions(self, task: str) -> Artifact:
+        """Return the questions of a local task."""
+        return self.inputs[_questions_name(local_tasks.parse(task))].artifact
 
     def named(self) -> Iterator[tuple[str, Step]]:
         """Yield all steps with their names, such as `downstream/tuned/mmlu`."""
@@ -102,7 +106,7 @@ def _questions_steps(
                 field="dataset.holdout_fraction",
                 value=holdout_fraction,
             )
-        write_text(work / _QUESTIONS, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(work / QUESTIONS, "".join(json.dumps(row) + "\n" for row in rows))
 
     artifact = setting.store.artifact(
         "downstream_questions",
@@ -111,7 +115,11 @@ def _questions_steps(
         inputs={} if documents is None else {"documents": documents.artifact.id},
     )
     steps = {} if documents is None else {f"documents/{task.domain}": documents}
-    return steps | {f"questions/{task.questions}": Step(artifact, build)}
+    return steps | {_questions_name(task): Step(artifact, build)}
+
+
+def _questions_name(task: local_tasks.LocalTask) -> str:
+    return f"questions/{task.questions}"
 
 
 def answers_step(
@@ -140,7 +148,7 @@ def answers_step(
         on_gpu = loaded.device.type == "cuda"
         spec: Any = task
         if questions is not None:
-            spec = local_tasks.harness_config(task, str(questions.file(_QUESTIONS)))
+            spec = local_tasks.harness_config(task, str(questions.file(QUESTIONS)))
         with setting.progress(f"answering {task} with {model.label}", 1, "tasks") as advance:
             results = harness.evaluate(
                 loaded,

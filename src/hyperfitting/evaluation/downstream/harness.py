@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import logging
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
@@ -142,12 +143,12 @@ def _load_data(manager: Any, task: str | Mapping[str, Any]) -> None:
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
+    unavailable = (DatasetsError, HfHubHTTPError, ConnectionError)
     try:
         manager.load([task if isinstance(task, str) else dict(task)])
-    # ValueError: a local copy without the subset
-    except (
-        DatasetsError, HfHubHTTPError, ConnectionError, FileNotFoundError, ValueError
-    ) as error:  # fmt: skip
+    except (*unavailable, FileNotFoundError, ValueError) as error:
+        if not isinstance(error, unavailable) and not _is_of_load_dataset(error):
+            raise  # a task that is wrong, not its data
         name = task if isinstance(task, str) else task["task"]
         raise UserError(
             f"its data is not in the cache ({datasets_config.HF_DATASETS_CACHE}) and cannot be "
@@ -157,6 +158,15 @@ def _load_data(manager: Any, task: str | Mapping[str, Any]) -> None:
             hint="connect once to fill the cache (HF_HOME), and `hf auth login` if the dataset is "
             "gated; tasks that begin with local_ need no network",
         ) from error
+
+
+def _is_of_load_dataset(error: BaseException) -> bool:
+    """Return whether `datasets.load_dataset` raised an error.
+
+    It raises ValueError and FileNotFoundError, too, such as for a copy without the subset.
+    """
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") == "datasets.load" for frame in frames)
 
 
 def with_eos(tokenizer: Any) -> Any:

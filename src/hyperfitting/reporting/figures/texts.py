@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hyperfitting.formatting import printable_line
-from hyperfitting.record.schema import Continuation
+from hyperfitting.record.texts import Continuation
 from hyperfitting.reporting.figures.style import NoDataError, grouped
 from hyperfitting.reporting.repetition_highlight import spans
 from hyperfitting.reporting.spec import TextSpec
