@@ -193,7 +193,7 @@ def _correlation_cell(runs: Sequence[RunEntry], column: ColumnSpec, field: str) 
     texts = _paired_texts(measured, column)
     resamples = measured[0].config["evaluation"]["bootstrap"]
     resampled = None if texts is None else rank_correlation(x, texts, resamples)
-    ci95 = resampled and resampled.estimate.ci95
+    ci95 = None if resampled is None else resampled.estimate.ci95
     cell = _measured(Estimate(float(spearmanr(x, y).statistic), ci95, len(points)))
     return replace(cell, note="interval over texts" if ci95 else "")
 

@@ -28,7 +28,7 @@ What both papers claim, and what the records here say of it. Drawn by
 `hyperfit-report claims outputs/sweeps --to docs`; the same as data is [{JSON}]({JSON}). The claims
 and the numbers that decide them are in [`conf/claims.yaml`](../conf/claims.yaml): add runs, also
 with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again. Of several sweeps of
-one experiment the newest complete one counts.
+one experiment the newest complete one counts, by the time in its records.
 
 - **reproduced**: every number of ours lies where the claim has it, and the adjusted p-value of the
   opposite is below {LEVEL}.
