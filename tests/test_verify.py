@@ -125,6 +125,76 @@ def other_seed(run: Path) -> None:
     shutil.copytree(other, run)
 
 
+def edited_interval(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        record["slices"][0]["tuned"]["gen/ttr"]["ci95"][0] += 1e-6
+
+    edit_record(run, edit)
+
+
+def swapped_texts(run: Path) -> None:
+    """The models' continuations of a text, with all their values."""
+
+    def edit(record: dict[str, Any]) -> None:
+        values, sample = record["per_text"], record["samples"][0]
+        sample["tuned"], sample["base"] = sample["base"], sample["tuned"]
+        for key in values["tuned"]:
+            tuned, base = values["tuned"][key], values["base"][key]
+            tuned[0], base[0] = base[0], tuned[0]
+
+    edit_record(run, edit)
+
+
+def dropped_text(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        for values in (
+            record["samples"],
+            *(v for s in record["per_text"].values() for v in s.values()),
+        ):
+            values.pop(0)
+
+    edit_record(run, edit)
+    with np.load(run / PREDICTIONS_FILE) as file:
+        values = {name: file[name][1:] for name in file.files}
+    np.savez_compressed(run / PREDICTIONS_FILE, **values)
+
+
+def missing_value(run: Path) -> None:
+    edit_record(run, lambda r: r["per_text"]["tuned"]["gen/ttr"].__setitem__(0, None))
+
+
+def not_a_number(run: Path) -> None:
+    edit_record(run, lambda r: r["slices"][0]["tuned"]["gen/ttr"].update(mean=float("nan")))
+
+
+def dropped_metric(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        sides = [record["per_text"][side] for side in ("tuned", "base", "reference")]
+        sides += [s for part in record["slices"] for s in part.values() if isinstance(s, dict)]
+        for values in sides:
+            values.pop("gen/rep_2", None)
+
+    edit_record(run, edit)
+
+
+def other_seed_everywhere(run: Path) -> None:
+    edit_record(run, lambda record: record["config"]["trainer"].update(seed=7))
+    composed = run / ".hydra/config.yaml"
+    composed.write_text(composed.read_text().replace("seed: ${seed}", "seed: 7"))
+
+
+def other_model_name(run: Path) -> None:
+    edit_record(run, lambda record: record["model"].update(name="llama31_8b"))
+
+
+def edited_history(run: Path) -> None:
+    edit_record(run, lambda record: record["history"][-1].update({"train/loss": 0.001}))
+
+
+def edited_notes(run: Path) -> None:
+    edit_record(run, lambda record: record["notes"].append("a note of somebody else"))
+
+
 TAMPERINGS: dict[Edit, set[str]] = {
     edited_score: {"scores", "record from artifacts"},
     edited_text: {"texts", "record from artifacts"},
@@ -133,8 +203,22 @@ TAMPERINGS: dict[Edit, set[str]] = {
     edited_config: {"config", "artifact ids", "place in the sweep"},
     swapped_ids: {"artifact ids"},
     other_seed: {"place in the sweep"},
+    edited_history: {"record from artifacts"},
+    edited_notes: {"record from artifacts"},
 }
 """By edit, the checks that find it after the checksums were forged too."""
+
+WITHOUT_STORE: dict[Edit, set[str]] = {
+    edited_interval: {"scores"},
+    swapped_texts: {"scores", "texts"},
+    dropped_text: {"scores", "texts"},
+    missing_value: {"scores"},
+    dropped_metric: {"scores"},
+    not_a_number: {"record"},
+    other_seed_everywhere: {"place in the sweep", "artifact ids"},
+    other_model_name: {"artifact ids"},
+}
+"""The same, of the record alone."""
 
 
 def test_an_intact_sweep_passes_every_check_and_nothing_is_written(
@@ -154,12 +238,110 @@ def test_an_intact_sweep_passes_every_check_and_nothing_is_written(
 def test_tampering_is_found_with_checksums_and_without(edit: Edit, run: Path) -> None:
     edit(run)
     if edit is not other_seed:  # its files are those of a whole run
-        assert "files" in failed(check_run(run))
+        files = next(check for check in check_run(run) if check.name == "files")
+        assert files.outcome == "failed"
     sign_again(run)
     checks = list(check_run(run))
     assert TAMPERINGS[edit] <= failed(checks)
     assert "files" not in failed(checks)
     assert exit_code(checks) == 1
+
+
+@pytest.mark.parametrize("edit", WITHOUT_STORE, ids=lambda edit: edit.__name__)
+def test_tampering_is_found_in_the_record_alone(edit: Edit, run: Path, tmp_path: Path) -> None:
+    edit(run)
+    sign_again(run)
+    assert failed(check_run(run, tmp_path / "nowhere")) == WITHOUT_STORE[edit]
+
+
+def edit_spec(sweep: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    path = sweep / SPEC_FILE
+    spec = json.loads(path.read_text())
+    edit(spec)
+    path.write_text(json.dumps(spec))
+
+
+def removed_run(sweep: Path) -> None:
+    shutil.rmtree(sweep / "seed=1")
+    edit_spec(sweep, lambda spec: spec["runs"].pop())
+
+
+def swapped_labels(sweep: Path) -> None:
+    def edit(spec: dict[str, Any]) -> None:
+        first, second = spec["runs"]
+        first["labels"], second["labels"] = second["labels"], first["labels"]
+
+    edit_spec(sweep, edit)
+
+
+def swapped_runs(sweep: Path) -> None:
+    """Each run under the other's name, with its own settings."""
+
+    def edit(spec: dict[str, Any]) -> None:
+        first, second = spec["runs"]
+        first["settings"], second["settings"] = second["settings"], first["settings"]
+
+    edit_spec(sweep, edit)
+    (sweep / "seed=0").rename(sweep / "aside")
+    (sweep / "seed=1").rename(sweep / "seed=0")
+    (sweep / "aside").rename(sweep / "seed=1")
+
+
+def other_scale(sweep: Path) -> None:
+    edit_spec(sweep, lambda spec: spec.update(scale="paper"))
+
+
+def other_experiment(sweep: Path) -> None:
+    edit_spec(sweep, lambda spec: spec.update(name="table1_embedded"))
+
+
+def other_code(sweep: Path) -> None:
+    edit_record(sweep / "seed=0", lambda record: record["code"].update(digest="f" * 16))
+
+
+@pytest.mark.parametrize(
+    ("edit", "finding"),
+    [
+        (removed_run, "description"),
+        (swapped_labels, "description"),
+        (swapped_runs, "configs of the labels"),
+        (other_scale, "description"),
+        (other_experiment, "description"),
+        (other_code, "code of the sweep"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_tampering_with_a_sweep_is_found(edit: Edit, finding: str, sweep: Path) -> None:
+    edit(sweep)
+    assert failed(check_sweep(sweep)) == {finding}
+
+
+def test_axes_that_the_experiment_does_not_have_here_are_not_checked(sweep: Path) -> None:
+    """Another version of the experiment, or a forged one: the commit tells, if it is this one."""
+
+    def edit(spec: dict[str, Any]) -> None:
+        runs = [{"name": "a", "labels": {"system": "a"}}, {"name": "b", "labels": {"system": "b"}}]
+        spec.update(name="table1_embedded", axes={"system": {"a": [], "b": []}}, runs=runs)
+        spec["command"] = ["hyperfit", "experiment=table1", "hydra/launcher=slurm"]
+
+    edit_spec(sweep, edit)
+    check = by_name(check_sweep(sweep))["description"]
+    assert check.outcome in ("failed", "not checked")
+    assert check.detail == "its axes are not those of the experiment here"
+
+
+def test_the_command_of_a_stranger_reads_no_config_from_elsewhere(
+    sweep: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/elsewhere.yaml").write_text("seed: 1")
+    elsewhere = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+    edit_spec(
+        sweep, lambda s: s.update(command=["hyperfit", elsewhere, "+elsewhere@_global_=elsewhere"])
+    )
+    check = by_name(check_sweep(sweep))["description"]
+    assert check.outcome == "not checked"
+    assert "elsewhere" in check.detail
 
 
 def test_the_checksums_are_those_of_sha256sum(run: Path) -> None:
