@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from omegaconf import OmegaConf
 from safetensors.numpy import load_file, save_file
 
 from hyperfitting.errors import UserError
 from hyperfitting.record.files import CHECKSUMS_FILE, PREDICTIONS_FILE, RECORD_FILE, read_record
 from hyperfitting.runtime.code_version import code_version
 from hyperfitting.store.hashing import file_sha256
+from hyperfitting.store.manifest import MANIFEST
 from hyperfitting.sweep.spec import SPEC_FILE
 from hyperfitting.verify import cli
 from hyperfitting.verify.again import check_again
@@ -178,9 +180,11 @@ def dropped_metric(run: Path) -> None:
 
 
 def other_seed_everywhere(run: Path) -> None:
+    """In the record, and in the config as Hydra composed it."""
     edit_record(run, lambda record: record["config"]["trainer"].update(seed=7))
-    composed = run / ".hydra/config.yaml"
-    composed.write_text(composed.read_text().replace("seed: ${seed}", "seed: 7"))
+    composed = OmegaConf.load(run / ".hydra/config.yaml")
+    composed.trainer.seed = 7
+    OmegaConf.save(composed, run / ".hydra/config.yaml")
 
 
 def other_model_name(run: Path) -> None:
@@ -376,6 +380,26 @@ def test_a_damaged_artifact_is_found_and_left_in_place(
     assert stamps(store) == before
 
 
+def replace_by_other_seed(sweep: Path, store: Path, kind: str, *files: str) -> None:
+    """Put files of the same artifact of seed 1 into that of seed 0, with new checksums."""
+    ids = [read_record(sweep / f"seed={i}" / RECORD_FILE).artifacts for i in (0, 1)]
+    label = next(label for label in ids[0] if label.startswith(kind))
+    target, source = (store / Path(i[label]).parent.name / Path(i[label]).name for i in ids)
+    manifest = json.loads((target / MANIFEST).read_text())
+    for name in files:
+        shutil.copy(source / name, target / name)
+        manifest["files"][name]["sha256"] = file_sha256(target / name)
+    (target / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_texts_of_another_run_in_the_store_are_found(
+    finished: Path, sweep: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(finished / "outputs/store", tmp_path / "store"))
+    replace_by_other_seed(sweep, store, "tuned/continuations", "continuations.json")
+    assert failed(check_run(sweep / "seed=0", store)) == {"record from artifacts"}
+
+
 def test_a_record_that_reads_the_environment_is_refused(run: Path) -> None:
     edit_record(run, lambda r: r["config"]["model"].update(name="${oc.env:HOME}"))
     (check,) = check_run(run)
@@ -449,6 +473,18 @@ def test_a_run_made_anew_is_bit_equal(run: Path, tmp_path: Path) -> None:
         assert failed(checks.values()) == set()
         assert checks["first difference"].detail == "none: bit-equal throughout"
         assert checks["tuned"].detail.endswith("bit-equal")
+
+
+@pytest.mark.slow
+def test_weights_of_another_run_are_found_by_making_the_run_anew(
+    finished: Path, sweep: Path, tmp_path: Path
+) -> None:
+    """And by nothing else: docs/verify.md says so."""
+    store = Path(shutil.copytree(finished / "outputs/store", tmp_path / "store"))
+    replace_by_other_seed(sweep, store, "tuned", "last.safetensors")
+    assert failed(check_run(sweep / "seed=0", store)) == set()
+    checks = check_again(sweep / "seed=0", work=tmp_path / "work", store=store)
+    assert failed(checks) == {"tuned"}
 
 
 FLOATS = arrays.arrays(np.float64, st.integers(1, 8), elements=st.floats(-1e3, 1e3))
