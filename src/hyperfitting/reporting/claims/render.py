@@ -49,9 +49,9 @@ outside; numbers whose values by text are not kept, with the normal distribution
 interval. p-values are one-sided and adjusted together by Holm's method.
 
 That P2's controls, ranks and geometry are of TinyLlama is inferred: P2 has other numbers for the
-original Qwen2.5 1.5B. At `scale=embedded` the model has 135 million parameters, is instruction-tuned
-where P1's are base models, and is trained for 80 steps ([results](results/README.md)): what is not
-reproduced there may hold for the papers' models."""
+original Qwen2.5 1.5B. At `scale=embedded` the model has 135 million parameters, is tuned to
+instructions where P1's are base models, and is trained for 80 steps
+([results](results/README.md)): what is not reproduced there may hold for the papers' models."""
 
 
 def write_ledger(ledger: Ledger, folder: Path) -> list[Path]:
