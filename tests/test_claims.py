@@ -16,13 +16,14 @@ from hyperfitting.errors import UserError
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.record.mechanism import LayerCurve
 from hyperfitting.record.schema import Record
-from hyperfitting.reporting.claims.ledger import build_ledger
+from hyperfitting.reporting.claims.ledger import Sweeps, build_ledger
 from hyperfitting.reporting.claims.quantities import NotMeasuredError, measure
 from hyperfitting.reporting.claims.render import markdown
 from hyperfitting.reporting.claims.schema import SCALES, Quantity, read_claims
 from hyperfitting.reporting.sweep_records import RunEntry, load_sweep
 from tests.claims import BASE, TUNED, claim, criterion, only, record, sweeps
 from tests.records import (
+    make_config,
     make_continuation,
     make_mechanism,
     make_next_tokens,
@@ -70,6 +71,10 @@ def test_every_label_of_a_criterion_is_one_of_its_experiment() -> None:
         ({"criteria": [criterion(value={"experiment": "tabel1"}, above=0)]}, "table1"),
         ({"criteria": [criterion()]}, "above, below, or both"),
         ({"criteria": [criterion(above=1, below=0)]}, "above must be less"),
+        (
+            {"criteria": [criterion(value={"spearman": "seed"}, minus={"side": "base"}, above=0)]},
+            "subtracted from a rank correlation",
+        ),
         ({"verdict": "reproduced"}, "p1-x: verdict"),
     ],
 )
@@ -257,6 +262,49 @@ def test_the_lowest_cosine_of_the_first_ten_blocks_has_the_interval_of_its_block
     measured = measure(run, _quantity(key="early_cosine"))
     assert measured.number == pytest.approx(0.9)
     assert measured.ci95 == pytest.approx((0.88, 0.91))
+
+
+def _strengths(folder: Path, values: np.ndarray, seeds: int = 1, **changes: Any) -> Sweeps:
+    """Return runs of controls of rising strength: ``values`` (K, N) are the TTR of their texts."""
+    runs = []
+    for seed, (k, ttrs) in itertools.product(range(seeds), enumerate(values.tolist())):
+        control = {"name": "x", "control": {"strength": 0.1 * k}}
+        fields = {"config": make_config(seed=seed, decode=control)} | changes
+        sweep = write_sweep(folder / f"{seed}-{k}", {}, {"tuned_0": record(ttrs, ttrs, **fields)})
+        runs.append(load_sweep(sweep).labeled({"system": "tuned", "seed": "0"})[0])
+    return Sweeps({("table1", "embedded"): runs})
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(0.3, "reproduced"), (0.03, "partly")])
+def test_a_rank_correlation_is_tested_over_texts(
+    slope: float, verdict: str, tmp_path: Path
+) -> None:
+    """Against a resampling of its own, one text set at a time."""
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(4, 20)) - slope * np.arange(4)[:, None]
+    falls = claim(criteria=[criterion(value={"spearman": "decode.control.strength"}, below=0)])
+    outcome = only([falls], _strengths(tmp_path, values)).outcomes["embedded"]
+    (found,) = outcome.evidence
+    drawn = rng.integers(0, 20, (2_000, 20))
+    expected = [stats.spearmanr(range(4), values[:, i].mean(axis=1)).statistic for i in drawn]
+    assert found.estimate == pytest.approx(stats.spearmanr(range(4), values.mean(axis=1)).statistic)
+    assert found.ci95 == pytest.approx(np.quantile(expected, [0.025, 0.975]), abs=0.21)
+    assert outcome.p == pytest.approx(np.mean(np.array(expected) >= 0), abs=0.02)
+    assert (outcome.verdict, found.unit, found.n) == (verdict, "texts", 20)
+
+
+def test_seeds_with_one_rank_correlation_are_tested_over_texts(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(size=(4, 20)) - 9 * np.arange(4)[:, None]
+    falls = claim(criteria=[criterion(value={"spearman": "decode.control.strength"}, below=0)])
+    (found,) = only([falls], _strengths(tmp_path, values, 3)).outcomes["embedded"].evidence
+    assert (found.estimate, found.unit, found.n, found.seeds) == (-1.0, "texts", 20, [0, 1, 2])
+
+
+def test_a_strength_with_two_runs_has_no_rank_correlation(tmp_path: Path) -> None:
+    config = make_config(seed=0, decode={"name": "x", "control": {"strength": 0.1}})
+    runs = _strengths(tmp_path, np.eye(4), config=config)
+    falls = claim(criteria=[criterion(value={"spearman": "decode.control.strength"}, below=0)])
+    assert "several runs" in only([falls], runs).outcomes["embedded"].reason
 
 
 def test_agreement_is_the_mean_over_all_pairs_of_runs(tmp_path: Path) -> None:

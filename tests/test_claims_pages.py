@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
 
-from hyperfitting.record.schema import Record
+from hyperfitting.record.schema import Timings
 from hyperfitting.reporting.claims.ledger import Ledger, build_ledger, load_sweeps
 from hyperfitting.reporting.claims.render import markdown, write_page
 from hyperfitting.reporting.claims.schema import SCALES, read_claims
@@ -25,8 +26,9 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 def test_a_reading_is_shown_only_while_our_results_contradict_the_claim(tmp_path: Path) -> None:
     runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
-    for above, shown in ((0.4, False), (0.9, True)):
-        reading = claim(criteria=[criterion(above=above)], reading="as few steps do")
+    for regions, shown in (([0.4], False), ([0.9], True), ([0.4, 0.9], True)):
+        criteria = [criterion(above=above) for above in regions]
+        reading = claim(criteria=criteria, reading="as few steps do")
         assert ("as few steps do" in markdown(build_ledger([reading], runs))) is shown
 
 
@@ -107,24 +109,21 @@ def test_the_committed_page_is_of_the_committed_data_and_claims() -> None:
     assert entries == [(c.id, c.source, c.claim, c.theirs, c.reading) for c in read_claims()]
 
 
-def _named(folder: Path, name: str, records: dict[str, Record], finished: float) -> None:
+def _named(folder: Path, values: Sequence[float], finished_at: str | None, seeds: int = 3) -> None:
     """Write a sweep under the name of an experiment, in any folder."""
+    timings = Timings(run_seconds=1.0, build_seconds={}, finished_at=finished_at)
+    records = {f"tuned_{s}": record(values, BASE, s, timings=timings) for s in range(seeds)}
     sweep = write_sweep(folder, {}, records)
     spec = json.loads((sweep / SPEC_FILE).read_text("utf-8"))
     runs = [run for run in spec["runs"] if run["name"].startswith("tuned")]
-    (sweep / SPEC_FILE).write_text(json.dumps(spec | {"name": name, "runs": runs}))
-    for path in sweep.glob("*/results.json"):
-        os.utime(path, (finished, finished))
+    (sweep / SPEC_FILE).write_text(json.dumps(spec | {"name": "table1_embedded", "runs": runs}))
 
 
 def test_of_several_sweeps_of_an_experiment_the_newest_complete_one_counts(tmp_path: Path) -> None:
-    def seeds(values: Sequence[float], n: int = 3) -> dict[str, Record]:
-        return {f"tuned_{seed}": record(values, BASE, seed) for seed in range(n)}
-
-    _named(tmp_path / "table1_embedded", "table1_embedded", seeds([0.5] * 6), 1e9)
-    _named(tmp_path / "table1_embedded_0123", "table1_embedded", seeds([0.6] * 6), 1.2e9)
-    _named(tmp_path / "table1_embedded_4567", "table1_embedded", seeds([0.7] * 6), 1.1e9)
-    _named(tmp_path / "table1_embedded_89ab", "table1_embedded", seeds([0.8] * 6, 2), 1.3e9)
+    _named(tmp_path / "table1_embedded", [0.5] * 6, None)
+    _named(tmp_path / "table1_embedded_0123", [0.6] * 6, "2026-11-02T00:00:00Z")
+    _named(tmp_path / "table1_embedded_4567", [0.7] * 6, "2026-11-01T00:00:00Z")
+    _named(tmp_path / "table1_embedded_89ab", [0.8] * 6, "2026-11-03T00:00:00Z", seeds=2)
     ledger = build_ledger([claim()], load_sweeps([tmp_path]))
     (item,) = ledger.entries[0].outcomes["embedded"].evidence
     assert item.value == pytest.approx(0.6)
@@ -133,6 +132,23 @@ def test_of_several_sweeps_of_an_experiment_the_newest_complete_one_counts(tmp_p
     line = f"4 sweeps at scale=embedded: table1_embedded_0123 counts, not {others}"
     assert line in markdown(ledger)
     assert line in write_page(ledger, tmp_path).read_text("utf-8")
+
+
+@pytest.mark.parametrize("finished_at", [("2026-11-02T00:00:00Z", "2026-11-01T00:00:00Z"), None])
+def test_copying_and_touching_the_files_of_sweeps_changes_no_verdict(
+    finished_at: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    first, second = finished_at or (None, None)  # records of earlier versions have no time
+    sweeps_folder = tmp_path / "sweeps"
+    _named(sweeps_folder / "table1_embedded", TUNED, first)
+    _named(sweeps_folder / "table1_embedded_0123", BASE, second)
+    before = build_ledger([claim()], load_sweeps([sweeps_folder]))
+    assert [item.counted for item in before.counted] == ["table1_embedded"]
+    copied = Path(shutil.copytree(sweeps_folder, tmp_path / "clone"))
+    for name, time in (("table1_embedded", 1e9), ("table1_embedded_0123", 2e9)):
+        for path in (copied / name).rglob("*"):
+            os.utime(path, (time, time))
+    assert build_ledger([claim()], load_sweeps([copied])) == before
 
 
 @pytest.mark.parametrize(("n_seeds", "remark"), [(1, "one seed"), (3, "3 seeds")])

@@ -1,5 +1,6 @@
 """Every metric against an independent oracle."""
 
+import itertools
 import math
 import warnings
 from unittest import mock
@@ -30,7 +31,7 @@ from hyperfitting.metrics.diversity import (
     ttr,
 )
 from hyperfitting.metrics.estimate import Difference, Estimate
-from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference
+from hyperfitting.metrics.uncertainty import bootstrap_mean, paired_difference, rank_correlation
 
 texts = st.lists(st.integers(0, 6), max_size=40)
 
@@ -256,3 +257,37 @@ def test_mauve_needs_its_package_and_100_texts(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="mauve-text") as raised:
         mauve.check_installed()
     assert "pip install 'hyperfitting[mauve]'" in str(raised.value)
+
+
+def test_a_rank_correlation_has_the_resamples_of_all_its_texts() -> None:
+    """Of 4 texts all 256 resamples, with scipy's correlation of their means at each setting."""
+    settings = [0.01, 0.05, 0.1, 0.2, 0.5]
+    values = np.random.default_rng(3).normal(size=(5, 4)) - 0.35 * np.arange(5)[:, None]
+    exact = np.array(
+        [
+            stats.spearmanr(settings, values[:, list(texts)].mean(axis=1)).statistic
+            for texts in itertools.product(range(4), repeat=4)
+        ]
+    )
+    correlation = rank_correlation(settings, values, 20_000)
+    assert correlation is not None
+    expected = stats.spearmanr(settings, values.mean(axis=1)).statistic
+    assert correlation.estimate.mean == pytest.approx(expected)
+    assert correlation.estimate.ci95 == pytest.approx(np.quantile(exact, [0.025, 0.975]))
+    for bound in (-0.75, -0.25):
+        below, above = (exact >= bound).mean(), (exact <= bound).mean()
+        assert 0.02 < below < 0.98  # else it shows nothing
+        assert correlation.p_below(bound) == pytest.approx(below, abs=0.015)
+        assert correlation.p_above(bound) == pytest.approx(above, abs=0.015)
+
+
+def test_a_rank_correlation_needs_texts_and_different_means() -> None:
+    rising = np.arange(3.0)[:, None]
+    assert rank_correlation([1, 2, 3], rising, 50) is None  # one text
+    assert rank_correlation([1, 2, 3], np.ones((3, 4)), 50) is None
+    assert rank_correlation([1, 1, 1], rising + np.arange(4), 50) is None
+    one_without_a_value = rising + np.array([0.0, 0.1, 0.2])
+    one_without_a_value[1, 2] = np.nan
+    correlation = rank_correlation([1, 2, 3], one_without_a_value, 50)
+    assert correlation is not None
+    assert correlation.estimate == Estimate(1.0, (1.0, 1.0), 2)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
+from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.store.artifact import Step, Store
 from hyperfitting.sweep import throughput
 from hyperfitting.sweep.plan import Plan, PlannedMemory, PlannedRun, make_plan, show
@@ -159,6 +160,33 @@ def test_an_artifact_that_several_runs_share_counts_once(compose: Compose, store
     assert second.builds["continuations"] == 2  # of both models, with the other decoding
 
 
+def test_what_a_remote_store_has_is_copied_and_takes_no_time(
+    compose: Compose, tmp_path: Path
+) -> None:
+    """Another machine has everything before the texts; one of its manifests is damaged."""
+    overrides = ["preset=debug", *OTHER_GPU, f"store={tmp_path / 'here'}"]
+    remote, empty = tmp_path / "remote", tmp_path / "empty"
+    empty.mkdir()
+    pipeline = build_pipeline(compose(*overrides, f"store={remote}"), torch.device("cpu"))
+    made = itertools.takewhile(lambda s: s.artifact.kind != "continuations", pipeline.steps)
+    for artifact in [step.artifact for step in made]:
+        with artifact.building() as work:
+            assert work is not None
+            (work / "file").write_bytes(b"1234")
+    (artifact.folder / "manifest.json").write_text("{}")
+    n_copied = len(list(remote.glob("*/*/manifest.json"))) - 1
+    alone = make_plan({"run": compose(*overrides)}).runs[0]
+    stores = f"remote_stores=[{empty},{remote}]"
+    copied = make_plan({"run": compose(*overrides, stores)}).runs[0]
+    assert artifact.kind == "token_stats"
+    assert copied.todo == f"{n_copied} copied from {remote}; generate, evaluate"
+    assert copied.builds.total() == alone.builds.total() - n_copied
+    assert copied.seconds < alone.seconds
+    assert copied.disk_bytes == 4 * n_copied
+    assert alone.memory is not None and alone.memory.training is not None
+    assert copied.memory is not None and copied.memory.training is None
+
+
 def test_finished_runs_take_no_time(compose: Compose, store: Store) -> None:
     cfg = compose("preset=debug", *OTHER_GPU)
     cfg.store = str(store.folder)
@@ -171,7 +199,7 @@ def test_finished_runs_take_no_time(compose: Compose, store: Store) -> None:
 @pytest.mark.parametrize(("workers", "expected"), [(1, 60), (2, 30), (3, 30)])
 def test_workers_divide_the_time_but_not_that_of_one_run(workers: int, expected: float) -> None:
     memory = PlannedMemory(available=1.0, evaluation=0.5, training=None, hint="")
-    runs = [PlannedRun(str(n), Counter(), n, memory, 0.0) for n in (10.0, 20.0, 30.0)]
+    runs = [PlannedRun(str(n), Counter(), Counter(), n, memory, 0.0) for n in (10.0, 20.0, 30.0)]
     startup = Plan(runs[:1]).seconds - 10
     assert Plan(runs, workers).seconds == pytest.approx(startup + expected)
 

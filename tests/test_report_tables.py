@@ -187,7 +187,7 @@ def test_a_rank_correlation_is_over_the_runs_that_set_the_field(tmp_path: Path) 
     ttr = dict(zip(names, (0.5, 0.9, 0.4, 0.2, 0.99), strict=True))
     records = {
         name: ttr_record(
-            [ttr[name]] * 2,
+            [ttr[name] - 0.3, ttr[name] + 0.3],
             0.5,
             config=make_config(decode={"name": "x", "control": {"strength": strength}}),
         )
@@ -202,6 +202,8 @@ def test_a_rank_correlation_is_over_the_runs_that_set_the_field(tmp_path: Path) 
     ranks = np.array([2, 1, 3, 4])  # of -ttr
     expected = -np.corrcoef([1, 2, 3, 4], ranks)[0, 1]
     assert estimate.mean == pytest.approx(expected)
+    assert estimate.ci95 == pytest.approx((expected, expected))  # both texts have the same order
+    assert row["rho"].note == "interval over texts"
     assert row["none"].missing == "too few different values"
 
 

@@ -1,6 +1,7 @@
 """Scores from model outputs, by dataset and length, also where texts have no value."""
 
 import math
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,8 @@ def test_a_record_holds_the_comparison_and_is_read_back_as_written(
     assert (record.dataset.fingerprint, record.dataset.source) == (documents.id, "x@1")
     assert record.model.location == "here"
     assert (record.timings.run_seconds, set(record.timings.build_seconds)) == (1.23, {"documents"})
+    finished = datetime.fromisoformat(str(record.timings.finished_at))
+    assert abs(datetime.now(UTC) - finished) < timedelta(minutes=1)
     assert record.generation_batches == {"tuned/continuations/a": [2, 1]}
     assert record.notes == ["of the data", *notes(comparison)]
     assert record.slices == slices(comparison, EVALUATION)

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from omegaconf import OmegaConf
 from safetensors.numpy import load_file, save_file
 
 from hyperfitting.errors import UserError
 from hyperfitting.record.files import CHECKSUMS_FILE, PREDICTIONS_FILE, RECORD_FILE, read_record
 from hyperfitting.runtime.code_version import code_version
 from hyperfitting.store.hashing import file_sha256
+from hyperfitting.store.manifest import MANIFEST
 from hyperfitting.sweep.spec import SPEC_FILE
 from hyperfitting.verify import cli
 from hyperfitting.verify.again import check_again
@@ -125,6 +127,78 @@ def other_seed(run: Path) -> None:
     shutil.copytree(other, run)
 
 
+def edited_interval(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        record["slices"][0]["tuned"]["gen/ttr"]["ci95"][0] += 1e-6
+
+    edit_record(run, edit)
+
+
+def swapped_texts(run: Path) -> None:
+    """The models' continuations of a text, with all their values."""
+
+    def edit(record: dict[str, Any]) -> None:
+        values, sample = record["per_text"], record["samples"][0]
+        sample["tuned"], sample["base"] = sample["base"], sample["tuned"]
+        for key in values["tuned"]:
+            tuned, base = values["tuned"][key], values["base"][key]
+            tuned[0], base[0] = base[0], tuned[0]
+
+    edit_record(run, edit)
+
+
+def dropped_text(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        for values in (
+            record["samples"],
+            *(v for s in record["per_text"].values() for v in s.values()),
+        ):
+            values.pop(0)
+
+    edit_record(run, edit)
+    with np.load(run / PREDICTIONS_FILE) as file:
+        values = {name: file[name][1:] for name in file.files}
+    np.savez_compressed(run / PREDICTIONS_FILE, **values)
+
+
+def missing_value(run: Path) -> None:
+    edit_record(run, lambda r: r["per_text"]["tuned"]["gen/ttr"].__setitem__(0, None))
+
+
+def not_a_number(run: Path) -> None:
+    edit_record(run, lambda r: r["slices"][0]["tuned"]["gen/ttr"].update(mean=float("nan")))
+
+
+def dropped_metric(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        sides = [record["per_text"][side] for side in ("tuned", "base", "reference")]
+        sides += [s for part in record["slices"] for s in part.values() if isinstance(s, dict)]
+        for values in sides:
+            values.pop("gen/rep_2", None)
+
+    edit_record(run, edit)
+
+
+def other_seed_everywhere(run: Path) -> None:
+    """In the record, and in the config as Hydra composed it."""
+    edit_record(run, lambda record: record["config"]["trainer"].update(seed=7))
+    composed = OmegaConf.load(run / ".hydra/config.yaml")
+    composed.trainer.seed = 7
+    OmegaConf.save(composed, run / ".hydra/config.yaml")
+
+
+def other_model_name(run: Path) -> None:
+    edit_record(run, lambda record: record["model"].update(name="llama31_8b"))
+
+
+def edited_history(run: Path) -> None:
+    edit_record(run, lambda record: record["history"][-1].update({"train/loss": 0.001}))
+
+
+def edited_notes(run: Path) -> None:
+    edit_record(run, lambda record: record["notes"].append("a note of somebody else"))
+
+
 TAMPERINGS: dict[Edit, set[str]] = {
     edited_score: {"scores", "record from artifacts"},
     edited_text: {"texts", "record from artifacts"},
@@ -133,8 +207,22 @@ TAMPERINGS: dict[Edit, set[str]] = {
     edited_config: {"config", "artifact ids", "place in the sweep"},
     swapped_ids: {"artifact ids"},
     other_seed: {"place in the sweep"},
+    edited_history: {"record from artifacts"},
+    edited_notes: {"record from artifacts"},
 }
 """By edit, the checks that find it after the checksums were forged too."""
+
+WITHOUT_STORE: dict[Edit, set[str]] = {
+    edited_interval: {"scores"},
+    swapped_texts: {"scores", "texts"},
+    dropped_text: {"scores", "texts"},
+    missing_value: {"scores"},
+    dropped_metric: {"scores"},
+    not_a_number: {"record"},
+    other_seed_everywhere: {"place in the sweep", "artifact ids"},
+    other_model_name: {"artifact ids"},
+}
+"""The same, of the record alone."""
 
 
 def test_an_intact_sweep_passes_every_check_and_nothing_is_written(
@@ -154,12 +242,110 @@ def test_an_intact_sweep_passes_every_check_and_nothing_is_written(
 def test_tampering_is_found_with_checksums_and_without(edit: Edit, run: Path) -> None:
     edit(run)
     if edit is not other_seed:  # its files are those of a whole run
-        assert "files" in failed(check_run(run))
+        files = next(check for check in check_run(run) if check.name == "files")
+        assert files.outcome == "failed"
     sign_again(run)
     checks = list(check_run(run))
     assert TAMPERINGS[edit] <= failed(checks)
     assert "files" not in failed(checks)
     assert exit_code(checks) == 1
+
+
+@pytest.mark.parametrize("edit", WITHOUT_STORE, ids=lambda edit: edit.__name__)
+def test_tampering_is_found_in_the_record_alone(edit: Edit, run: Path, tmp_path: Path) -> None:
+    edit(run)
+    sign_again(run)
+    assert failed(check_run(run, tmp_path / "nowhere")) == WITHOUT_STORE[edit]
+
+
+def edit_spec(sweep: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    path = sweep / SPEC_FILE
+    spec = json.loads(path.read_text())
+    edit(spec)
+    path.write_text(json.dumps(spec))
+
+
+def removed_run(sweep: Path) -> None:
+    shutil.rmtree(sweep / "seed=1")
+    edit_spec(sweep, lambda spec: spec["runs"].pop())
+
+
+def swapped_labels(sweep: Path) -> None:
+    def edit(spec: dict[str, Any]) -> None:
+        first, second = spec["runs"]
+        first["labels"], second["labels"] = second["labels"], first["labels"]
+
+    edit_spec(sweep, edit)
+
+
+def swapped_runs(sweep: Path) -> None:
+    """Each run under the other's name, with its own settings."""
+
+    def edit(spec: dict[str, Any]) -> None:
+        first, second = spec["runs"]
+        first["settings"], second["settings"] = second["settings"], first["settings"]
+
+    edit_spec(sweep, edit)
+    (sweep / "seed=0").rename(sweep / "aside")
+    (sweep / "seed=1").rename(sweep / "seed=0")
+    (sweep / "aside").rename(sweep / "seed=1")
+
+
+def other_scale(sweep: Path) -> None:
+    edit_spec(sweep, lambda spec: spec.update(scale="paper"))
+
+
+def other_experiment(sweep: Path) -> None:
+    edit_spec(sweep, lambda spec: spec.update(name="table1_embedded"))
+
+
+def other_code(sweep: Path) -> None:
+    edit_record(sweep / "seed=0", lambda record: record["code"].update(digest="f" * 16))
+
+
+@pytest.mark.parametrize(
+    ("edit", "finding"),
+    [
+        (removed_run, "description"),
+        (swapped_labels, "description"),
+        (swapped_runs, "configs of the labels"),
+        (other_scale, "description"),
+        (other_experiment, "description"),
+        (other_code, "code of the sweep"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_tampering_with_a_sweep_is_found(edit: Edit, finding: str, sweep: Path) -> None:
+    edit(sweep)
+    assert failed(check_sweep(sweep)) == {finding}
+
+
+def test_axes_that_the_experiment_does_not_have_here_are_not_checked(sweep: Path) -> None:
+    """Another version of the experiment, or a forged one: the commit tells, if it is this one."""
+
+    def edit(spec: dict[str, Any]) -> None:
+        runs = [{"name": "a", "labels": {"system": "a"}}, {"name": "b", "labels": {"system": "b"}}]
+        spec.update(name="table1_embedded", axes={"system": {"a": [], "b": []}}, runs=runs)
+        spec["command"] = ["hyperfit", "experiment=table1", "hydra/launcher=slurm"]
+
+    edit_spec(sweep, edit)
+    check = by_name(check_sweep(sweep))["description"]
+    assert check.outcome in ("failed", "not checked")
+    assert check.detail == "its axes are not those of the experiment here"
+
+
+def test_the_command_of_a_stranger_reads_no_config_from_elsewhere(
+    sweep: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/elsewhere.yaml").write_text("seed: 1")
+    elsewhere = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+    edit_spec(
+        sweep, lambda s: s.update(command=["hyperfit", elsewhere, "+elsewhere@_global_=elsewhere"])
+    )
+    check = by_name(check_sweep(sweep))["description"]
+    assert check.outcome == "not checked"
+    assert "elsewhere" in check.detail
 
 
 def test_the_checksums_are_those_of_sha256sum(run: Path) -> None:
@@ -192,6 +378,26 @@ def test_a_damaged_artifact_is_found_and_left_in_place(
     assert "last.safetensors" in checks["artifacts"].detail
     assert checks["record from artifacts"].outcome == "not checked"
     assert stamps(store) == before
+
+
+def replace_by_other_seed(sweep: Path, store: Path, kind: str, *files: str) -> None:
+    """Put files of the same artifact of seed 1 into that of seed 0, with new checksums."""
+    ids = [read_record(sweep / f"seed={i}" / RECORD_FILE).artifacts for i in (0, 1)]
+    label = next(label for label in ids[0] if label.startswith(kind))
+    target, source = (store / Path(i[label]).parent.name / Path(i[label]).name for i in ids)
+    manifest = json.loads((target / MANIFEST).read_text())
+    for name in files:
+        shutil.copy(source / name, target / name)
+        manifest["files"][name]["sha256"] = file_sha256(target / name)
+    (target / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_texts_of_another_run_in_the_store_are_found(
+    finished: Path, sweep: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(finished / "outputs/store", tmp_path / "store"))
+    replace_by_other_seed(sweep, store, "tuned/continuations", "continuations.json")
+    assert failed(check_run(sweep / "seed=0", store)) == {"record from artifacts"}
 
 
 def test_a_record_that_reads_the_environment_is_refused(run: Path) -> None:
@@ -267,6 +473,18 @@ def test_a_run_made_anew_is_bit_equal(run: Path, tmp_path: Path) -> None:
         assert failed(checks.values()) == set()
         assert checks["first difference"].detail == "none: bit-equal throughout"
         assert checks["tuned"].detail.endswith("bit-equal")
+
+
+@pytest.mark.slow
+def test_weights_of_another_run_are_found_by_making_the_run_anew(
+    finished: Path, sweep: Path, tmp_path: Path
+) -> None:
+    """And by nothing else: docs/verify.md says so."""
+    store = Path(shutil.copytree(finished / "outputs/store", tmp_path / "store"))
+    replace_by_other_seed(sweep, store, "tuned", "last.safetensors")
+    assert failed(check_run(sweep / "seed=0", store)) == set()
+    checks = check_again(sweep / "seed=0", work=tmp_path / "work", store=store)
+    assert failed(checks) == {"tuned"}
 
 
 FLOATS = arrays.arrays(np.float64, st.integers(1, 8), elements=st.floats(-1e3, 1e3))

@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,7 @@ def _timings(result: RunResult) -> Timings:
             for name, artifact in result.artifacts.items()
             if artifact.exists
         },
+        finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 
 

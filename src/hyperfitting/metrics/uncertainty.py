@@ -1,6 +1,7 @@
 """Means over texts with 95% intervals, and paired differences of two models on the same texts."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,24 +94,96 @@ def paired_difference(
     return Difference(mean, interval, len(x), _sign_flip_p_value(x - y, resamples, seed))
 
 
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's correlation of a setting with the mean over texts, and its bootstrap."""
+
+    estimate: Estimate
+    resampled: Floats
+    """(B,) the correlation in each resample of the texts."""
+
+    def p_above(self, bound: float) -> float:
+        """Return the one-sided p-value of the hypothesis that it is at most ``bound``."""
+        return float((1 + (self.resampled <= bound).sum()) / (1 + len(self.resampled)))
+
+    def p_below(self, bound: float) -> float:
+        """Return the one-sided p-value of the hypothesis that it is at least ``bound``."""
+        return float((1 + (self.resampled >= bound).sum()) / (1 + len(self.resampled)))
+
+
+def rank_correlation(
+    settings: ArrayLike, values: ArrayLike, resamples: int, seed: int = 0
+) -> RankCorrelation | None:
+    """Return the rank correlation of a setting with the mean over texts, with its 95% interval.
+
+    Texts are resampled, the same ones at every setting; the settings are fixed. Permuting the
+    settings instead would test it too, but five of them have 120 orders, so no p-value could be
+    below 1/120, however many the texts. If the setting changes nothing, the p-value is conservative
+    (simulated with 5 settings of 100 texts: at most 0.05 in 2.7% and 0.01 in 0.8% of the cases).
+
+    Args:
+        settings: (K,) such as the strength of a control.
+        values: (K, N) one value per setting and text; texts with a NaN at any are left out.
+        resamples: bootstrap resamples. One in which all means are equal has a correlation of 0.
+        seed: of the resampling.
+
+    Returns:
+        None with fewer than two texts, or if all settings or all means are equal.
+    """
+    x, y = np.asarray(settings, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    y = y[:, ~np.isnan(y).any(axis=0)]
+    if y.shape[1] < 2 or np.ptp(x) == 0 or np.ptp(y.mean(axis=1)) == 0:
+        return None
+
+    def statistic(*values: Floats, axis: int = -1) -> Floats:
+        return _spearman(x, np.stack([value.mean(axis=axis) for value in values]))
+
+    resampled = _bootstrap(tuple(y), statistic, resamples, seed)
+    return RankCorrelation(
+        Estimate(float(statistic(*y)), _percentiles(resampled), y.shape[1]), resampled
+    )
+
+
+def _spearman(x: Floats, y: Floats) -> Floats:
+    """Return Spearman's correlation of (K,) values and (K, ...) others; 0: these are equal."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values, axis=0) - (len(x) + 1) / 2 for values in (x, y)]
+    deviations = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum(axis=0))
+    correlations = (ranks[0] @ ranks[1]) / np.where(deviations == 0, 1, deviations)
+    return np.asarray(correlations).round(12)  # so that equal ones compare as equal
+
+
 def _interval(
     samples: tuple[Floats, ...], statistic: Callable[..., Floats], resamples: int, seed: int
 ) -> tuple[float, float]:
     """Return the 95% percentile bootstrap interval over paired samples, each (N,)."""
-    from scipy import stats  # takes a second to import
+    return _percentiles(_bootstrap(samples, statistic, resamples, seed))
 
-    distribution = stats.bootstrap(
-        samples,
-        statistic,
-        n_resamples=resamples,
-        batch=max(1, _CHUNK // len(samples[0])),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+
+def _percentiles(distribution: Floats) -> tuple[float, float]:
     low, high = np.quantile(distribution, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _bootstrap(
+    samples: tuple[Floats, ...], statistic: Callable[..., Floats], resamples: int, seed: int
+) -> Floats:
+    """Return a statistic of each resample of paired samples, each (N,): (resamples,)."""
+    from scipy import stats  # takes a second to import
+
+    return np.asarray(
+        stats.bootstrap(
+            samples,
+            statistic,
+            n_resamples=resamples,
+            batch=max(1, _CHUNK // len(samples[0])),
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    )
 
 
 def _sign_flip_p_value(differences: Floats, resamples: int, seed: int) -> float:

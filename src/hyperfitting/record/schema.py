@@ -60,11 +60,17 @@ class DatasetInfo(StrictModel):
 
 
 class Timings(StrictModel):
-    """Wall-clock times, in seconds."""
+    """Wall-clock times; durations are in seconds."""
 
     run_seconds: float = Field(description="this run, without what existed already")
     build_seconds: dict[str, float] = Field(
         description="by artifact, how long building it took when it was built"
+    )
+    finished_at: str | None = Field(
+        default=None,
+        pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$",
+        description="when the record was made, in UTC, such as `2026-11-28T12:40:00Z`; null: an "
+        "earlier version made it",
     )
 
 

@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 from hyperfitting import formatting
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.registry import metric
-from hyperfitting.metrics.uncertainty import Floats, paired_difference
+from hyperfitting.metrics.uncertainty import Floats, paired_difference, rank_correlation
 from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.schema import Record, Side
 from hyperfitting.reporting.preference import PREFERENCE, preference_share
@@ -173,17 +173,36 @@ def difference(
 
 
 def _correlation_cell(runs: Sequence[RunEntry], column: ColumnSpec, field: str) -> Cell:
-    """Return Spearman's rank correlation of a config field with a metric, over runs."""
+    """Return Spearman's rank correlation of a config field with a metric, over runs.
+
+    Its interval is over texts, if all runs have values of the same ones.
+    """
     points: list[tuple[float, float]] = []
+    measured: list[Record] = []
     for run in runs:
         cell = _run_cell(run, column)
         value = config_value(run.record, field)
-        if value is not None and cell.estimate is not None:
+        if value is not None and cell.estimate is not None and run.record is not None:
             points.append((value, cell.estimate.mean))
+            measured.append(run.record)
     x, y = (np.array(values) for values in zip(*points, strict=True)) if points else ((), ())
     if len(np.unique(x)) < _MIN_CORRELATED or len(np.unique(y)) < 2:
         return Cell(missing="too few different values")
-    return _measured(Estimate(float(spearmanr(x, y).statistic), None, len(points)))
+    texts = _paired_texts(measured, column)
+    resamples = measured[0].config["evaluation"]["bootstrap"]
+    resampled = None if texts is None else rank_correlation(x, texts, resamples)
+    ci95 = None if resampled is None else resampled.estimate.ci95
+    cell = _measured(Estimate(float(spearmanr(x, y).statistic), ci95, len(points)))
+    return replace(cell, note="interval over texts" if ci95 else "")
+
+
+def _paired_texts(records: Sequence[Record], column: ColumnSpec) -> Floats | None:
+    """Return a column's values of K runs on the same N texts, (K, N); none: they are not kept."""
+    if column.length is not None or len({tuple(contexts(record)) for record in records}) > 1:
+        return None
+    texts = [per_text(record, column, column.side) for record in records]
+    kept = [values for values in texts if values is not None]
+    return np.array(kept) if len(kept) == len(records) else None
 
 
 def config_value(record: Record | None, field: str) -> float | None:

@@ -4,10 +4,12 @@ Read from files alone, so a report can be drawn at any time, of the runs that ha
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from hyperfitting.errors import UserError
 from hyperfitting.preference.items import FOLDER as PREFERENCE_FOLDER
 from hyperfitting.preference.results import Analysis, read_analysis
 from hyperfitting.record.files import Predictions, read_predictions, read_record
@@ -74,10 +76,14 @@ class SweepRecords:
         return all(RunFolder(run.folder).record_path.is_file() for run in self.runs)
 
     @property
-    def last_finished(self) -> float:
-        """When its last run finished, in seconds since the epoch; 0: none has."""
-        paths = [RunFolder(run.folder).record_path for run in self.runs]
-        return max((path.stat().st_mtime for path in paths if path.is_file()), default=0.0)
+    def finished_at(self) -> str:
+        """When its last run finished, as its record has it (UTC); "": no record has it."""
+        times = [""]
+        for run in self.runs:
+            with suppress(UserError):  # a damaged record has none
+                record = run.record
+                times.append((record and record.timings.finished_at) or "")
+        return max(times)
 
     def finished(self) -> Iterator[tuple[RunEntry, Record]]:
         """Yield the runs that have finished, with their records."""

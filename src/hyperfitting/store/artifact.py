@@ -86,6 +86,18 @@ class Artifact:
         """Whether it is finished (its files are verified only when they are read)."""
         return (self.folder / MANIFEST).is_file()
 
+    @property
+    def remote(self) -> Path | None:
+        """Its folder in the first remote store that has it; none: it would be built.
+
+        Its files are verified when they are copied; if one is damaged, it is built after all.
+        """
+        for folder in self._remotes:
+            with suppress(UserError):  # it is not there, or damaged
+                if read_manifest(folder).id == self.id:
+                    return folder
+        return None
+
     def file(self, name: str) -> Path:
         """Return the path of one of its files, verified against its checksum.
 

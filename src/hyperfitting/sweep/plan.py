@@ -21,6 +21,7 @@ from hyperfitting.models.size import model_size
 from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.pipeline.pipeline import Pipeline
 from hyperfitting.store.artifact import Store
+from hyperfitting.store.manifest import read_manifest
 from hyperfitting.sweep.throughput import DeviceSpec, Throughput, device_spec
 from hyperfitting.training.flops import training_disk_bytes
 from hyperfitting.training.memory import (
@@ -86,6 +87,8 @@ class PlannedRun:
     name: str
     builds: Counter[str]
     """Number of artifacts to build, by kind. One that several runs share counts for the first."""
+    copies: Counter[Path]
+    """Number of artifacts to copy instead, by remote store. Copying takes no time in a plan."""
     seconds: float
     memory: PlannedMemory | None
     """None: the run has finished."""
@@ -109,7 +112,9 @@ class PlannedRun:
         kinds = set(self.builds)
         if "tuned" in kinds:
             kinds.discard("validation")  # a part of the training
-        return ", ".join(verb for kind, verb in _VERBS.items() if kind in kinds) or "score"
+        built = ", ".join(verb for kind, verb in _VERBS.items() if kind in kinds) or "score"
+        copied = [f"{n} copied from {store}" for store, n in self.copies.items()]
+        return "; ".join([*copied, built])
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def make_plan(
     runs = []
     for name, cfg in configs.items():
         if name in finished:
-            runs.append(PlannedRun(name, Counter(), 0.0, None, 0.0))
+            runs.append(PlannedRun(name, Counter(), Counter(), 0.0, None, 0.0))
             continue
         spec = device_spec(cfg)
         throughput = throughputs.setdefault((cfg.store, spec), Throughput(Path(cfg.store), spec))
@@ -162,25 +167,29 @@ def make_plan(
 def _plan_run(
     name: str, cfg: RunConfig, spec: DeviceSpec, throughput: Throughput, planned_ids: set[str]
 ) -> PlannedRun:
-    """Return the plan of one run; adds the ids of what it builds to ``planned_ids``."""
+    """Return the plan of one run; adds the ids of what it builds or copies to ``planned_ids``."""
     pipeline = build_pipeline(cfg, torch.device("cpu"))
     builds: Counter[str] = Counter()
-    seconds = _RUN_SECONDS
+    copies: Counter[Path] = Counter()
+    seconds, disk_bytes = _RUN_SECONDS, 0.0
     for step in pipeline.steps:
         if step.artifact.id in planned_ids or step.artifact.exists:
             continue
         planned_ids.add(step.artifact.id)
+        if (remote := step.artifact.remote) is not None:
+            copies[remote.parents[1]] += 1
+            disk_bytes += sum(file.bytes for file in read_manifest(remote).files.values())
+            continue
         builds[step.artifact.kind] += 1
         seconds += throughput.seconds(step)
     trains = any(kind in builds for kind in _TRAINED)
     if trains and pipeline.training is not None and spec.is_local:
         pipeline.training.check_device()
-    disk_bytes = 0.0
     if trains:
         size = model_size(pipeline.base, Store(cfg.store, cfg.remote_stores))
-        disk_bytes = training_disk_bytes(cfg.training, cfg.dataset, size, cfg.model.dtype)
+        disk_bytes += training_disk_bytes(cfg.training, cfg.dataset, size, cfg.model.dtype)
     memory = _plan_memory(cfg, spec, pipeline, trains)
-    return PlannedRun(name, builds, seconds, memory, disk_bytes)
+    return PlannedRun(name, builds, copies, seconds, memory, disk_bytes)
 
 
 def _plan_memory(

@@ -24,6 +24,7 @@ from hyperfitting.config import DEFAULT_SCALE, RunConfig
 from hyperfitting.errors import UserError, no_such
 from hyperfitting.fields import changes_results
 from hyperfitting.store.hashing import digest
+from hyperfitting.sweep.config import SweeperConfig
 
 _MAX_NAME = 100
 """Characters of a run's name, so that it fits into a path."""
@@ -90,6 +91,37 @@ def _parse_axis(name: str, options: Any) -> Axis:
 def _value_axis(key: str, values: Iterable[Any]) -> Axis:
     """Return the axis of a config field's values."""
     return Axis(key, {str(value): (f"{key}={value}",) for value in values}, explicit=False)
+
+
+def command_overrides(sweeper: SweeperConfig, arguments: Sequence[str]) -> list[str]:
+    """Return those of `hydra.sweeper.params`, and those of a command, which replace them."""
+    keys = {argument.lstrip("+").partition("=")[0] for argument in arguments}
+    params = [f"{key}={value}" for key, value in sweeper.params.items() if key not in keys]
+    return [*params, *arguments]
+
+
+def command_runs(
+    sweeper: SweeperConfig, scale_name: str, overrides: Sequence[str], parser: OverridesParser
+) -> list[SweepRun]:
+    """Return all runs of a sweep.
+
+    Args:
+        sweeper: its base overrides, axes and scales.
+        scale_name: the scale.
+        overrides: of the command (`command_overrides`).
+        parser: of Hydra's override grammar.
+
+    Raises:
+        UserError: there is no such scale, or an axis or override is invalid.
+    """
+    scale = choose_scale(sweeper.scales, scale_name)
+    axes = {k: v for k, v in sweeper.axes.items() if k not in scale.axes}
+    return expand_runs(
+        [*sweeper.base_overrides, *scale.base_overrides],
+        parse_axes({**scale.axes, **axes}),
+        [override for override in overrides if not override.startswith("plan=")],
+        parser,
+    )
 
 
 def expand_runs(

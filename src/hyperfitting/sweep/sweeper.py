@@ -32,9 +32,8 @@ from hyperfitting.sweep.live_view import live_view, summary_table
 from hyperfitting.sweep.runs import (
     SweepRun,
     check_distinct,
-    choose_scale,
-    expand_runs,
-    parse_axes,
+    command_overrides,
+    command_runs,
     sweep_name,
 )
 from hyperfitting.sweep.spec import write_sweep_spec
@@ -170,20 +169,11 @@ def _compose_sweep(
 ) -> Sweep:
     """Return the sweep of a command, every run composed and checked before any starts."""
     config = hydra.config
-    scale = choose_scale(sweeper.scales, config.scale)
     parser = OverridesParser.create(config_loader=hydra.context.config_loader)
-    keys = {argument.lstrip("+").partition("=")[0] for argument in arguments}
-    params = [f"{key}={value}" for key, value in sweeper.params.items() if key not in keys]
-    runs = expand_runs(
-        [*sweeper.base_overrides, *scale.base_overrides],
-        parse_axes(
-            {**scale.axes, **{k: v for k, v in sweeper.axes.items() if k not in scale.axes}}
-        ),
-        [*params, *(a for a in arguments if not a.startswith("plan="))],
-        parser,
-    )
+    given = command_overrides(sweeper, arguments)
+    runs = command_runs(sweeper, config.scale, given, parser)
     with open_dict(config):
-        config.hydra.sweeper.name = sweeper.name or sweep_name([*params, *arguments])
+        config.hydra.sweeper.name = sweeper.name or sweep_name(given)
     folder = pinned_folder(Path(config.hydra.sweep.dir).absolute(), sweeper.code_change, console)
     overrides = {
         run.name: [

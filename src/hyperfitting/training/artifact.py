@@ -111,8 +111,8 @@ class TrainingJob:
 
     @property
     def is_done(self) -> bool:
-        """Whether both artifacts exist."""
-        return self.tuned.exists and self.validation.exists
+        """Whether both artifacts exist, here or in a remote store."""
+        return all(a.exists or a.remote is not None for a in (self.tuned, self.validation))
 
     def check_device(self) -> None:
         """Refuse a training that this machine's device cannot compute.

@@ -43,13 +43,17 @@ def check_ids(record: Record, pipeline: Pipeline) -> Check:
     old = {name: Path(folder).name for name, folder in record.artifacts.items()}
     new = {name: artifact.id for name, artifact in pipeline.artifacts.items()}
     old |= {
+        "model.name": record.model.name,
         "model.id": record.model.id,
+        "dataset.name": record.dataset.name,
         "dataset.fingerprint": record.dataset.fingerprint,
         "dataset.source": record.dataset.source,
     }
     documents = pipeline.documents.artifact
     new |= {
+        "model.name": pipeline.base.name,
         "model.id": pipeline.base.id,
+        "dataset.name": pipeline.cfg.dataset.name,
         "dataset.fingerprint": documents.id,
         "dataset.source": documents.recipe["inputs"]["source"],
     }

@@ -8,6 +8,7 @@ from hyperfitting.record.files import RECORD_FILE, newest_record, read_record
 from hyperfitting.reporting.community import WHO_FILE, read_contributor
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
 from hyperfitting.verify.check import Check, listed
+from hyperfitting.verify.description import check_description
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -49,6 +50,7 @@ def check_sweep(folder: Path) -> Iterator[Check]:
         yield Check("runs", "not checked", f"without a record: {listed(missing)}")
     else:
         yield Check("runs", "passed", f"all {len(spec.runs)} have a record")
+    yield from check_description(folder, spec)
     if spec.code is None:
         yield Check("code of the sweep", "not checked", f"{SPEC_FILE} does not name it")
         return

@@ -1,9 +1,9 @@
 """A criterion tested on the records: the number, its interval, and the p-value of the claim.
 
 The unit is the seed where there are three or more (Student's t over seeds, paired by seed), else
-the text (bootstrap and sign flips, paired by text; exact binomial for shares of texts). The p-value
-is of the hypothesis that the number lies outside the claimed region: one-sided, and of a region
-with two ends the larger of both.
+the text (bootstrap and sign flips, paired by text; exact binomial for shares of texts; of a rank
+correlation the share of resamples). The p-value is of the hypothesis that the number lies outside
+the claimed region: one-sided, and of a region with two ends the larger of both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,12 @@ from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
 
 from hyperfitting.metrics.estimate import Estimate
-from hyperfitting.metrics.uncertainty import Floats, bootstrap_mean, paired_difference
+from hyperfitting.metrics.uncertainty import (
+    Floats,
+    bootstrap_mean,
+    paired_difference,
+    rank_correlation,
+)
 from hyperfitting.reporting.cells import over_runs
 from hyperfitting.reporting.claims.quantities import (
     Measurement,
@@ -142,7 +147,8 @@ def _test(
     x, y = _texts(values), _texts(subtracted)
     same_texts = len({m.contexts for m in (*values, *subtracted)}) == 1
     if same_texts and x is not None and (y is not None or not subtracted):
-        return _over_texts(x, y, criterion)
+        settings = values[0].settings
+        return _of_ranks(settings, x, criterion) if settings else _over_texts(x, y, criterion)
     intervals = [m.ci95 for m in (*values, *subtracted) if m.ci95 is not None]
     if len(values) == 1 and len(intervals) == len(values) + len(subtracted):
         return _from_intervals(float(numbers[0]), intervals, len(values[0].contexts), criterion)
@@ -153,6 +159,8 @@ def _texts(measurements: Sequence[Measurement]) -> Floats | None:
     """Return the values of each text, means over seeds; none: they are not kept."""
     texts = [m.texts for m in measurements if m.texts is not None]
     if not texts or len(texts) < len(measurements) or len({t.shape for t in texts}) > 1:
+        return None
+    if len({m.settings for m in measurements}) > 1:
         return None
     return np.asarray(np.mean(texts, axis=0))
 
@@ -186,6 +194,20 @@ def _over_texts(x: Floats, y: Floats | None, criterion: Criterion) -> _Tested:
         return half if sign * difference.mean > 0 else 1 - half
 
     return _Tested(estimate, "texts", p(criterion.above, 1), p(criterion.below, -1))
+
+
+def _of_ranks(settings: Sequence[float], values: Floats, criterion: Criterion) -> _Tested:
+    """Test a rank correlation; ``values`` are (K, N), of K settings."""
+    correlation = rank_correlation(settings, values, RESAMPLES)
+    if correlation is None:
+        raise NotMeasuredError("too few different values")
+    above, below = criterion.above, criterion.below
+    return _Tested(
+        correlation.estimate,
+        "texts",
+        None if above is None else correlation.p_above(above),
+        None if below is None else correlation.p_below(below),
+    )
 
 
 def _share_of_texts(x: Floats, criterion: Criterion) -> _Tested:

@@ -46,6 +46,11 @@ class Outcome(StrictModel):
         default=[], description="by criterion, and by model if there are several"
     )
 
+    @property
+    def contradicts(self) -> bool:
+        """Whether a number that decides lies outside the claimed region."""
+        return self.verdict != "not tested" and any(not item.holds for item in self.evidence)
+
 
 class Entry(StrictModel):
     """A claim and its outcomes."""
@@ -60,8 +65,8 @@ class Entry(StrictModel):
 
     @property
     def contradicted(self) -> bool:
-        """Whether it is not reproduced at some scale."""
-        return any(outcome.verdict == "not reproduced" for outcome in self.outcomes.values())
+        """Whether our numbers contradict it, or a part of it, at some scale."""
+        return any(outcome.contradicts for outcome in self.outcomes.values())
 
 
 class CountedSweep(StrictModel):
@@ -114,7 +119,7 @@ def load_sweeps(folders: Iterable[Path]) -> Sweeps:
     """Return the runs of the sweeps in some folders, each a sweep's or one of sweeps.
 
     An experiment may have several sweeps at a scale, such as one that was kept apart because its
-    code is another: the one that finished last counts, of those that are complete if there are any.
+    code is another: see `_counted`.
 
     Raises:
         UserError: a sweep is damaged.
@@ -127,7 +132,7 @@ def load_sweeps(folders: Iterable[Path]) -> Sweeps:
             sweeps_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).append(sweep)
     runs_of, counted = {}, []
     for (experiment, scale), sweeps in sweeps_of.items():
-        chosen = max(sweeps, key=lambda sweep: (sweep.is_complete, sweep.last_finished))
+        chosen = sweeps[0] if len(sweeps) == 1 else _counted(sweeps)
         runs_of[experiment, scale] = chosen.runs
         others = [sweep.folder.name for sweep in sweeps if sweep is not chosen]
         if others:
@@ -140,6 +145,16 @@ def load_sweeps(folders: Iterable[Path]) -> Sweeps:
                 )
             )
     return Sweeps(runs_of, counted)
+
+
+def _counted(sweeps: Sequence[SweepRecords]) -> SweepRecords:
+    """Return the sweep that counts of several: the newest, of the complete ones if there are any.
+
+    Its records have the time, and not its files, which are newer in a copy. Of equal times, such as
+    those of a copy, or of none in records of earlier versions, the first by name counts.
+    """
+    by_name = sorted(sweeps, key=lambda sweep: sweep.folder.name)
+    return max(by_name, key=lambda sweep: (sweep.is_complete, sweep.finished_at))
 
 
 def build_ledger(claims: Sequence[Claim], sweeps: Sweeps) -> Ledger:

@@ -28,7 +28,10 @@ class Measurement:
 
     number: float
     texts: Floats | None = None
-    """(N,) values whose mean the number is; none: it is no such mean, or they are not kept."""
+    """(N,) values whose mean the number is; none: it is no such mean, or they are not kept. Of a
+    rank correlation (K, N): of the runs of each setting."""
+    settings: tuple[float, ...] = ()
+    """(K,) with which the number is the rank correlation, in order; empty: it is none."""
     ci95: tuple[float, float] | None = None
     """Its interval over texts, where the values are not kept."""
     contexts: tuple[tuple[str, str], ...] = ()
@@ -82,13 +85,13 @@ def _of_metric(record: Record, quantity: Quantity) -> Measurement:
     estimate: Estimate | None = record.estimate(part, quantity.side, quantity.key)
     if estimate is None:
         raise NotMeasuredError(f"{quantity.key} is not measured")
-    return Measurement(estimate.mean, None, estimate.ci95, tuple(contexts(record)))
+    return Measurement(estimate.mean, ci95=estimate.ci95, contexts=tuple(contexts(record)))
 
 
 def _of_texts(record: Record, texts: Floats) -> Measurement:
     if np.isnan(texts).all():
         raise NotMeasuredError("no text has a value")
-    return Measurement(float(np.nanmean(texts)), texts, None, tuple(contexts(record)))
+    return Measurement(float(np.nanmean(texts)), texts, contexts=tuple(contexts(record)))
 
 
 def _of_history(record: Record, quantity: Quantity) -> Measurement:
@@ -108,19 +111,33 @@ def _agreement(runs: Sequence[RunEntry]) -> Measurement:
     equal = [(a == b).mean(axis=1) for a, b in itertools.combinations(tokens, 2)]  # (pairs, N)
     record = runs[0].record
     texts = np.mean(equal, axis=0)
-    return Measurement(float(texts.mean()), texts, None, tuple(contexts(record)) if record else ())
+    return Measurement(
+        float(texts.mean()), texts, contexts=tuple(contexts(record)) if record else ()
+    )
 
 
 def _correlation(runs: Sequence[RunEntry], quantity: Quantity, field: str) -> Measurement:
-    points: list[tuple[float, float]] = []
+    plain = quantity.model_copy(update={"spearman": None})
+    points: dict[float, Measurement] = {}
     for run in runs:
         value = config_value(run.record, field)
+        if value in points:
+            raise NotMeasuredError(f"several runs have {field}={value:g}: one is meant")
         if value is not None:
-            plain = quantity.model_copy(update={"spearman": None})
-            points.append((value, measure([run], plain).number))
-    if len({x for x, _ in points}) < _MIN_CORRELATED or len({y for _, y in points}) < 2:
+            points[value] = measure([run], plain)
+    settings = tuple(sorted(points))
+    measured = [points[setting] for setting in settings]
+    numbers = [measurement.number for measurement in measured]
+    if len(settings) < _MIN_CORRELATED or len(set(numbers)) < 2:
         raise NotMeasuredError("too few different values")
-    return Measurement(float(spearmanr(*zip(*points, strict=True)).statistic))
+    texts = [measurement.texts for measurement in measured if measurement.texts is not None]
+    are_paired = len({m.contexts for m in measured}) == 1 and len(texts) == len(measured)
+    return Measurement(
+        float(spearmanr(settings, numbers).statistic),
+        np.array(texts) if are_paired else None,
+        settings,
+        contexts=measured[0].contexts,
+    )
 
 
 def _first_ttr(record: Record, side: Side) -> list[float]:
@@ -164,7 +181,7 @@ def _early_cosine(record: Record) -> Measurement:
         if layer in blocks and mean is not None
     ]
     mean, ci95 = min(points, key=lambda point: point[0])
-    return Measurement(mean, None, ci95, tuple(contexts(record)))
+    return Measurement(mean, ci95=ci95, contexts=tuple(contexts(record)))
 
 
 _DERIVED: dict[str, Callable[[Record, Side], list[float]]] = {

@@ -28,7 +28,7 @@ What both papers claim, and what the records here say of it. Drawn by
 `hyperfit-report claims outputs/sweeps --to docs`; the same as data is [{JSON}]({JSON}). The claims
 and the numbers that decide them are in [`conf/claims.yaml`](../conf/claims.yaml): add runs, also
 with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again. Of several sweeps of
-one experiment the newest complete one counts.
+one experiment the newest complete one counts, by the time in its records.
 
 - **reproduced**: every number of ours lies where the claim has it, and the adjusted p-value of the
   opposite is below {LEVEL}.
@@ -44,14 +44,14 @@ With {MIN_SEEDS} seeds or more that differ, intervals are Student's t over seeds
 sequences in another order), differences paired by seed; else bootstraps over texts, paired by
 text, and p-values are of sign flips: a verdict of one seed says nothing about the next, and every
 verdict has its number of seeds. Shares of
-texts are tested with the exact binomial test; numbers whose values by text are not kept, with the
-normal distribution that has their interval. p-values are one-sided and adjusted together by Holm's
-method.
+texts are tested with the exact binomial test; rank correlations by the share of resamples that lie
+outside; numbers whose values by text are not kept, with the normal distribution that has their
+interval. p-values are one-sided and adjusted together by Holm's method.
 
 That P2's controls, ranks and geometry are of TinyLlama is inferred: P2 has other numbers for the
-original Qwen2.5 1.5B. At `scale=embedded` the model has 135 million parameters and is trained for
-80 steps ([results](results/README.md)): what is not reproduced there may hold for the papers'
-models."""
+original Qwen2.5 1.5B. At `scale=embedded` the model has 135 million parameters, is tuned to
+instructions where P1's are base models, and is trained for 80 steps
+([results](results/README.md)): what is not reproduced there may hold for the papers' models."""
 
 
 def write_ledger(ledger: Ledger, folder: Path) -> list[Path]:
@@ -174,7 +174,7 @@ def _remarks(outcome: Outcome) -> list[str]:
         n_seeds = min(len(item.seeds) for item in outcome.evidence)
         remarks.append("one seed" if n_seeds == 1 else f"{n_seeds} seeds")
     if any(item.p is None and not item.observed for item in outcome.evidence):
-        remarks.append("a number without interval")
+        remarks.append(f"a number without interval ({MIN_SEEDS} seeds give one)")
     if any(not item.holds and _reaches(item) for item in outcome.evidence):
         remarks.append("the interval reaches the claimed region")
     return remarks

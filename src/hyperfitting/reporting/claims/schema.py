@@ -127,6 +127,8 @@ class Criterion(StrictModel):
             raise ValueError("above, below, or both must be given")
         if self.above is not None and self.below is not None and self.above >= self.below:
             raise ValueError("above must be less than below")
+        if self.minus is not None and self.value.spearman is not None:
+            raise ValueError("nothing can be subtracted from a rank correlation")
         return self
 
     @property
