@@ -123,12 +123,13 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Return a record of an earlier format as this version has it; any other as it is.
 
     Version 6 added `mechanism`, version 7 `image`, `recognition` and `downstream`, version 8 `chat`
-    and the tasks of `downstream` by name, which no run before measured. Version 5 and the first
-    records of version 6 have `git` instead of `code`, and no `machine`.
+    and the tasks of `downstream` by name, which no run before measured; version 9 the tokens of
+    answers, and when the record was made. Version 5 and the first records of version 6 have `git`
+    instead of `code`, and no `machine`.
     """
-    if values.get("schema_version") not in (5, 6, 7):
+    if values.get("schema_version") not in (5, 6, 7, 8):
         return values
-    values = {"mechanism": None, **values, "schema_version": 8}
+    values = {"mechanism": None, **values, "schema_version": 9}
     if "git" not in values:
         return values
     git = values["git"] and {**values["git"], "diff_sha256": None}

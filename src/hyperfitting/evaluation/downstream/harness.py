@@ -92,7 +92,7 @@ def evaluate(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    with _quiet():
+    with _quiet(), _no_environment_report():
         manager = _task_manager(defaults=isinstance(task, str))
         _load_data(manager, task)
         lm = HFLM(pretrained=model, tokenizer=with_eos(tokenizer), batch_size=batch_size)
@@ -192,3 +192,19 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _no_environment_report() -> Iterator[None]:
+    """Keep `simple_evaluate` from calling `pip list` and others, two seconds for each task.
+
+    The record has versions of its own.
+    """
+    from lm_eval import evaluator
+
+    report = evaluator.add_env_info
+    evaluator.add_env_info = lambda results: None
+    try:
+        yield
+    finally:
+        evaluator.add_env_info = report
