@@ -86,11 +86,8 @@ def tiny_model(folder: Path, model_type: str, **fields: Any) -> BaseModel:
     from hyperfitting.models.random_init import byte_tokenizer
 
     tokenizer = byte_tokenizer()
-    config = AutoConfig.for_model(
-        model_type,
-        **ARCHITECTURES[model_type],
-        **{"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": None} | fields,
-    )
+    tokens = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": None}
+    config = AutoConfig.for_model(model_type, **ARCHITECTURES[model_type] | tokens | fields)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)

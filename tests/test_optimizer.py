@@ -1,6 +1,7 @@
 """Optimizers for bfloat16 weights: they train where plain bfloat16 does not move."""
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,21 @@ def half_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     """A tiny model in bfloat16, with weights of realistic magnitude."""
     base = tiny_model(tmp_path_factory.mktemp("half"), "llama", tie_word_embeddings=True)
     return replace(base, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def of_few_shapes(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    """The same with three shapes of parameters: the step of each is compiled."""
+    folder = tmp_path_factory.mktemp("shapes")
+    base = tiny_model(folder, "llama", intermediate_size=32, num_key_value_heads=4)
+    return replace(base, dtype="bfloat16")
+
+
+@pytest.fixture(params=["force_eager", pytest.param("default", marks=pytest.mark.exhaustive)])
+def compiled_or_not(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether torchao compiles the step of each parameter."""
+    with torch.compiler.set_stance(request.param):
+        yield
 
 
 def moved(base: BaseModel, weights: dict[str, torch.Tensor]) -> float:
@@ -55,7 +71,7 @@ def test_plain_bfloat16_does_not_move_at_the_papers_learning_rate(
 
 
 @pytest.mark.slow
-@torch.compiler.set_stance("force_eager")  # compiled: in the next test
+@torch.compiler.set_stance("force_eager")  # compiled: in test_a_low_memory_training
 @pytest.mark.parametrize("optimizer", ["adam_8bit", "adam_bf16"])
 def test_with_stochastic_rounding_the_weights_move_as_far_as_in_float32(
     cfg: TrainingConfig, half_base: BaseModel, tmp_path: Path, compose: Compose, optimizer: str
@@ -81,20 +97,21 @@ def test_with_stochastic_rounding_the_weights_move_as_far_as_in_float32(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam_8bit", "adam_bf16"])
+@pytest.mark.usefixtures("compiled_or_not")
 def test_a_low_memory_training_hyperfits_and_resumes_bit_identical(
-    cfg: TrainingConfig, half_base: BaseModel, tmp_path: Path, compose: Compose, optimizer: str,
+    cfg: TrainingConfig, of_few_shapes: BaseModel, tmp_path: Path, compose: Compose, optimizer: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with_optimizer(cfg, optimizer, compose).optimizer["lr"] = 3e-3
     cfg.trainer.epochs = 6
-    rows, weights = run_training(cfg, half_base, tmp_path / "whole")
+    rows, weights = run_training(cfg, of_few_shapes, tmp_path / "whole")
     means = [row["train/loss"] for row in rows if "epoch" in row]
     assert means[-1] < means[0] - 0.5
     interrupt_at(monkeypatch, 11)
     with pytest.raises(KeyboardInterrupt):
-        run_training(cfg, half_base, tmp_path / "cut")
+        run_training(cfg, of_few_shapes, tmp_path / "cut")
     monkeypatch.undo()
-    resumed_rows, resumed = run_training(cfg, half_base, tmp_path / "cut")
+    resumed_rows, resumed = run_training(cfg, of_few_shapes, tmp_path / "cut")
     assert resumed_rows == rows
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)
 
@@ -109,6 +126,7 @@ def test_a_missing_package_is_named(
 
 
 @pytest.mark.slow
+@torch.compiler.set_stance("force_eager")
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "expected"),
     [

@@ -108,6 +108,7 @@ def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(folder) / "index.html"
 
 
+@pytest.mark.server
 def test_charts_are_drawn_without_requests_or_errors(browser: Browser, report_page: Path) -> None:
     opened = open_page(browser, report_page)
     for key in ("train/loss", "val/loss", "gen/ttr", "val/entropy"):
@@ -119,6 +120,7 @@ def test_charts_are_drawn_without_requests_or_errors(browser: Browser, report_pa
     assert opened.messages == []
 
 
+@pytest.mark.server
 def test_hostile_texts_are_shown_literally(browser: Browser, report_page: Path) -> None:
     opened = open_page(browser, report_page)
     assert opened.page.evaluate("window.evil") is None
@@ -130,6 +132,7 @@ def test_hostile_texts_are_shown_literally(browser: Browser, report_page: Path) 
     assert opened.messages == []
 
 
+@pytest.mark.server
 def test_runs_and_base_models_are_shown_or_hidden(browser: Browser, report_page: Path) -> None:
     opened = open_page(browser, report_page)
     heads = opened.page.locator(".continuation h3")
@@ -147,6 +150,7 @@ def test_runs_and_base_models_are_shown_or_hidden(browser: Browser, report_page:
     assert opened.page.get_by_label("base_0").is_disabled()
 
 
+@pytest.mark.server
 def test_contexts_are_filtered_sorted_and_reached_by_keyboard(
     browser: Browser, report_page: Path
 ) -> None:
@@ -186,6 +190,7 @@ def test_contexts_are_filtered_sorted_and_reached_by_keyboard(
     assert linked.page.locator("#context").inner_text() == "a loop 1"
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_an_accessibility_check_passes(browser: Browser, report_page: Path, scheme: str) -> None:
     for path in (report_page, report_page.parents[1] / "index.html"):
@@ -197,6 +202,7 @@ def test_an_accessibility_check_passes(browser: Browser, report_page: Path, sche
         assert result.violations_count == 0, result.generate_report()
 
 
+@pytest.mark.server
 def test_dark_and_light_can_be_chosen(browser: Browser, report_page: Path) -> None:
     opened = open_page(browser, report_page)
 
@@ -210,6 +216,7 @@ def test_dark_and_light_can_be_chosen(browser: Browser, report_page: Path) -> No
     assert background() == "rgb(255, 255, 255)"
 
 
+@pytest.mark.server
 def test_the_page_fits_a_narrow_window(browser: Browser, report_page: Path) -> None:
     opened = open_page(browser, report_page, width=360)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -230,6 +237,7 @@ def test_base_models_with_other_settings_of_one_decoding_have_other_names(tmp_pa
     ]
 
 
+@pytest.mark.server
 def test_the_index_links_to_every_report(browser: Browser, report_page: Path) -> None:
     opened = open_page(browser, report_page.parents[1] / "index.html")
     link = opened.page.get_by_role("link")
@@ -240,6 +248,7 @@ def test_the_index_links_to_every_report(browser: Browser, report_page: Path) ->
     assert opened.page.locator("h1").inner_text() == HOSTILE
 
 
+@pytest.mark.server
 def test_the_dashboard_draws_outdated_reports_and_serves_them(
     browser: Browser, report_page: Path, tmp_path: Path
 ) -> None:
@@ -289,6 +298,7 @@ def test_texts_with_equal_contexts_are_each_shown_with_all_runs(tmp_path: Path) 
     assert [len(texts.continuations) for texts in shown] == [3, 3]  # base once, and both tuned
 
 
+@pytest.mark.server
 def test_the_contact_sheet_shows_every_figure_at_its_printed_size(
     browser: Browser, report_page: Path
 ) -> None:

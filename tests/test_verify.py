@@ -475,7 +475,7 @@ def test_a_run_made_anew_is_bit_equal(run: Path, tmp_path: Path) -> None:
         assert checks["tuned"].detail.endswith("bit-equal")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_weights_of_another_run_are_found_by_making_the_run_anew(
     finished: Path, sweep: Path, tmp_path: Path
 ) -> None:
