@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+# one more than there are cores: tests wait for the disk, and for processes that they start
+PYTEST  = $(BIN)/pytest -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run debug dashboard test test-integration test-fast bench gpu-check lint format docs constraints picture clean distclean
@@ -34,14 +36,14 @@ debug: setup ## The same on a random-initialized tiny model, in seconds
 dashboard: setup ## Serve the latest reports to this machine's browser
 	$(BIN)/hyperfit-dashboard pages $(ARGS)
 
-test: lint ## Lint, type check, and all tests, with the slow ones on the real model
-	$(BIN)/pytest -m "not exhaustive and not distributed and not server" $(ARGS)
+test: setup ## All tests that take no minutes by themselves, those on the real model included
+	$(PYTEST) -m "not exhaustive and not distributed and not server" $(ARGS)
 
 test-integration: setup ## The other tests: several processes, clusters, servers, all cases of long ones
-	$(BIN)/pytest -m "exhaustive or distributed or server" $(ARGS)
+	$(PYTEST) -m "exhaustive or distributed or server" $(ARGS)
 
 test-fast: setup ## Only the fast tests
-	$(BIN)/pytest -m "not slow and not exhaustive and not distributed and not server" $(ARGS)
+	$(PYTEST) -m "not slow and not exhaustive and not distributed and not server" $(ARGS)
 
 bench: setup ## Speed against named peers: make bench ARGS=metrics for a part
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -18,6 +18,7 @@ from tests.training import cfg, run_training, step_losses
 __all__ = ["cfg"]
 
 
+@pytest.mark.exhaustive
 def test_compiled_blocks_have_the_same_losses_and_decoding_runs_eagerly(
     cfg: TrainingConfig, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,7 +200,7 @@ def test_a_model_spread_over_devices_scores_as_on_one(base: BaseModel, tmp_path:
 _TASKS = "evaluation.downstream=[local_agreement,local_arithmetic,local_arithmetic_gen]"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_killed_between_tasks_keeps_the_finished_ones(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     arguments = ("preset=debug", "hydra.run.dir=run", _TASKS, "evaluation.downstream_limit=8")

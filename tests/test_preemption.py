@@ -116,6 +116,7 @@ def test_a_preempted_sweep_has_its_runs_write_checkpoints_and_resumes(tmp_path: 
     assert sweep_numbers(cut / "sweep") == sweep_numbers(whole / "sweep")
 
 
+@pytest.mark.exhaustive
 def test_a_preempted_run_of_a_sweep_is_started_again_by_its_launcher(tmp_path: Path) -> None:
     process = start_training(tmp_path, *SWEEP)
     status = json.loads(below(tmp_path / "sweep", "status.json")[0].read_text())

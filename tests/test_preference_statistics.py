@@ -212,7 +212,7 @@ def coverage(items: int, annotators: int, r_item: float, r_annotator: float, stu
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("items", "annotators", "r_item", "r_annotator"),
-    [(150, 30, 0.2, 0.05), (100, 12, 0.2, 0.05)],
+    [(100, 12, 0.2, 0.05), pytest.param(150, 30, 0.2, 0.05, marks=pytest.mark.exhaustive)],
 )
 def test_intervals_cover_the_truth_95_times_of_100(
     items: int, annotators: int, r_item: float, r_annotator: float

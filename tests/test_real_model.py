@@ -113,7 +113,7 @@ def test_a_draw_does_not_depend_on_the_batch(real: Real) -> None:
 
 def test_hyperfitting_makes_greedy_text_less_repetitive(folder: Path) -> None:
     result = hyperfit(
-        folder, "hydra.run.dir=run", "dataset.n_train=8", "dataset.n_val=2", "dataset.seq_len=64",
+        folder, "hydra.run.dir=run", "dataset.n_train=8", "dataset.n_val=2", "dataset.seq_len=48",
         "trainer.batch_size=4", "trainer.epochs=4", "optimizer.lr=3e-4", "trainer.val_prompts=1",
         "trainer.val_max_new_tokens=8", "trainer.eval_every_epochs=2", "evaluation.n_texts=8",
         "evaluation.max_new_tokens=[96]", "evaluation.text_len=128",

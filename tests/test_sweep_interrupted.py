@@ -77,6 +77,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_loses_nothing_that_was_built(undisturbed: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "3m") as disk:
         full = hyperfit(disk, *SWEEP, from_nothing=True)
@@ -93,7 +94,7 @@ def test_a_full_disk_loses_nothing_that_was_built(undisturbed: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("n_kills", "seed"), [(5, 7), pytest.param(20, 8, marks=pytest.mark.exhaustive)]
+    ("n_kills", "seed"), [(3, 7), pytest.param(20, 8, marks=pytest.mark.exhaustive)]
 )
 def test_killed_at_many_moments_a_sweep_ends_with_the_same_records(
     tmp_path: Path, undisturbed: Path, n_kills: int, seed: int
