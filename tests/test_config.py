@@ -100,9 +100,15 @@ def test_runtime_fields_change_no_result_and_others_do(compose: Compose) -> None
     assert set(differing_fields(record, other)) == {
         "trainer.epochs", "decode.name", "seed", "dataset.seed", "trainer.seed", "decode.seed",
     }  # fmt: skip
-    old = asdict(compose("preset=debug"))
-    del old["trainer"]["swaps"]  # a record from before the field existed: its default
-    assert list(differing_fields(old, compose("preset=debug"))) == []
+    several = compose("preset=debug", "evaluation=embedded")
+    old = asdict(several)
+    # a record from before the fields existed: their defaults
+    del old["trainer"]["swaps"], old["evaluation"]["datasets"]["news"]["chat"]
+    assert list(differing_fields(old, several)) == []
+    old["evaluation"]["datasets"]["news"]["text_field"] = "other"
+    assert list(differing_fields(old, several)) == ["evaluation.datasets.news.text_field"]
+    del old["evaluation"]["datasets"]["news"]
+    assert list(differing_fields(old, several)) == ["evaluation.datasets"]
     assert not changes_results(RunConfig, "hardware")
     assert changes_results(RunConfig, "optimizer")
     assert {RECORD, RUNTIME} < {f.metadata["enters"] for part in groups() for f in fields(part)}

@@ -119,8 +119,15 @@ def differing_fields(old: Any, new: Any, at: str = "") -> Iterator[str]:
         after = getattr(new, name)
         if dataclasses.is_dataclass(after) and isinstance(before, dict):
             yield from differing_fields(before, after, f"{at}{name}.")
+        elif _holds_configs(after) and isinstance(before, dict) and before.keys() == after.keys():
+            for key, part in after.items():
+                yield from differing_fields(before[key], part, f"{at}{name}.{key}.")
         elif as_plain(before) != as_plain(after):
             yield f"{at}{name}"
+
+
+def _holds_configs(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(dataclasses.is_dataclass, value.values()))
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
