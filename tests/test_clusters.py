@@ -77,7 +77,8 @@ def test_a_sweep_survives_a_job_that_is_preempted_and_one_that_is_killed(
 ) -> None:
     skip_without(engine)
     overrides = ENGINES[engine]
-    process = start(tmp_path, *FOUR, *overrides)
+    # Ray has its workers run at niceness 15, behind all other tests
+    process = start(tmp_path, *FOUR, *overrides, RAY_worker_niceness="0")
     preempted = wait_for_training(process, tmp_path)
     os.kill(preempted, signal.SIGTERM)
     os.kill(wait_for_training(process, tmp_path, excluded_pid=preempted), signal.SIGKILL)
