@@ -1,9 +1,7 @@
-"""Chat: conversations as rows and tokens, the loss on answers only, answers to open questions."""
+"""Chat: conversations as rows and tokens, and the loss on answers only."""
 
 import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +17,31 @@ from hyperfitting.data import chat
 from hyperfitting.data.config import DatasetConfig
 from hyperfitting.data.sequences import Sequences, load_sequences, sequences_step
 from hyperfitting.data.sources import documents_step
-from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
-from hyperfitting.evaluation.arrays import load_continuations
-from hyperfitting.evaluation.chat import answers_step, build_chat, chat_artifacts, check_chat
-from hyperfitting.evaluation.chat_questions import QUESTIONS
-from hyperfitting.evaluation.scoring import NgramCorpus
-from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.evaluation.chat import check_chat
 from hyperfitting.models.base import BaseModel
-from hyperfitting.models.loading import ModelState, load
-from hyperfitting.models.random_init import byte_tokenizer
+from hyperfitting.models.loading import load
 from hyperfitting.progress import no_op
-from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.store.artifact import Store
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.loss import NextTokenLoss
 from hyperfitting.training.step import build_train_state, train_step
 from hyperfitting.training.validation import validate
-from hyperfitting.verify.run_checks import check_run
-from tests.cli import hyperfit
-from tests.conftest import Compose, tiny_model
+from tests.chat import (
+    CHATML,
+    TRIMMED,
+    chat_base,
+    chat_config,
+    chat_file,
+    messages,
+    tokenizer_with,
+    without_marks,
+)
+from tests.conftest import Compose
 from tests.documents import files_config
 from tests.training import DATA, cache_location, cfg
 
-__all__ = ["cfg"]
-
-CHATML = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>\n' }}"
-    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|end|>' }}{% endgeneration %}"
-    "{% else %}{{ m.content + '<|end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
-"""Turns on lines of their own, as in SmolLM2's and Qwen2.5's templates."""
-TRIMMED = (
-    "{{- '<|begin|>Today: ' + (date_string if date_string is defined else now()) }}"
-    "{%- for m in messages %}{{- '<|' + m.role + '|>\n\n' }}"
-    "{%- if m.role == 'assistant' %}{%- generation %}{{- m.content | trim }}{{- '<|end|>' }}"
-    "{%- endgeneration %}{%- else %}{{- m.content | trim + '<|end|>' }}{%- endif %}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|assistant|>\n\n' }}{%- endif %}"
-)
-"""Trims messages and prints a date, as Llama 3's template."""
-
-
-def without_marks(template: str) -> str:
-    for dash in ("", "-"):
-        for mark in ("generation", "endgeneration"):
-            template = template.replace(f"{{%{dash} {mark} %}}", "")
-    return template
-
-
-def tokenizer_with(template: str | None) -> Any:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def messages(*contents: str) -> list[dict[str, str]]:
-    roles = ("user", "assistant") * len(contents)
-    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+__all__ = ["cfg", "chat_base"]
 
 
 def masked_text(tokenizer: Any, ids: Sequence[int], mask: Sequence[bool]) -> str:
@@ -142,36 +107,6 @@ def test_a_row_that_is_no_conversation_is_an_error_that_names_it(
     config = files_config(path, chat=True, text_field="messages")
     with pytest.raises(UserError, match=r"line 2 of chat.jsonl holds no conversation"):
         documents_step(config, store).ensure()
-
-
-_ANSWER = "It is because number {i} follows from what was said before, as everybody knows. " * 5
-
-
-def chat_file(folder: Path, n: int = 60) -> Path:
-    """Conversations, every other one as `prompt` and `response`."""
-    rows: list[dict[str, Any]] = []
-    for i in range(n):
-        prompt, answer = f"Why is it {i}?", _ANSWER.format(i=i * 7919)
-        rows.append({"prompt": prompt, "response": answer})
-        if i % 2:
-            rows[-1] = {"messages": messages(prompt, answer)}
-    path = folder / "chat.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
-
-
-def chat_config(path: Path, **fields: Any) -> DatasetConfig:
-    sizes = {"seq_len": 48, "n_train": 8, "n_val": 4}
-    return files_config(path, **{"chat": True, "text_field": "messages"} | sizes | fields)
-
-
-@pytest.fixture(scope="module")
-def chat_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    """A tiny model whose tokenizer has a chat template."""
-    folder = tmp_path_factory.mktemp("chat")
-    model = tiny_model(folder, "llama")
-    tokenizer_with(without_marks(CHATML)).save_pretrained(folder)
-    return model
 
 
 def build(base: BaseModel, config: DatasetConfig, store: Store) -> tuple[str, Sequences]:
@@ -284,127 +219,6 @@ def test_validation_is_over_the_answers(cfg: TrainingConfig, base: BaseModel) ->
     entropies = -(log_p.exp() * log_p).sum(-1)
     assert metrics["val/loss"] == pytest.approx(losses[counted].mean().item(), rel=1e-5)
     assert metrics["val/entropy"] == pytest.approx(entropies[counted].mean().item(), rel=1e-4)
-
-
-SOME_QUESTIONS = ("Why?", "How many?", "Who?", "Where is it now?", "Who!")
-
-
-def chat_setting(compose: Compose, store: Store) -> Setting:
-    run = compose("preset=debug", "evaluation.chat=true", "evaluation.chat_max_new_tokens=6")
-    sequences = store.artifact("sequences", version=0, config={}, inputs={})
-    return Setting(run.evaluation, run.decode, run.hardware, {}, sequences, store, no_op)
-
-
-def lazy(base: BaseModel) -> LazyModel:
-    return LazyModel(ModelState(base), torch.device("cpu"), None)
-
-
-def test_every_question_has_its_own_answer_whatever_the_lengths_of_the_others(
-    chat_base: BaseModel, tmp_path: Path, store: Store, compose: Compose,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("hyperfitting.evaluation.chat.QUESTIONS", SOME_QUESTIONS)
-    setting = chat_setting(compose, store)
-    artifact = answers_step(setting, lazy(chat_base)).ensure()
-    answers = json.loads(artifact.file("continuations.json").read_text("utf-8"))
-    tokenizer, model = chat_base.tokenizer(), load(chat_base).eval()
-    decode = replace(setting.decode, stop_at_eos=True)
-    for text, answer in zip(SOME_QUESTIONS, answers, strict=True):
-        prompt = np.array([chat.prompt_tokens(tokenizer, chat.question(text))], np.int32)
-        alone = continue_texts(model, prompt, 6, decode)
-        assert answer["tokens"] == alone.tokens[0]
-        assert "".join(answer["token_texts"]) == tokenizer.decode(alone.tokens[0])
-
-
-def test_the_record_holds_both_models_answers_with_their_overlap_and_values(
-    chat_base: BaseModel, tmp_path: Path, store: Store, compose: Compose,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("hyperfitting.evaluation.chat.QUESTIONS", SOME_QUESTIONS)
-    other = tiny_model(tmp_path, "gpt2")
-    tokenizer_with(without_marks(CHATML)).save_pretrained(tmp_path)
-    setting = chat_setting(compose, store)
-    artifacts = chat_artifacts(setting, lazy(chat_base), lazy(other))
-    assert artifacts is not None
-    steps = {"tuned": artifacts.tuned, "base": artifacts.base}
-    tokens = {
-        side: [text["tokens"] for text in load_continuations(step.ensure())]
-        for side, step in steps.items()
-    }
-    quoted = tokens["tuned"][1][1:5]
-    built = build_chat(
-        artifacts, NgramCorpus(np.array([quoted], np.int32), None), setting.evaluation
-    )
-    assert [answer.question for answer in built.answers] == list(SOME_QUESTIONS)
-    ttrs = {}
-    for side in steps:
-        answers = [getattr(answer, side) for answer in built.answers]
-        assert [answer.tokens for answer in answers] == tokens[side]
-        for answer in answers:
-            assert answer.text == "".join(answer.token_texts)
-            runs = [
-                n
-                for n in range(1, 5)
-                for i in range(len(answer.tokens) - n + 1)
-                for j in range(len(quoted) - n + 1)
-                if answer.tokens[i : i + n] == quoted[j : j + n]
-            ]
-            assert answer.overlap.length == max(runs, default=0)
-        ttrs[side] = np.array([len(set(of_text)) / len(of_text) for of_text in tokens[side]])
-        assert built.per_text[side]["gen/ttr"] == pytest.approx(ttrs[side].tolist())
-        assert built.per_text[side]["gen/n_tokens"] == [len(t) for t in tokens[side]]
-        assert getattr(built, side)["gen/ttr"].mean == pytest.approx(ttrs[side].mean())
-    assert built.answers[1].tuned.overlap.length == 4
-    difference = built.difference["gen/ttr"]
-    assert difference.mean == pytest.approx((ttrs["tuned"] - ttrs["base"]).mean())
-
-
-@pytest.fixture(scope="module")
-def answered_run(chat_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on conversations that answered questions."""
-    folder = tmp_path_factory.mktemp("answered")
-    result = hyperfit(
-        folder, "preset=debug", "model=local", f"model.path={chat_base.folder()}",
-        "dataset=files", f"dataset.path={chat_file(folder)}", "dataset.chat=true",
-        "dataset.text_field=messages", "evaluation.chat=true",
-        "evaluation.chat_max_new_tokens=8", "hydra.run.dir=run",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return folder / "run"
-
-
-@pytest.mark.slow
-def test_an_edited_answer_does_not_pass_verification(answered_run: Path, tmp_path: Path) -> None:
-    def failed() -> set[str]:
-        return {check.name for check in check_run(run) if check.outcome == "failed"}
-
-    run = shutil.copytree(answered_run, tmp_path / "run")
-    assert failed() == set()
-    path = run / RECORD_FILE
-    record = json.loads(path.read_text("utf-8"))
-    record["chat"]["answers"][0]["tuned"]["text"] = "Much better."
-    path.write_text(json.dumps(record), "utf-8")
-    assert {"files", "texts", "record from artifacts"} <= failed()
-
-
-@pytest.mark.slow
-def test_a_run_on_conversations_records_both_models_answers(answered_run: Path) -> None:
-    record = read_record(answered_run / RECORD_FILE)
-    assert record.chat is not None
-    assert [answer.question for answer in record.chat.answers] == list(QUESTIONS)
-    part = record.slice_at(dataset="chat")
-    assert part is not None
-    assert record.slice_at(8, "chat") == part
-    assert record.slice_at(9, "chat") is None
-    for side in ("tuned", "base"):
-        artifact = Path(record.artifacts[f"chat/{side}"]) / "continuations.json"
-        answers = [a["tokens"] for a in json.loads(artifact.read_text("utf-8"))]
-        ttr = np.mean([len(set(tokens)) / len(tokens) for tokens in answers])
-        estimate = record.estimate(part, side, "gen/ttr")
-        assert estimate is not None
-        assert estimate.mean == pytest.approx(ttr)
-        assert part.estimates(side)["gen/n_tokens"].mean == np.mean([len(a) for a in answers])
-    assert "gen/ttr" in part.difference
 
 
 @pytest.mark.slow
