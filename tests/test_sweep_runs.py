@@ -19,7 +19,15 @@ from hyperfitting.config import conf_dir
 from hyperfitting.errors import UserError
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.spec import parse_report
-from hyperfitting.sweep.runs import SweepRun, choose_scale, expand_runs, parse_axes, sweep_name
+from hyperfitting.sweep.config import SweeperConfig
+from hyperfitting.sweep.runs import (
+    SweepRun,
+    choose_scale,
+    command_runs,
+    expand_runs,
+    parse_axes,
+    sweep_name,
+)
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec, write_sweep_spec
 from hyperfitting.sweep.state import RunFolder, Status, StatusReporter, labels_of
 from tests.conftest import Compose
@@ -131,11 +139,9 @@ def test_the_runs_of_every_experiment_compose_and_its_report_is_valid(
     assert isinstance(values, dict)
     sweeper = values["hydra"]["sweeper"]
     assert set(sweeper["scales"]) == {"embedded", "paper"}
+    config = SweeperConfig(**sweeper)
     for name in ("embedded", "paper"):
-        scale = choose_scale(sweeper["scales"], name)
-        axes = parse_axes({**(sweeper.get("axes") or {}), **scale.axes})
-        base_overrides = [*sweeper.get("base_overrides", ()), *scale.base_overrides]
-        runs = expand_runs(base_overrides, axes, [], PARSER)
+        runs = command_runs(config, name, [], PARSER)
         configs = [
             compose(*run.overrides)
             for run in (runs if all_runs else with_a_new_override(runs, seen))
@@ -145,7 +151,7 @@ def test_the_runs_of_every_experiment_compose_and_its_report_is_valid(
         table_rows = {
             axis for table in parse_report(sweeper["report"]).tables.values() for axis in table.rows
         }
-        assert table_rows <= {axis.name for axis in axes}
+        assert table_rows <= set(runs[0].labels)
     write_sweep_spec(
         tmp_path / name, name=experiment, scale=name, command=[],
         axes=sweeper.get("axes") or {}, scales=sweeper["scales"], report=sweeper["report"],

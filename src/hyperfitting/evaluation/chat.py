@@ -144,10 +144,7 @@ def build_chat(artifacts: ChatArtifacts, corpus: NgramCorpus, evaluation: Evalua
         evaluation: lengths, n-grams and resamples.
     """
     length, resamples = evaluation.chat_max_new_tokens, evaluation.bootstrap
-    outputs = {
-        "tuned": _output(artifacts.tuned),
-        "base": _output(artifacts.base),
-    }
+    outputs = {"tuned": _output(artifacts.tuned), "base": _output(artifacts.base)}
     inputs = {
         side: scoring_inputs(output, outputs["base"], corpus, evaluation, length)
         for side, output in outputs.items()

@@ -61,14 +61,15 @@ def progress_bar(advance: Callable[[int], None]) -> Any:
 
     The client has a bar for the bytes received and one for those written: the further one counts.
     """
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined] # not in __all__
 
     lock, reported = Lock(), 0
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.is_bytes, self.done = kwargs.get("unit") == "B", 0
-            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
+            kwargs["disable"] = True
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call] # tqdm has no types
 
         def update(self, n: float | None = 1) -> None:
             nonlocal reported

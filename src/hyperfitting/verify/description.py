@@ -27,6 +27,8 @@ from hyperfitting.sweep.runs import SweepRun, command_overrides, command_runs, s
 from hyperfitting.sweep.spec import ScaleSpec, SweepSpec
 from hyperfitting.verify.check import Check, Outcome, listed
 
+_DESCRIPTION = "description"
+
 
 def check_description(folder: Path, spec: SweepSpec) -> Iterator[Check]:
     """Yield whether a sweep's description is that of its command, and its records that of both.
@@ -38,42 +40,57 @@ def check_description(folder: Path, spec: SweepSpec) -> Iterator[Check]:
         folder: of the sweep.
         spec: its description.
     """
-    name = "description"
     register()
     parser = OverridesParser.create()
     try:
-        arguments = spec.command[1:]
-        sweeper, scale = _composed_sweeper(arguments, parser)
-        overrides = command_overrides(sweeper, arguments)
-        own = spec.model_dump(include={"axes", "scales"})
-        described = replace(sweeper, **own)
+        sweeper, scale = _composed_sweeper(spec.command[1:], parser)
+        overrides = command_overrides(sweeper, spec.command[1:])
+        described = replace(sweeper, **spec.model_dump(include={"axes", "scales"}))
         runs = command_runs(described, scale, overrides, parser)
     except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
-        yield Check(
-            name, "not checked", f"its command cannot be composed here: {first_line(error)}"
-        )
+        detail = f"its command cannot be composed here: {first_line(error)}"
+        yield Check(_DESCRIPTION, "not checked", detail)
         return
-    composed = (sweeper.name or sweep_name(overrides), scale)
-    if (spec.name, spec.scale) != composed:
-        given = f"{spec.name} at scale={spec.scale}"
-        detail = f"{given}, and its command gives {' at scale='.join(composed)}"
-        yield Check(name, "failed", detail)
-        return
+    name = sweeper.name or sweep_name(overrides)
+    if detail := _differing_names(spec, name, scale) or _differing_runs(spec, runs):
+        yield Check(_DESCRIPTION, "failed", detail)
+    elif described != replace(sweeper, scales=_as_recorded(sweeper.scales)):
+        yield _differs_here(_DESCRIPTION, spec, "its axes are not those of the experiment here")
+    else:
+        detail = f"name, runs, labels and axes of {' '.join(spec.command)}"
+        yield Check(_DESCRIPTION, "passed", detail)
+        yield _check_configs(folder, spec, runs)
+
+
+def _differing_names(spec: SweepSpec, name: str, scale: str) -> str:
+    """Return how the names of a sweep and its scale differ from those of its command; "": equal."""
+    if (spec.name, spec.scale) == (name, scale):
+        return ""
+    return f"{spec.name} at scale={spec.scale}, and its command gives {name} at scale={scale}"
+
+
+def _differing_runs(spec: SweepSpec, runs: list[SweepRun]) -> str:
+    """Return which runs, or labels of theirs, differ from those of the command; "": none."""
     expected = {run.name: dict(run.labels) for run in runs}
     recorded = {run.name: run.labels for run in spec.runs}
-    if expected != recorded:
-        differing = [n for n in expected | recorded if expected.get(n) != recorded.get(n)]
-        detail = f"runs or labels are not those of its command and axes: {listed(differing)}"
-        yield Check(name, "failed", detail)
-        return
-    scales = {k: v and ScaleSpec(**v).model_dump() for k, v in sweeper.scales.items()}
-    if own != {"axes": sweeper.axes, "scales": scales}:
-        outcome: Outcome = "failed" if _is_this_checkout(spec.code) else "not checked"
-        detail = "its axes are not those of the experiment here"
-        yield Check(name, outcome, detail)
-        return
-    yield Check(name, "passed", f"name, runs, labels and axes of {' '.join(spec.command)}")
-    yield _check_configs(folder, spec, runs)
+    differing = [n for n in expected | recorded if expected.get(n) != recorded.get(n)]
+    if not differing:
+        return ""
+    return f"runs or labels are not those of its command and axes: {listed(differing)}"
+
+
+def _as_recorded(scales: dict[str, Any]) -> dict[str, Any]:
+    """Return scales with the defaults that sweep.json has."""
+    return {name: scale and ScaleSpec(**scale).model_dump() for name, scale in scales.items()}
+
+
+def _differs_here(name: str, spec: SweepSpec, detail: str) -> Check:
+    """Return the check of something that differs from what is composed here.
+
+    It has failed if this is the code that began the sweep; else its config may be another version.
+    """
+    outcome: Outcome = "failed" if _is_this_checkout(spec.code) else "not checked"
+    return Check(name, outcome, detail)
 
 
 def _composed_sweeper(arguments: list[str], parser: OverridesParser) -> tuple[SweeperConfig, str]:
@@ -110,9 +127,8 @@ def _check_configs(folder: Path, spec: SweepSpec, runs: list[SweepRun]) -> Check
                 return Check(name, "failed", f"{run.name} has the config of {other}")
     if changed:
         first, fields = next(iter(changed.items()))
-        outcome: Outcome = "failed" if _is_this_checkout(spec.code) else "not checked"
         detail = f"{listed(list(changed))} differ from what is composed here ({first}: {fields[0]})"
-        return Check(name, outcome, detail)
+        return _differs_here(name, spec, detail)
     return Check(name, "passed", f"{n_records} records have the config of their labels")
 
 

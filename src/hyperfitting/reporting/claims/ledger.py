@@ -119,7 +119,7 @@ def load_sweeps(folders: Iterable[Path]) -> Sweeps:
     """Return the runs of the sweeps in some folders, each a sweep's or one of sweeps.
 
     An experiment may have several sweeps at a scale, such as one that was kept apart because its
-    code is another: see `_counted`.
+    code is another: the newest counts, of the complete ones if there are any.
 
     Raises:
         UserError: a sweep is damaged.
@@ -132,7 +132,7 @@ def load_sweeps(folders: Iterable[Path]) -> Sweeps:
             sweeps_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).append(sweep)
     runs_of, counted = {}, []
     for (experiment, scale), sweeps in sweeps_of.items():
-        chosen = sweeps[0] if len(sweeps) == 1 else _counted(sweeps)
+        chosen = _counted(sweeps)
         runs_of[experiment, scale] = chosen.runs
         others = [sweep.folder.name for sweep in sweeps if sweep is not chosen]
         if others:
