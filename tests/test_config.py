@@ -104,6 +104,7 @@ def test_runtime_fields_change_no_result_and_others_do(compose: Compose) -> None
     old = asdict(several)
     # a record from before the fields existed: their defaults
     del old["trainer"]["swaps"], old["evaluation"]["datasets"]["news"]["chat"]
+    del old["intervention"], old["mechanism"], old["decode"]["control"]
     assert list(differing_fields(old, several)) == []
     old["evaluation"]["datasets"]["news"]["text_field"] = "other"
     assert list(differing_fields(old, several)) == ["evaluation.datasets.news.text_field"]

@@ -115,6 +115,12 @@ def test_tampering_with_a_sweep_is_found(edit: Edit, sweep: Path) -> None:
     assert failed(check_sweep(sweep)) == {OF_SWEEPS[edit]}
 
 
+def test_configs_of_no_record_are_not_checked(sweep: Path) -> None:
+    for path in sweep.glob(f"*/{RECORD_FILE}"):
+        path.unlink()
+    assert by_name(check_sweep(sweep))["configs of the labels"].outcome == "not checked"
+
+
 def test_axes_that_the_experiment_does_not_have_here_are_not_checked(sweep: Path) -> None:
     """Another version of the experiment, or a forged one: the commit tells, if it is this one."""
 

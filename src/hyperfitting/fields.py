@@ -106,7 +106,8 @@ def differing_fields(old: Any, new: Any, at: str = "") -> Iterator[str]:
     """Yield the dotted names of the fields in which two configs differ, `RUNTIME` ones left out.
 
     Args:
-        old: a config as plain values; a field that it lacks counts as its default.
+        old: a config as plain values; a field that it lacks counts as its default, a group
+            as the defaults of its class.
         new: the dataclass to compare with.
         at: prefix of the names.
     """
@@ -115,8 +116,8 @@ def differing_fields(old: Any, new: Any, at: str = "") -> Iterator[str]:
     for name, field in known.items():
         if field.metadata.get("enters") == RUNTIME:
             continue
-        before = old.get(name, _default(field))
         after = getattr(new, name)
+        before = old.get(name, {} if dataclasses.is_dataclass(after) else _default(field))
         if dataclasses.is_dataclass(after) and isinstance(before, dict):
             yield from differing_fields(before, after, f"{at}{name}.")
         elif _holds_configs(after) and isinstance(before, dict) and before.keys() == after.keys():
