@@ -288,6 +288,7 @@ def test_a_rank_correlation_is_tested_over_texts(
     drawn = rng.integers(0, 20, (2_000, 20))
     expected = [stats.spearmanr(range(4), values[:, i].mean(axis=1)).statistic for i in drawn]
     assert found.estimate == pytest.approx(stats.spearmanr(range(4), values.mean(axis=1)).statistic)
+    # a correlation of four ranks moves in steps of 0.2: two resamplings may differ by one
     assert found.ci95 == pytest.approx(np.quantile(expected, [0.025, 0.975]), abs=0.21)
     assert outcome.p == pytest.approx(np.mean(np.array(expected) >= 0), abs=0.02)
     assert (outcome.verdict, found.unit, found.n) == (verdict, "texts", 20)
