@@ -27,7 +27,7 @@ def half_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 
 @pytest.fixture(scope="module")
-def of_few_shapes(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+def few_shapes_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     """The same with three shapes of parameters: the step of each is compiled."""
     folder = tmp_path_factory.mktemp("shapes")
     base = tiny_model(folder, "llama", intermediate_size=32, num_key_value_heads=4)
@@ -99,19 +99,19 @@ def test_with_stochastic_rounding_the_weights_move_as_far_as_in_float32(
 @pytest.mark.parametrize("optimizer", ["adam_8bit", "adam_bf16"])
 @pytest.mark.usefixtures("compiled_or_not")
 def test_a_low_memory_training_hyperfits_and_resumes_bit_identical(
-    cfg: TrainingConfig, of_few_shapes: BaseModel, tmp_path: Path, compose: Compose, optimizer: str,
+    cfg: TrainingConfig, few_shapes_base: BaseModel, tmp_path: Path, compose: Compose, optimizer: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with_optimizer(cfg, optimizer, compose).optimizer["lr"] = 3e-3
     cfg.trainer.epochs = 6
-    rows, weights = run_training(cfg, of_few_shapes, tmp_path / "whole")
+    rows, weights = run_training(cfg, few_shapes_base, tmp_path / "whole")
     means = [row["train/loss"] for row in rows if "epoch" in row]
     assert means[-1] < means[0] - 0.5
     interrupt_at(monkeypatch, 11)
     with pytest.raises(KeyboardInterrupt):
-        run_training(cfg, of_few_shapes, tmp_path / "cut")
+        run_training(cfg, few_shapes_base, tmp_path / "cut")
     monkeypatch.undo()
-    resumed_rows, resumed = run_training(cfg, of_few_shapes, tmp_path / "cut")
+    resumed_rows, resumed = run_training(cfg, few_shapes_base, tmp_path / "cut")
     assert resumed_rows == rows
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)
 

@@ -55,7 +55,7 @@ def check_description(folder: Path, spec: SweepSpec) -> Iterator[Check]:
     if detail := _differing_names(spec, name, scale) or _differing_runs(spec, runs):
         yield Check(_DESCRIPTION, "failed", detail)
     elif described != replace(sweeper, scales=_as_recorded(sweeper.scales)):
-        yield _differs_here(_DESCRIPTION, spec, "its axes are not those of the experiment here")
+        yield _mismatch(_DESCRIPTION, spec, "its axes are not those of the experiment here")
     else:
         detail = f"name, runs, labels and axes of {' '.join(spec.command)}"
         yield Check(_DESCRIPTION, "passed", detail)
@@ -84,7 +84,7 @@ def _as_recorded(scales: dict[str, Any]) -> dict[str, Any]:
     return {name: scale and ScaleSpec(**scale).model_dump() for name, scale in scales.items()}
 
 
-def _differs_here(name: str, spec: SweepSpec, detail: str) -> Check:
+def _mismatch(name: str, spec: SweepSpec, detail: str) -> Check:
     """Return the check of something that differs from what is composed here.
 
     It has failed if this is the code that began the sweep; else its config may be another version.
@@ -127,7 +127,7 @@ def _check_configs(folder: Path, spec: SweepSpec, runs: list[SweepRun]) -> Check
     if changed:
         first, fields = next(iter(changed.items()))
         detail = f"{listed(list(changed))} differ from what is composed here ({first}: {fields[0]})"
-        return _differs_here(name, spec, detail)
+        return _mismatch(name, spec, detail)
     outcome: Outcome = "passed" if n_records else "not checked"
     return Check(name, outcome, f"{n_records} records have the config of their labels")
 

@@ -148,7 +148,11 @@ def _test(
     same_texts = len({m.contexts for m in (*values, *subtracted)}) == 1
     if same_texts and x is not None and (y is not None or not subtracted):
         settings = values[0].settings
-        return _of_ranks(settings, x, criterion) if settings else _over_texts(x, y, criterion)
+        return (
+            _test_rank_correlation(settings, x, criterion)
+            if settings
+            else _over_texts(x, y, criterion)
+        )
     intervals = [m.ci95 for m in (*values, *subtracted) if m.ci95 is not None]
     if len(values) == 1 and len(intervals) == len(values) + len(subtracted):
         return _from_intervals(float(numbers[0]), intervals, len(values[0].contexts), criterion)
@@ -196,7 +200,9 @@ def _over_texts(x: Floats, y: Floats | None, criterion: Criterion) -> _Tested:
     return _Tested(estimate, "texts", p(criterion.above, 1), p(criterion.below, -1))
 
 
-def _of_ranks(settings: Sequence[float], values: Floats, criterion: Criterion) -> _Tested:
+def _test_rank_correlation(
+    settings: Sequence[float], values: Floats, criterion: Criterion
+) -> _Tested:
     """Test a rank correlation; ``values`` are (K, N), of K settings."""
     correlation = rank_correlation(settings, values, RESAMPLES)
     if correlation is None:

@@ -132,7 +132,7 @@ def load_sweeps(folders: Iterable[Path]) -> Sweeps:
             sweeps_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).append(sweep)
     runs_of, counted = {}, []
     for (experiment, scale), sweeps in sweeps_of.items():
-        chosen = _counted(sweeps)
+        chosen = _newest_complete(sweeps)
         runs_of[experiment, scale] = chosen.runs
         others = [sweep.folder.name for sweep in sweeps if sweep is not chosen]
         if others:
@@ -147,7 +147,7 @@ def load_sweeps(folders: Iterable[Path]) -> Sweeps:
     return Sweeps(runs_of, counted)
 
 
-def _counted(sweeps: Sequence[SweepRecords]) -> SweepRecords:
+def _newest_complete(sweeps: Sequence[SweepRecords]) -> SweepRecords:
     """Return the sweep that counts of several: the newest, of the complete ones if there are any.
 
     Its records have the time, and not its files, which are newer in a copy. Of equal times, such as
