@@ -99,8 +99,8 @@ def test_with_stochastic_rounding_the_weights_move_as_far_as_in_float32(
 @pytest.mark.parametrize("optimizer", ["adam_8bit", "adam_bf16"])
 @pytest.mark.usefixtures("compiled_or_not")
 def test_a_low_memory_training_hyperfits_and_resumes_bit_identical(
-    cfg: TrainingConfig, few_shapes_base: BaseModel, tmp_path: Path, compose: Compose, optimizer: str,
-    monkeypatch: pytest.MonkeyPatch,
+    cfg: TrainingConfig, few_shapes_base: BaseModel, tmp_path: Path, compose: Compose,
+    optimizer: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with_optimizer(cfg, optimizer, compose).optimizer["lr"] = 3e-3
     cfg.trainer.epochs = 6
