@@ -13,7 +13,7 @@ from scipy.special import entr, expit, log_softmax
 from scipy.stats import rankdata
 
 from hyperfitting.config import RunConfig
-from hyperfitting.decoding.config import DecodeConfig
+from hyperfitting.decoding.config import RANK_GAINS, DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
 from hyperfitting.mechanism.entropy_matching import (
@@ -21,7 +21,12 @@ from hyperfitting.mechanism.entropy_matching import (
     matching_temperature,
     temperature_of,
 )
-from hyperfitting.mechanism.static_bias import LogitMeans, logit_means, static_bias
+from hyperfitting.mechanism.static_bias import (
+    LogitMeans,
+    logit_means,
+    static_bias,
+    tokens_that_gain,
+)
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
 from hyperfitting.models.logit_transform import LogitTransform
@@ -92,19 +97,37 @@ def test_mean_logits_and_ranks_are_scipys_over_all_positions(
     logits = logits_of(base)
     means = logit_means(load(base).eval(), TEXTS, batch_size)
     np.testing.assert_allclose(means.logits, logits.mean(0), atol=1e-5)
-    np.testing.assert_allclose(means.ranks, rankdata(-logits, axis=-1).mean(0), atol=0.05)
+    ranks = rankdata(-logits, axis=-1)
+    np.testing.assert_allclose(means.rank, ranks.mean(0), atol=0.05)
+    np.testing.assert_allclose(means.log_rank, np.log(ranks).mean(0), atol=1e-3)
+    np.testing.assert_allclose(means.reciprocal_rank, -(1 / ranks).mean(0), atol=1e-4)
+
+
+def means_of(logits: list[float], **penalties: list[float]) -> LogitMeans:
+    zeros = [0.0] * len(logits)
+    ranks = {name: np.array(penalties.get(name, zeros)) for name in RANK_GAINS}
+    return LogitMeans(np.array(logits), **ranks)
+
+
+@pytest.mark.parametrize("gain", RANK_GAINS)
+def test_the_gain_of_a_token_is_that_of_the_measure_that_is_asked_for(gain: str) -> None:
+    base = means_of([0.0, 0, 0], **{gain: [3.0, 2, 1]})
+    tuned = means_of([0.5, 0.25, 1], **{gain: [2.5, 0.5, 1]})
+    assert tokens_that_gain(base, tuned, 2, gain).tolist() == [1, 0]
 
 
 def test_a_static_bias_is_the_offset_of_the_tokens_that_gain_most_rank() -> None:
-    base = LogitMeans(np.array([1.0, 2, 3, 4, 5]), np.array([5.0, 4, 3, 2, 1]))
-    tuned = LogitMeans(np.array([2.0, 2, 3, 4.5, 1]), np.array([4.0, 3.5, 3, 1.5, 3]))
-    np.testing.assert_allclose(static_bias(base, tuned, 2), [1, 0, 0, 0, 0])  # gains 1 and 0.5
-    np.testing.assert_allclose(static_bias(base, tuned, 3), [1, 0, 0, 0.5, 0])
+    base = means_of([1.0, 2, 3, 4, 5], rank=[5.0, 4, 3, 2, 1])
+    tuned = means_of([2.0, 2, 3, 4.5, 1], rank=[4.0, 3.5, 3, 1.5, 3])
+    tokens = tokens_that_gain(base, tuned, 3)
+    assert tokens.tolist() == [0, 1, 3]  # gains 1, 0.5, 0.5
+    np.testing.assert_allclose(static_bias(base, tuned, tokens[:2]), [1, 0, 0, 0, 0])
+    np.testing.assert_allclose(static_bias(base, tuned, tokens), [1, 0, 0, 0.5, 0])
     shift = (1 + 0 + 0 + 0.5 - 4) / 5
     expected = [1 - shift, -shift, 0, 0.5 - shift, 0]
-    np.testing.assert_allclose(static_bias(base, tuned, 3, center=True), expected, rtol=1e-6)
+    np.testing.assert_allclose(static_bias(base, tuned, tokens, center=True), expected, rtol=1e-6)
     with pytest.raises(UserError, match=r"n_tokens=6(.|\n)*valid: 1 to 5"):
-        static_bias(base, tuned, 6)
+        tokens_that_gain(base, tuned, 6)
 
 
 def test_transformed_logits_are_those_of_the_formula_at_every_position(base: BaseModel) -> None:

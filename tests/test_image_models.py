@@ -96,4 +96,4 @@ def test_mean_logits_leave_out_sos_which_has_none(imagegpt: BaseModel) -> None:
     means = logit_means(model, [sequences], batch_size=2)
     np.testing.assert_allclose(means.logits, logits.mean((0, 1)), rtol=1e-3, atol=1e-4)
     ranks = scipy.stats.rankdata(-logits, axis=-1, method="ordinal").mean((0, 1))
-    np.testing.assert_allclose(means.ranks, ranks, atol=0.02)  # rounding swaps near ties
+    np.testing.assert_allclose(means.rank, ranks, atol=0.02)  # rounding swaps near ties

@@ -22,6 +22,7 @@ from hyperfitting.fields import (
 
 STRATEGIES = ("greedy", "sample", "beam", "contrastive")
 CONTROLS = ("none", "entropy_matched", "static_bias")
+RANK_GAINS = ("rank", "log_rank", "reciprocal_rank")
 _ID = "continuations"
 _CONTROL = "logit_transform"
 _SAMPLE = ("sample",)
@@ -66,6 +67,9 @@ class ControlConfig:
     """Factor of the offset."""
     n_tokens: int = setting(500, enters=_CONTROL, read_by=("static_bias",))
     """Tokens with an offset; all others keep their logits."""
+    gain: str = setting("rank", enters=_CONTROL, read_by=("static_bias",))
+    """How a token's gain is measured: mean over positions of its `rank` (as in the paper; decided
+    by rare tokens), `log_rank` or `reciprocal_rank` (decided by the most likely tokens)."""
     center: bool = setting(False, enters=_CONTROL, read_by=("static_bias",))
     """Subtract the mean offset of the whole vocabulary: logits are defined up to a constant, and
     tuning may change that constant too. Off: as in the paper's formula."""
@@ -74,6 +78,7 @@ class ControlConfig:
         one_of("decode.control.method", self.method, CONTROLS)
         one_of("decode.control.model", self.model, ("base", "tuned"))
         at_least("decode.control.n_tokens", self.n_tokens, 1)
+        one_of("decode.control.gain", self.gain, RANK_GAINS)
         refuse_unused(self, "decode.control", "method")
         if self.method == "static_bias":
             hint = "decode.control.strength=0.1"

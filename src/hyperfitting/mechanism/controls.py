@@ -9,7 +9,7 @@ base model's log-likelihoods of these.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,20 @@ from hyperfitting.evaluation.artifacts import texts_flops, token_stats_step
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.mechanism.entropy_matching import N_PASSES, TOLERANCE, temperature_of
 from hyperfitting.mechanism.notes import SUMMARY_FILE
-from hyperfitting.mechanism.static_bias import LogitMeans, logit_means, static_bias
+from hyperfitting.mechanism.static_bias import (
+    LogitMeans,
+    logit_means,
+    static_bias,
+    tokens_that_gain,
+)
 from hyperfitting.models.loading import ModelState
 from hyperfitting.models.logit_transform import LogitTransform
 from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Artifact, Step
 
 VERSION = 1
-_MEANS = ("logits", "ranks")
+_MEANS_VERSION = 2
+_MEANS = tuple(field.name for field in fields(LogitMeans))
 
 
 def control_steps(setting: Setting, base: LazyModel, tuned: LazyModel) -> dict[str, Step]:
@@ -91,7 +97,7 @@ def _entropy_matched_steps(setting: Setting, base: LazyModel, tuned: LazyModel) 
 def _logit_means_step(setting: Setting, model: LazyModel) -> Step:
     """Return the step of a model's mean logits and ranks on all evaluation texts.
 
-    Files: ``logits.npy`` and ``ranks.npy`` (V,), float64.
+    Files: ``FIELD.npy`` (V,) of each field of `LogitMeans`, float64.
     """
 
     def build(work: Path) -> None:
@@ -105,7 +111,7 @@ def _logit_means_step(setting: Setting, model: LazyModel) -> Step:
 
     artifact = setting.store.artifact(
         "logit_means",
-        version=VERSION,
+        version=_MEANS_VERSION,
         config={},
         inputs={"model": model.state.id}
         | {f"texts/{name}": texts.id for name, texts in setting.texts.items()},
@@ -120,12 +126,14 @@ def _static_bias_step(setting: Setting, base: Artifact, tuned: Artifact) -> Step
 
     def build(work: Path) -> None:
         base_means, tuned_means = _load_means(base), _load_means(tuned)
-        bias = static_bias(base_means, tuned_means, control.n_tokens, control.center)
+        tokens = tokens_that_gain(base_means, tuned_means, control.n_tokens, control.gain)
+        bias = static_bias(base_means, tuned_means, tokens, control.center)
         LogitTransform(bias=strength * torch.from_numpy(bias)).save(work)
-        offsets = bias[bias != 0]
         summary = {
-            "n_tokens": len(offsets),
-            "mean_offset": float(offsets.mean()) if len(offsets) else 0.0,
+            "n_tokens": len(tokens),
+            "mean_offset": float(bias[tokens].mean()),
+            "mean_rank_base": float(base_means.rank[tokens].mean()),
+            "mean_rank_tuned": float(tuned_means.rank[tokens].mean()),
             "mean_offset_of_all_tokens": float((tuned_means.logits - base_means.logits).mean()),
         }
         write_json(work / SUMMARY_FILE, summary)

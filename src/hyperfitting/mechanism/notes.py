@@ -43,8 +43,9 @@ def replacement_notes(
         summary = _summary(steps["control"])
         yield (
             f"in the tuned model's place: the base model plus {control.strength:g} times the mean "
-            f"logit offset of the {summary['n_tokens']} tokens that gain most rank "
-            f"({summary['mean_offset']:+.2f} on average; of all tokens "
+            f"logit offset of the {summary['n_tokens']} tokens that gain most {control.gain} "
+            f"(mean rank {summary['mean_rank_base']:,.0f} -> {summary['mean_rank_tuned']:,.0f}; "
+            f"offset {summary['mean_offset']:+.2f}, of all tokens "
             f"{summary['mean_offset_of_all_tokens']:+.2f})"
         )
 
