@@ -48,6 +48,13 @@ ALLOWED = {
     },
     "figure7": dict.fromkeys(("36", "33", "25", "42"), "figure7.svg"),
     "figure9": {"27": "figure9.svg", "20": "figure9.svg"},
+    "p2_controls": {
+        "0.72": "T*, a note of the record",
+        "36,000": "notes of static_bias",
+        "27,000": "notes of static_bias",
+        "500": "tokens with a bias",
+        "102": "texts",
+    },
     "images_seeds": dict.fromkeys(("0.10", "0.12"), "history of the run"),
     "images_sequences": {"3,000": "steps"}
     | dict.fromkeys(("0.03", "0.10", "0.57", "0.05", "0.74"), "history of the run"),
