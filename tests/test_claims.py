@@ -183,6 +183,17 @@ def test_a_verdict_follows_from_region_and_p_value(
     assert only([claim(criteria=criteria)], runs).outcomes["embedded"].verdict == verdict
 
 
+def test_what_holds_by_construction_is_no_evidence(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    holds = claim(implied_by="so defined", criteria=[criterion(above=0.4)])
+    fails = claim(id="p1-fails", implied_by="so defined", criteria=[criterion(above=0.9)])
+    ledger = build_ledger([holds, fails], runs)
+    implied, failed = (entry.outcomes["embedded"] for entry in ledger.entries)
+    assert (implied.verdict, implied.p, implied.implied_by) == ("implied", None, "so defined")
+    assert (failed.verdict, ledger.tests) == ("not reproduced", 1)
+    assert "**implied**<br>so defined" in markdown(ledger)
+
+
 def test_many_claims_raise_the_p_value_that_each_needs(tmp_path: Path) -> None:
     runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
     claims = [claim(id=f"p1-{i}", criteria=[criterion(above=0.4)]) for i in range(4)]

@@ -134,7 +134,8 @@ def own_numbers(passage: str) -> list[str]:
 
 def sources(experiment: str, passage: str) -> set[float]:
     named = [name for name in re.findall(r"`(\w+)`", passage) if folder(name).is_dir()]
-    names = {*experiment.split(), *named, *ALSO_IN.get(experiment.split()[0], [])}
+    own = experiment.split()
+    names = {*own, *named, *(other for name in own for other in ALSO_IN.get(name, []))}
     return set().union(*(report_numbers(name) for name in names))
 
 

@@ -4,6 +4,7 @@
   that something occurs needs no test);
 - partly: they do but it is not significant or cannot be tested, or only some of several do;
 - not reproduced: none does;
+- implied: all do, but by construction or by the number of another claim: not counted as evidence;
 - not tested: no number here, or one of another model than the claim is about.
 
 p-values are adjusted by Holm's method over all claims that are decided at any scale; that of a
@@ -25,10 +26,10 @@ from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords, load_sw
 from hyperfitting.runtime.strict_model import StrictModel
 from hyperfitting.sweep.spec import SPEC_FILE
 
-LEDGER_VERSION = 2
+LEDGER_VERSION = 3
 LEVEL = 0.05
-Verdict = Literal["reproduced", "partly", "not reproduced", "not tested"]
-VERDICTS: tuple[Verdict, ...] = ("reproduced", "partly", "not reproduced", "not tested")
+Verdict = Literal["reproduced", "partly", "not reproduced", "implied", "not tested"]
+VERDICTS: tuple[Verdict, ...] = ("reproduced", "partly", "not reproduced", "implied", "not tested")
 _MODEL_AXIS = "model"
 
 
@@ -38,6 +39,7 @@ class Outcome(StrictModel):
     verdict: Verdict = Field(default="not tested", description="see docs/claims.md")
     reason: str = Field(default="", description="why it is not tested; empty: it is")
     command: str = Field(default="", description="what would test it; empty: it is")
+    implied_by: str = Field(default="", description="what it follows from; empty: its own test")
     p: float | None = Field(default=None, description="largest p-value of its criteria; null: none")
     adjusted_p: float | None = Field(
         default=None, description="by Holm's method over all decided claims; null: none"
@@ -206,6 +208,8 @@ def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale) -> Outcome:
             command=_command(criteria, "paper"),
             evidence=evidence,
         )
+    if claim.implied_by and all(item.holds for item in evidence):
+        return Outcome(implied_by=claim.implied_by, evidence=evidence)
     p_values = [item.p for item in evidence if item.p is not None]
     return Outcome(p=max(p_values, default=None), evidence=evidence)
 
@@ -258,7 +262,9 @@ def _decided(outcome: Outcome, adjusted_p: float | None) -> Outcome:
         return outcome
     holding = [item.holds for item in outcome.evidence]
     verdict: Verdict = "partly"
-    if not any(holding):
+    if outcome.implied_by:
+        verdict = "implied"
+    elif not any(holding):
         verdict = "not reproduced"
     elif all(holding) and _is_certain(outcome.evidence, adjusted_p):
         verdict = "reproduced"

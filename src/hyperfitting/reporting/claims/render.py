@@ -37,6 +37,8 @@ one experiment the newest complete one counts, by the time in its records.
 - **partly**: they lie there but not significantly or without an interval, or only some of several
   do.
 - **not reproduced**: none lies there.
+- **implied**: they lie there, but by construction, or as the numbers of another claim: no evidence
+  of its own, and not among the tested ones.
 - **not tested**: no number here, or one of another model than the claim is about; such a number is
   shown, but decides nothing.
 
@@ -167,13 +169,14 @@ def _verdict(outcome: Outcome) -> str:
 
 def _remarks(outcome: Outcome) -> list[str]:
     """Return what a reader must know of a verdict."""
-    remarks = []
+    remarks = [outcome.implied_by] if outcome.implied_by else []
     if outcome.adjusted_p is not None:
         remarks.append(f"p {formatting.p_value(outcome.adjusted_p)}")
     if outcome.evidence:
         n_seeds = min(len(item.seeds) for item in outcome.evidence)
         remarks.append("one seed" if n_seeds == 1 else f"{n_seeds} seeds")
-    if any(item.p is None and not item.observed for item in outcome.evidence):
+    untested = any(item.p is None and not item.observed for item in outcome.evidence)
+    if untested and not outcome.implied_by:
         remarks.append(f"a number without interval ({MIN_SEEDS} seeds give one)")
     if any(not item.holds and _reaches(item) for item in outcome.evidence):
         remarks.append("the interval reaches the claimed region")

@@ -164,6 +164,11 @@ class Claim(StrictModel):
         description="scales at which it is decided; elsewhere our number is only shown",
     )
     criteria: list[Criterion] = Field(default=[], description="all must hold")
+    implied_by: str = Field(
+        default="",
+        description="why its criteria are no evidence of their own where they hold: true by "
+        "construction, or the number of another claim",
+    )
     not_tested: str = Field(default="", description="why nothing here measures it")
     command: str = Field(default="", description="what would test it")
     reading: str = Field(
