@@ -24,6 +24,7 @@ from hyperfitting.metrics.registry import metric
 from hyperfitting.record.files import read_record
 from hyperfitting.sweep.runs import SweepRun
 from hyperfitting.sweep.state import RunFolder, Status
+from hyperfitting.sweep.workers import parallel_seconds
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +40,14 @@ class _LiveView:
         folder: of the sweep.
         names: of the runs to execute.
         n_finished: runs of the sweep that had finished before.
+        workers: runs at the same time.
     """
 
     def __init__(
-        self, console: Console, folder: Path, names: Sequence[str], n_finished: int
+        self, console: Console, folder: Path, names: Sequence[str], n_finished: int, workers: int
     ) -> None:
         self._console, self._folder = console, folder
-        self._names, self._n_finished = names, n_finished
+        self._names, self._n_finished, self._workers = names, n_finished, workers
         self._started = time.time()
         self._printed: dict[str, str] = {}
         """The kind of status that was last printed, by run."""
@@ -108,14 +110,14 @@ class _LiveView:
     def _remaining_seconds(self, statuses: Mapping[str, Status]) -> float | None:
         if not self.planned_seconds:
             return None
-        total = 0.0
+        remaining = []
         for name, status in statuses.items():
             planned = self.planned_seconds.get(name, 0.0)
             if status.kind == "waiting":
-                total += planned
+                remaining.append(planned)
             elif status.kind == "running":
-                total += max(planned - (time.time() - status.started), 1.0)
-        return total
+                remaining.append(max(planned - (time.time() - status.started), 1.0))
+        return parallel_seconds(remaining, self._workers)
 
 
 def _progress_row(name: str, status: Status) -> tuple[RenderableType, ...]:
@@ -133,6 +135,7 @@ def live_view(
     runs: Sequence[SweepRun],
     configs: Mapping[str, RunConfig],
     todo: Sequence[SweepRun],
+    workers: int,
 ) -> Iterator[None]:
     """Show a sweep in this context: a live table on a terminal, one line per event elsewhere.
 
@@ -142,11 +145,12 @@ def live_view(
         runs: all of them.
         configs: by name of the run.
         todo: the runs that this command executes.
+        workers: runs at the same time.
     """
     if not todo:
         yield
         return
-    view = _LiveView(console, folder, [run.name for run in todo], len(runs) - len(todo))
+    view = _LiveView(console, folder, [run.name for run in todo], len(runs) - len(todo), workers)
     is_over = threading.Event()
     live = (
         Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None

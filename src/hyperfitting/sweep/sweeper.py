@@ -149,7 +149,7 @@ def run_sweep(
     todo = [run for run in sweep.runs if run.name not in skipped]
     if workers > 1:
         todo = _interleave_trainings(todo, sweep.configs)
-    with live_view(console, sweep.folder, sweep.runs, sweep.configs, todo):
+    with live_view(console, sweep.folder, sweep.runs, sweep.configs, todo, workers):
         _execute(sweep, todo, hydra)
     console.print(summary_table(sweep.folder, sweep.runs))
     return SweepResult(
