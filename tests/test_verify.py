@@ -242,6 +242,18 @@ def test_runs_are_compared_in_the_order_of_the_pipeline(
     assert seeds["first difference"].detail.startswith("sequences: ")
 
 
+def test_an_edited_record_is_named_though_all_artifacts_are_equal(
+    finished: Path, run: Path
+) -> None:
+    store = finished / "outputs/store"
+    record = read_record(run / RECORD_FILE)
+    edit_record(run, lambda r: r["slices"][0]["tuned"]["gen/ttr"].update(mean=0.5))
+    checks = by_name(compare_runs(record, read_record(run / RECORD_FILE), store, store))
+    assert failed(checks.values()) == {"record: scores"}
+    first = checks["first difference"].detail
+    assert first.startswith("record: slices[0].tuned.gen/ttr.mean: ")
+
+
 def test_weights_that_differ_a_little_are_rounding(finished: Path, tmp_path: Path) -> None:
     (folder, *_) = (finished / "outputs/store/tuned").glob("*/last.safetensors")
     for factor, kind in ((1 + 1e-6, "rounding"), (1.1, "different")):

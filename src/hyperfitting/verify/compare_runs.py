@@ -41,7 +41,6 @@ def compare_runs(
     """
     yield Check("environment", "passed", _environment(old, new))
     first = ""
-    compared = 0
     for label, folder in new.artifacts.items():
         recorded = old.artifacts.get(label)
         if recorded is None or old_store is None:
@@ -50,7 +49,6 @@ def compare_runs(
         after = new_store / Path(folder).parent.name / Path(folder).name
         if not (before / MANIFEST).is_file():
             continue
-        compared += 1
         differences = compare_artifacts(before, after)
         if differences.kind != "bit-equal":
             first = first or f"{label}: {differences.place}"
@@ -60,8 +58,8 @@ def compare_runs(
         for name in names:
             before, after = (record.model_dump(include={name})[name] for record in (old, new))
             differences.compare(before, after, name)
-        if differences.kind != "bit-equal" and not compared:
-            first = first or differences.first
+        if differences.kind != "bit-equal":
+            first = first or f"record: {differences.place}"
         yield _check(f"record: {part}", differences)
     yield Check("first difference", "passed", first or "none: bit-equal throughout")
 
