@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from hyperfitting.mechanism.summaries import (
     weight_curves,
     weight_estimates,
 )
-from hyperfitting.mechanism.token_class import token_classes
+from hyperfitting.mechanism.token_class import choice_classes, token_classes
 from hyperfitting.mechanism.weight_change import load_weight_changes
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.mechanism import TOKEN_CLASSES
@@ -107,30 +107,22 @@ class Choices:
         self._rank: NDArray[Any] = output.base_loglikelihoods["rank"]  # (N, T), NaN past the end
         self._tokens = np.full(self._rank.shape, -1, np.int64)
         classes = list(TOKEN_CLASSES)
-        self._class = np.full((2, *self._rank.shape), -1)  # of the base's and the tuned's choice
+        self._class = np.full(self._rank.shape, -1)  # of the tuned model's, within the text
+        self._choice_class = np.full((2, *self._rank.shape), -1)  # of the base's and the tuned's
         for row, (context, text) in enumerate(
             zip(comparison.contexts, output.continuations, strict=True)
         ):
             n = len(text.tokens)
             self._tokens[row, :n] = text.tokens
             token_texts = context.token_texts + text.token_texts
-            by_tuned = token_classes(token_texts)[-n:] if n else []
-            by_base = self._base_classes(token_texts, shift.base_choice[row, :n], by_tuned)
-            for model, names in enumerate((by_base, by_tuned)):
-                self._class[model, row, :n] = [classes.index(name) for name in names]
+            by_text = token_classes(token_texts)[len(context.token_texts) :]
+            self._class[row, :n] = list(map(classes.index, by_text))
+            for model, tokens in enumerate((shift.base_choice, self._tokens)):
+                choices = [token_text(token) for token in tokens[row, :n].tolist()]
+                by_choice = choice_classes(choices, token_texts)
+                self._choice_class[model, row, :n] = list(map(classes.index, by_choice))
         self._present = ~np.isnan(self._rank)
         self._changed = self._present & (self._rank > 1)
-
-    def _base_classes(
-        self, token_texts: Sequence[str], choice: NDArray[np.int32], by_tuned: Sequence[str]
-    ) -> list[str]:
-        """Return the classes of the base model's choices, each in place of the tuned model's."""
-        names = list(by_tuned)
-        start = len(token_texts) - len(names)
-        for step, token in enumerate(choice.tolist()):
-            before = token_texts[: start + step]
-            names[step] = token_classes([*before[-4:], self._token_text(token)])[-1]
-        return names
 
     def changed_by_step(self) -> list[float | None]:
         """Return at each new token the share of choices that are not the base model's."""
@@ -151,7 +143,7 @@ class Choices:
             highest = float(np.nanmax(self._rank))
             estimates["mech/changed_max_rank"] = Estimate(highest, None, n_texts)
         for index, name in enumerate(TOKEN_CLASSES):
-            of_class = self._class[1] == index
+            of_class = self._class == index
             estimates[f"mech/changed_{name}"] = resampling.ratio(
                 (of_class & self._changed).sum(1), of_class.sum(1)
             )
@@ -168,8 +160,8 @@ class Choices:
             classes={
                 name: ClassShift(
                     changed=by_class[f"mech/changed_{name}"],
-                    tuned=float((self._class[1] == index).sum() / total),
-                    base=float((self._class[0] == index).sum() / total),
+                    tuned=float((self._choice_class[1] == index).sum() / total),
+                    base=float((self._choice_class[0] == index).sum() / total),
                 )
                 for index, name in enumerate(TOKEN_CLASSES)
             },
