@@ -259,6 +259,8 @@ def _execute(sweep: Sweep, todo: Sequence[SweepRun], hydra: HydraSetup) -> None:
     """Launch runs until each has finished or failed, here or by another command."""
     launches: Counter[str] = Counter()
     warn_of_shared_gpus(hydra.config.hydra.launcher.get("n_jobs", 1))
+    for run in todo:
+        sweep.run_folder(run).reset_status()
     while todo:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra.context, task_function=hydra.task, config=hydra.config
