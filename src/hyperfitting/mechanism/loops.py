@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfitting.evaluation.arrays import load_npz
 from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.fields import id_config
 from hyperfitting.mechanism.config import MechanismConfig
@@ -87,8 +88,7 @@ def loop_steps_step(
 
 def load_loop_steps(artifact: Artifact) -> LoopSteps:
     """Return the content of a `loop_steps` artifact."""
-    with np.load(artifact.file(_FILE), allow_pickle=False) as arrays:
-        return LoopSteps(**{field.name: arrays[field.name] for field in fields(LoopSteps)})
+    return load_npz(artifact, _FILE, LoopSteps)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ choice, and how each token of the vocabulary gains or loses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfitting.evaluation.arrays import load_npz
 from hyperfitting.evaluation.forward import in_batches
 from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.mechanism.texts import Texts, TextSource
@@ -73,8 +74,7 @@ def token_shift_step(base: LazyModel, tuned: LazyModel, source: TextSource) -> S
 
 def load_token_shift(artifact: Artifact) -> TokenShift:
     """Return the content of a `token_shift` artifact."""
-    with np.load(artifact.file(_FILE), allow_pickle=False) as arrays:
-        return TokenShift(**{field.name: arrays[field.name] for field in fields(TokenShift)})
+    return load_npz(artifact, _FILE, TokenShift)
 
 
 @torch.inference_mode()
