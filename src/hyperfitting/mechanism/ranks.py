@@ -113,7 +113,7 @@ def compute_token_shift(
         for row, x, y in zip(range(rows.start, rows.stop), before, after, strict=True):
             new = int(texts.lengths[row]) - start
             log_p = [scores[:new].float().log_softmax(-1) for scores in (x, y)]  # (new, V)
-            ranks = [_ranks(scores) for scores in log_p]
+            ranks = [token_ranks(scores) for scores in log_p]
             choice[row, :new] = log_p[0].argmax(-1).cpu().numpy()
             changes = [log_p[1] - log_p[0], ranks[0] - ranks[1]]
             sums = [change.double().sum(0).cpu() for change in changes]
@@ -127,7 +127,7 @@ def compute_token_shift(
     return TokenShift(choice, logit_change.astype(np.float32), rank_gain.astype(np.float32))
 
 
-def _ranks(scores: Tensor) -> Tensor:
+def token_ranks(scores: Tensor) -> Tensor:
     """Return the rank of every token, 1 for the most likely: (T, V) of scores (T, V)."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.empty_like(order)
