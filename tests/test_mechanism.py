@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperfitting.evaluation.scoring import Comparison
+from hyperfitting.mechanism.choices import Choices
 from hyperfitting.mechanism.hidden_states import layer_states
 from hyperfitting.mechanism.logit_lens import lens_choices, lens_logits, parted_from, settled_from
 from hyperfitting.mechanism.loops import compute_loop_steps, last_occurrences
 from hyperfitting.mechanism.ranks import TokenShift, compute_token_shift
-from hyperfitting.mechanism.results import Choices
 from hyperfitting.mechanism.token_class import token_classes
 from hyperfitting.mechanism.weight_change import singular_values, weight_changes
 from hyperfitting.metrics.mechanism import TOKEN_CLASSES

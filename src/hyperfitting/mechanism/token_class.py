@@ -59,7 +59,8 @@ def choice_classes(choices: Sequence[str], token_texts: Sequence[str]) -> list[s
 
 def _texts_before(token_texts: Sequence[str]) -> list[str]:
     """Return the last characters before each token."""
-    return list(accumulate(token_texts[:-1], lambda text, token: (text + token)[-8:], initial=""))
+    ends = accumulate(token_texts, lambda text, token: (text + token)[-8:], initial="")
+    return list(ends)[:-1]
 
 
 def _token_class(token: str, before: str, after: str) -> str:
