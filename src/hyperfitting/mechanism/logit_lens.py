@@ -2,8 +2,8 @@
 
 nostalgebraist (2020): the states after a block go through the model's own final norm and output
 layer. After the last block these are the model's logits themselves. Along the tuned model's
-continuations this shows from which block on its choice is its choice, and from which block on the
-base model, on the same tokens, would choose another.
+continuations this shows the block from which its top-1 token is final, and the block from which
+the base model's, on the same tokens, is another.
 """
 
 from __future__ import annotations

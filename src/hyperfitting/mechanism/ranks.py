@@ -106,11 +106,11 @@ def compute_token_shift(
     def compute(rows: slice) -> tuple[slice, Tensor, Tensor]:
         batch = torch.as_tensor(texts.tokens[rows], dtype=torch.long, device=base.device)
         logits = (model(input_ids=batch, use_cache=False).logits for model in (base, tuned))
-        before, after = (scores[:, start - 1 : -1] for scores in logits)  # (B, T, V)
-        return rows, before, after.to(before.device)
+        base_logits, tuned_logits = (scores[:, start - 1 : -1] for scores in logits)  # (B, T, V)
+        return rows, base_logits, tuned_logits.to(base_logits.device)
 
-    for rows, before, after in in_batches(compute, n, batch_size, base):
-        for row, x, y in zip(range(rows.start, rows.stop), before, after, strict=True):
+    for rows, base_logits, tuned_logits in in_batches(compute, n, batch_size, base):
+        for row, x, y in zip(range(rows.start, rows.stop), base_logits, tuned_logits, strict=True):
             new = int(texts.lengths[row]) - start
             log_p = [scores[:new].float().log_softmax(-1) for scores in (x, y)]  # (new, V)
             ranks = [token_ranks(scores) for scores in log_p]
@@ -119,7 +119,7 @@ def compute_token_shift(
             sums = [change.double().sum(0).cpu() for change in changes]
             totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
         if advance:
-            advance(before.shape[0] * length)
+            advance(base_logits.shape[0] * length)
     n_tokens = max(int((texts.lengths - start).sum()), 1)
     logit_change, rank_gain = ((total / n_tokens).numpy() for total in totals)
     if not np.isfinite(logit_change).all():

@@ -145,7 +145,7 @@ def _composed(overrides: list[str]) -> DictConfig:
 
 
 def _of_hydra(override: str) -> bool:
-    """Return whether it is of Hydra itself: a launcher, say, or a stranger's search path."""
+    """Return whether it is of Hydra itself: a launcher, say, or an untrusted search path."""
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
