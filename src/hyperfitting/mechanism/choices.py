@@ -51,9 +51,8 @@ class Choices:
             token_texts = context.token_texts + text.token_texts
             by_text = token_classes(token_texts)[len(context.token_texts) :]
             self._class[row, :n] = list(map(classes.index, by_text))
-            for model, tokens in enumerate((shift.base_choice, self._tokens)):
-                choices = [token_text(token) for token in tokens[row, :n].tolist()]
-                by_choice = choice_classes(choices, token_texts)
+            for model, ids in enumerate((shift.base_choice[row, :n].tolist(), text.tokens)):
+                by_choice = choice_classes(list(map(token_text, ids)), token_texts)
                 self._choice_class[model, row, :n] = list(map(classes.index, by_choice))
         self._present = ~np.isnan(self._rank)
         self._changed = self._present & (self._rank > 1)
