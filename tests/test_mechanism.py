@@ -1,6 +1,8 @@
 """Ranks, weights, logit lens and loops against numpy and transformers, on tiny models."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperfitting.evaluation.scoring import Comparison
+from hyperfitting.mechanism.choices import Choices
 from hyperfitting.mechanism.hidden_states import layer_states
 from hyperfitting.mechanism.logit_lens import lens_choices, lens_logits, parted_from, settled_from
 from hyperfitting.mechanism.loops import compute_loop_steps, last_occurrences
-from hyperfitting.mechanism.ranks import compute_token_shift
+from hyperfitting.mechanism.ranks import TokenShift, compute_token_shift
 from hyperfitting.mechanism.token_class import token_classes
 from hyperfitting.mechanism.weight_change import singular_values, weight_changes
 from hyperfitting.metrics.mechanism import TOKEN_CLASSES
@@ -51,6 +55,34 @@ def test_tokens_are_classed_by_their_text() -> None:
                 "subword", "function", "space", "punctuation"]  # fmt: skip
     assert token_classes(text) == expected
     assert set(expected) == set(TOKEN_CLASSES)
+
+
+def test_equal_choices_of_both_models_have_equal_classes() -> None:
+    """Whatever follows in the text, and wherever a sentence begins."""
+    contexts = [["On", " a"], ["word", " ", " ", " ", " "]]
+    texts = [[" for", "est", " the", "ory"], ["Lon", "don", ".", " I"]]
+    ids = {text: number for number, text in enumerate(sorted({x for row in texts for x in row}))}
+    tokens = np.array([[ids[text] for text in row] for row in texts])
+    loglikelihoods = {"rank": np.ones(tokens.shape)}
+    continuations = [
+        SimpleNamespace(tokens=row, token_texts=text)
+        for row, text in zip(tokens.tolist(), texts, strict=True)
+    ]
+    output = SimpleNamespace(base_loglikelihoods=loglikelihoods, continuations=continuations)
+    comparison = SimpleNamespace(
+        tuned=SimpleNamespace(output=output),
+        contexts=[SimpleNamespace(token_texts=texts) for texts in contexts],
+    )
+    zeros = np.zeros(len(ids), np.float32)
+    shift = TokenShift(tokens.astype(np.int32), zeros, zeros)
+    choices = Choices(cast(Comparison, comparison), shift, list(ids).__getitem__)
+    classes = choices.ranks(10).classes
+    assert {name: c.tuned for name, c in classes.items()} == {
+        name: c.base for name, c in classes.items()
+    }
+    assert classes["function"].base == 3 / 8  # " for", " the", " I"
+    changed = choices.estimates(10)["mech/changed_function"]
+    assert changed is not None and changed.n == 1  # in the texts only " I" is one
 
 
 def test_weight_changes_are_those_of_numpy(any_base: BaseModel) -> None:

@@ -64,7 +64,7 @@ def without(part: str) -> Callable[[Tensors], Tensors]:
     [
         (without("layers.1.mlp.up"), "its weights lack model.layers.1.mlp.up_proj.weight\n"),
         (without("lm_head"), "its weights lack lm_head.weight\n"),
-        (without("layers.2"), "model.layers.2.mlp.gate_proj.weight, … (9 tensors)\n"),
+        (without("layers.2"), "model.layers.2.mlp.up_proj.weight and 5 more\n"),
         (
             lambda tensors: {name.replace("norm", "ln"): t for name, t in tensors.items()},
             "its weights lack model.layers.0.input_layernorm.weight",

@@ -7,10 +7,12 @@ import sys
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -30,6 +32,7 @@ from hyperfitting.sweep.runs import (
 )
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec, write_sweep_spec
 from hyperfitting.sweep.state import RunFolder, Status, StatusReporter, labels_of
+from hyperfitting.sweep.sweeper import Sweep, _execute
 from tests.conftest import Compose
 
 PARSER = OverridesParser.create()
@@ -256,6 +259,42 @@ def test_reporting_progress_does_not_wait_for_the_disk(
             assert synced == []
         reporter.failed("too hot")
         assert synced
+
+
+@pytest.mark.parametrize("kind", ["failed", "finished"])
+def test_a_run_that_ended_before_and_now_dies_at_its_start_is_attempted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """A `finished` run without a record is one whose record is of another config."""
+    run = SweepRun("only", {}, ())
+    folder = RunFolder(tmp_path / run.name)
+    folder.path.mkdir()
+    folder.write_status(Status(kind, reason="too hot", attempts=2))
+    launched = []
+
+    class Dying:
+        """A launcher whose processes die before they write anything."""
+
+        def launch(self, jobs: Any, initial_job_idx: int) -> None:
+            launched.append((folder.read_status().kind, folder.read_status().attempts))
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: Dying())
+    config = OmegaConf.create({"hydra": {"launcher": {}, "sweeper": {"max_attempts": 3}}})
+    hydra: Any = SimpleNamespace(config=config, context=None, task=None)
+    _execute(Sweep("s", tmp_path, [run], {}, {run.name: []}), [run], hydra)
+    assert launched == 3 * [("waiting", 2)]
+    assert folder.status().kind == "failed"
+    assert "its process died 3 times, last while starting" in folder.status().reason
+
+
+def test_an_old_status_is_not_replaced_while_the_run_executes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock():
+        folder.write_status(Status("failed"))
+        folder.reset_status()
+        assert folder.read_status().kind == "failed"
+    folder.reset_status()
+    assert folder.read_status().kind == "waiting"
 
 
 def test_a_run_that_never_started_can_be_marked_failed(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.record.files import CHECKSUMS_FILE, RECORD_FILE, read_record
 from hyperfitting.runtime.code_version import code_version
 from hyperfitting.store.hashing import file_sha256
-from hyperfitting.store.manifest import MANIFEST
+from hyperfitting.store.manifest import MANIFEST, MANIFEST_VERSION
 from hyperfitting.sweep.spec import SPEC_FILE
 from hyperfitting.verify import cli
 from hyperfitting.verify.again import check_again
@@ -232,12 +232,26 @@ def test_runs_are_compared_in_the_order_of_the_pipeline(
     history.write_text("".join(json.dumps(row) + "\n" for row in rows))
     checks = by_name(compare_runs(record, record, store, copied))
     assert failed(checks.values()) == {"tuned"}
-    assert f"history.jsonl.step {changed['step']}.train/loss" in checks["tuned"].detail
+    line = rows.index(changed) + 1
+    place = f"history.jsonl.line {line} (step {changed['step']}).train/loss"
+    assert place in checks["tuned"].detail
     assert "tuned: history.jsonl" in checks["first difference"].detail
     other = read_record(sweep / "seed=1" / RECORD_FILE)
     seeds = by_name(compare_runs(record, other, store, store))
     assert seeds["documents"].detail.endswith("bit-equal")
     assert seeds["first difference"].detail.startswith("sequences: ")
+
+
+def test_an_edited_record_is_named_though_all_artifacts_are_equal(
+    finished: Path, run: Path
+) -> None:
+    store = finished / "outputs/store"
+    record = read_record(run / RECORD_FILE)
+    edit_record(run, lambda r: r["slices"][0]["tuned"]["gen/ttr"].update(mean=0.5))
+    checks = by_name(compare_runs(record, read_record(run / RECORD_FILE), store, store))
+    assert failed(checks.values()) == {"record: scores"}
+    first = checks["first difference"].detail
+    assert first.startswith("record: slices[0].tuned.gen/ttr.mean: ")
 
 
 def test_weights_that_differ_a_little_are_rounding(finished: Path, tmp_path: Path) -> None:
@@ -250,6 +264,51 @@ def test_weights_that_differ_a_little_are_rounding(finished: Path, tmp_path: Pat
                   copied / "last.safetensors")  # fmt: skip
         differences = compare_artifacts(folder.parent, copied)
         assert (differences.kind, name in differences.first) == (kind, True)
+
+
+def artifact_with(folder: Path, name: str, content: str) -> Path:
+    """Write an artifact of one file."""
+    path = folder / name
+    path.parent.mkdir(parents=True)
+    path.write_text(content, "utf-8")
+    entry = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    values = {"id": "0", "recipe": {}, "packages": {}, "seconds": 0.0, "flops": None}
+    manifest = values | {"manifest_version": MANIFEST_VERSION, "files": {name: entry}}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "kind", "first"),
+    [
+        (
+            "samples/task.jsonl", '{"id": 0, "acc": 1}\n{"id": 1, "acc": 0}\n',
+            '{"id": 7, "acc": 0}\n{"id": 1, "acc": 0}\n', "different",
+            "samples/task.jsonl.line 1.id: 0 instead of 7",
+        ),
+        (
+            "documents.jsonl", '"a\u2028"\n"b"\n', '"a\u2028"\n"c"\n', "different",
+            "documents.jsonl.line 2: 'b' instead of 'c'",
+        ),
+        (
+            "documents.jsonl", '"a"\n"b"\n', '"a"\n', "different",
+            "documents.jsonl.line 2: is there",
+        ),
+        (
+            "history.jsonl", '{"step": 1, "x": 0.0}\n', '{"x": -0.0, "step": 1}\n',
+            "bytes differ, values equal", "",
+        ),
+    ],
+    ids=["samples", "documents", "removed", "rewritten"],
+)  # fmt: skip
+def test_files_of_lines_are_compared_line_by_line(
+    tmp_path: Path, name: str, old: str, new: str, kind: str, first: str
+) -> None:
+    folders = [artifact_with(tmp_path / which, name, x) for which, x in (("a", old), ("b", new))]
+    differences = compare_artifacts(*folders)
+    assert (differences.kind, differences.first) == (kind, first)
+    assert differences.place == (first or f"{name}: {kind}")
+    assert compare_artifacts(folders[0], folders[0]).kind == "bit-equal"
 
 
 def test_a_sweep_of_other_code_begins_anew_beside_it(finished: Path, tmp_path: Path) -> None:

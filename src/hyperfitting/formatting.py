@@ -1,6 +1,7 @@
 """How numbers, times, texts and errors are written for people."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hyperfitting.metrics.estimate import Estimate
@@ -55,6 +56,11 @@ def printable(text: str) -> str:
 def printable_line(text: str) -> str:
     """Return a text on one line: everything that is not printable becomes a space."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def listed(names: Sequence[str], limit: int = 4) -> str:
+    """Return the first names of a list, for a message."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" * (len(names) > limit))
 
 
 def first_line(error: BaseException) -> str:

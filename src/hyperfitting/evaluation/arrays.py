@@ -1,9 +1,9 @@
 """Arrays and continuations as evaluation artifacts hold them: one writer, one reader."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from hyperfitting.data.tokenization import token_texts
 from hyperfitting.runtime.files import write_json
 from hyperfitting.store.artifact import Artifact, Step
+
+Arrays = TypeVar("Arrays")
 
 _CONTINUATIONS_FILE = "continuations.json"
 BATCHES_FILE = "batches.json"
@@ -34,6 +36,12 @@ def load_arrays(steps: Mapping[str, Step], names: tuple[str, ...]) -> dict[str, 
         )
         for name in names
     }
+
+
+def load_npz(artifact: Artifact, name: str, kind: Callable[..., Arrays]) -> Arrays:
+    """Return the dataclass whose fields are the arrays of an artifact's `.npz`."""
+    with np.load(artifact.file(name), allow_pickle=False) as arrays:
+        return kind(**arrays)
 
 
 def save_continuations(

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfitting.evaluation.arrays import load_npz
 from hyperfitting.evaluation.forward import in_batches
 from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.fields import id_config
@@ -107,8 +108,7 @@ def geometry_step(
 
 def load_geometry(artifact: Artifact) -> Geometry:
     """Return the content of a `layer_geometry` artifact."""
-    with np.load(artifact.file(_FILE), allow_pickle=False) as arrays:
-        return Geometry(**{field.name: arrays[field.name] for field in fields(Geometry)})
+    return load_npz(artifact, _FILE, Geometry)
 
 
 def geometry_flops(size: ModelSize, n_texts: int, length: int) -> float:

@@ -60,7 +60,7 @@ def recorded_states(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
         states.append(args[0] if args else kwargs["hidden_states"])
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
+        states.append(hidden_states_of(output))
 
     handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
     handles += [block.register_forward_hook(after) for block in blocks]
@@ -69,3 +69,9 @@ def recorded_states(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def hidden_states_of(output: Any) -> Tensor:
+    """Return the hidden states (B, T, H) in a block's output; some blocks return a tuple."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hyperfitting.errors import UserError
+from hyperfitting.formatting import listed
 from hyperfitting.mechanism.intervention_config import InterventionConfig
 from hyperfitting.mechanism.notes import SUMMARY_FILE
 from hyperfitting.mechanism.parts import part_parameters
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CPU = torch.device("cpu")
-_N_LISTED = 3
-"""Names of parameters that an error message lists."""
 Parameters = Mapping[str, Tensor]
 
 
@@ -170,7 +169,7 @@ def check_same_shapes(base: Parameters, tuned: Parameters) -> None:
     """
     if adapters := [name for name in tuned if ".lora_" in name]:
         raise UserError(
-            f"the tuned model holds LoRA adapters that are not merged: {_listing(adapters)}",
+            f"the tuned model holds LoRA adapters that are not merged: {listed(adapters)}",
             field="intervention",
             value="LoRA",
             valid="a model whose adapters are merged into its weights, as ModelState.load does",
@@ -185,7 +184,7 @@ def check_same_shapes(base: Parameters, tuned: Parameters) -> None:
     problems += [f"{name} (not in the base model)" for name in tuned if name not in base]
     if problems:
         raise UserError(
-            f"the tuned model has other parameters than the base model: {_listing(problems)}",
+            f"the tuned model has other parameters than the base model: {listed(problems)}",
             field="intervention",
             value=f"{len(problems)} parameters differ",
             valid="two models of one architecture and size",
@@ -211,8 +210,3 @@ def _summary(base: Parameters, derived: Parameters) -> dict[str, float]:
         "n_replaced": sum(weight.numel() for weight in derived.values()),
         "relative_change": (squared / norm) ** 0.5,
     }
-
-
-def _listing(names: list[str]) -> str:
-    shown = ", ".join(names[:_N_LISTED])
-    return shown if len(names) <= _N_LISTED else f"{shown}, … ({len(names)} in all)"

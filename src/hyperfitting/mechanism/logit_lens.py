@@ -2,13 +2,13 @@
 
 nostalgebraist (2020): the states after a block go through the model's own final norm and output
 layer. After the last block these are the model's logits themselves. Along the tuned model's
-continuations this shows from which block on its choice is its choice, and from which block on the
-base model, on the same tokens, would choose another.
+continuations this shows the block from which its top-1 token is final, and the block from which
+the base model's, on the same tokens, is another.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfitting.evaluation.arrays import load_npz
 from hyperfitting.evaluation.forward import in_batches
 from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.fields import id_config
@@ -84,8 +85,7 @@ def logit_lens_step(
 
 def load_lens_choices(artifact: Artifact) -> LensChoices:
     """Return the content of a `logit_lens` artifact."""
-    with np.load(artifact.file(_FILE), allow_pickle=False) as arrays:
-        return LensChoices(**{field.name: arrays[field.name] for field in fields(LensChoices)})
+    return load_npz(artifact, _FILE, LensChoices)
 
 
 @torch.inference_mode()

@@ -5,8 +5,8 @@ the token that followed its last occurrence there would continue the repetition.
 models, on the texts of both:
 
 - its probability, and the margin between the two most likely tokens;
-- by block, the attention that the current position pays to it: what an induction head does (Olsson
-  et al., 2022). The mean over the block's heads, and the head that attends most.
+- by block, the attention weight on it at the current position, as of an induction head (Olsson et
+  al., 2022): the mean and the maximum over the block's heads.
 
 Attention weights need transformers' eager attention, one text at a time. Models with layers that
 have none (state-space models) give probabilities only.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfitting.evaluation.arrays import load_npz
 from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.fields import id_config
 from hyperfitting.mechanism.config import MechanismConfig
@@ -54,7 +55,7 @@ class LoopSteps:
     """(L, N, T) attention to the token that would close a loop, mean over the heads of each of L
     blocks; L is 0 where the model has no attention weights."""
     attention_max: Floats
-    """(L, N, T) of the head that attends most."""
+    """(L, N, T) the maximum over the heads."""
 
 
 def loop_steps_step(
@@ -87,8 +88,7 @@ def loop_steps_step(
 
 def load_loop_steps(artifact: Artifact) -> LoopSteps:
     """Return the content of a `loop_steps` artifact."""
-    with np.load(artifact.file(_FILE), allow_pickle=False) as arrays:
-        return LoopSteps(**{field.name: arrays[field.name] for field in fields(LoopSteps)})
+    return load_npz(artifact, _FILE, LoopSteps)
 
 
 @torch.inference_mode()
@@ -128,26 +128,27 @@ def compute_loop_steps(
             at = torch.as_tensor(steps, device=log_p.device)
             probability[row, steps] = log_p[at, closing].exp().cpu().numpy()
             if has_weights:
-                paid = _attention_paid(output.attentions, steps + start - 1, last[steps])
-                attention[:, :, row, steps] = paid
+                attention[:, :, row, steps] = _attention_to_keys(
+                    output.attentions, steps + start - 1, last[steps]
+                )
             if advance:
                 advance(int(length))
     return LoopSteps(probability, margin, *attention)
 
 
-def _attention_paid(
+def _attention_to_keys(
     weights: Sequence[Tensor], queries: NDArray[np.int64], keys: NDArray[np.int64]
 ) -> Floats:
     """Return the mean and the largest weight over heads, by block: (2, L, S).
 
     Args:
         weights: of each of L blocks (1, heads, T, T).
-        queries: (S,) positions that attend.
-        keys: (S,) position that each of them attends to.
+        queries: (S,) positions.
+        keys: (S,) for each query the position of one key.
     """
-    paid = [block[0][:, queries, keys].float() for block in weights]  # (heads, S) each
+    by_head = [block[0][:, queries, keys].float() for block in weights]  # (heads, S) each
     result: Floats = torch.stack(
-        [torch.stack([heads.mean(0), heads.amax(0)]).cpu() for heads in paid], dim=1
+        [torch.stack([heads.mean(0), heads.amax(0)]).cpu() for heads in by_head], dim=1
     ).numpy()
     return result
 

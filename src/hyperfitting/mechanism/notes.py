@@ -1,4 +1,4 @@
-"""What the record says about the model that took the tuned one's place."""
+"""Notes of the record on an intervention or control evaluated in place of the tuned model."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ SUMMARY_FILE = "summary.json"
 def replacement_notes(
     intervention: InterventionConfig, control: ControlConfig, steps: Mapping[str, Step]
 ) -> Iterator[str]:
-    """Yield what a reader of the record must know about what took the tuned model's place.
+    """Yield the notes on the model that is evaluated in place of the tuned model.
 
     Args:
         intervention: how its weights were derived.

@@ -29,6 +29,7 @@ from hyperfitting.decoding.generate import eos_ids
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.arrays import load_continuations, save_array
 from hyperfitting.evaluation.setting import LazyModel, Setting
+from hyperfitting.mechanism.hidden_states import hidden_states_of, recorded_states
 from hyperfitting.metrics.diversity import LOOP_TOKENS
 from hyperfitting.models.layers import blocks
 from hyperfitting.store.artifact import Artifact, Step
@@ -182,18 +183,9 @@ def block_outputs(model: PreTrainedModel, prefix: NDArray[np.int64]) -> Tensor:
         model: in evaluation mode.
         prefix: (t + 1,) tokens; the last one is what is predicted.
     """
-    outputs: list[Tensor] = []
-
-    def keep(_: Any, __: Any, output: Any) -> None:
-        outputs.append(_hidden(output)[0, -1].float().cpu())
-
-    hooks = [block.register_forward_hook(keep) for block in blocks(model)]
-    try:
+    with recorded_states(blocks(model)) as states:
         model(input_ids=_ids(model, prefix[None, :-1]), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(outputs)
+    return torch.stack([state[0, -1].float().cpu() for state in states[1:]])
 
 
 @torch.inference_mode()
@@ -237,7 +229,7 @@ def _patched(model: PreTrainedModel, states: Tensor) -> Iterator[None]:
 
     def hook_of(k: int) -> Any:
         def replace(_: Any, __: Any, output: Any) -> Any:
-            hidden = _hidden(output).clone()  # (L, 1, H)
+            hidden = hidden_states_of(output).clone()  # (L, 1, H)
             hidden[k, -1] = states[k]
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
@@ -249,12 +241,6 @@ def _patched(model: PreTrainedModel, states: Tensor) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _hidden(output: Any) -> Tensor:
-    """Return the hidden states (B, T, H) in a block's output; some blocks return a tuple."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
 
 
 def _ids(model: PreTrainedModel, tokens: NDArray[np.int64]) -> Tensor:

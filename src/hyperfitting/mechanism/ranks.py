@@ -8,7 +8,7 @@ choice, and how each token of the vocabulary gains or loses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hyperfitting.evaluation.arrays import load_npz
 from hyperfitting.evaluation.forward import in_batches
 from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.mechanism.texts import Texts, TextSource
@@ -73,8 +74,7 @@ def token_shift_step(base: LazyModel, tuned: LazyModel, source: TextSource) -> S
 
 def load_token_shift(artifact: Artifact) -> TokenShift:
     """Return the content of a `token_shift` artifact."""
-    with np.load(artifact.file(_FILE), allow_pickle=False) as arrays:
-        return TokenShift(**{field.name: arrays[field.name] for field in fields(TokenShift)})
+    return load_npz(artifact, _FILE, TokenShift)
 
 
 @torch.inference_mode()
@@ -106,20 +106,20 @@ def compute_token_shift(
     def compute(rows: slice) -> tuple[slice, Tensor, Tensor]:
         batch = torch.as_tensor(texts.tokens[rows], dtype=torch.long, device=base.device)
         logits = (model(input_ids=batch, use_cache=False).logits for model in (base, tuned))
-        before, after = (scores[:, start - 1 : -1] for scores in logits)  # (B, T, V)
-        return rows, before, after.to(before.device)
+        base_logits, tuned_logits = (scores[:, start - 1 : -1] for scores in logits)  # (B, T, V)
+        return rows, base_logits, tuned_logits.to(base_logits.device)
 
-    for rows, before, after in in_batches(compute, n, batch_size, base):
-        for row, x, y in zip(range(rows.start, rows.stop), before, after, strict=True):
+    for rows, base_logits, tuned_logits in in_batches(compute, n, batch_size, base):
+        for row, x, y in zip(range(rows.start, rows.stop), base_logits, tuned_logits, strict=True):
             new = int(texts.lengths[row]) - start
             log_p = [scores[:new].float().log_softmax(-1) for scores in (x, y)]  # (new, V)
-            ranks = [_ranks(scores) for scores in log_p]
+            ranks = [token_ranks(scores) for scores in log_p]
             choice[row, :new] = log_p[0].argmax(-1).cpu().numpy()
             changes = [log_p[1] - log_p[0], ranks[0] - ranks[1]]
             sums = [change.double().sum(0).cpu() for change in changes]
             totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
         if advance:
-            advance(before.shape[0] * length)
+            advance(base_logits.shape[0] * length)
     n_tokens = max(int((texts.lengths - start).sum()), 1)
     logit_change, rank_gain = ((total / n_tokens).numpy() for total in totals)
     if not np.isfinite(logit_change).all():
@@ -127,7 +127,7 @@ def compute_token_shift(
     return TokenShift(choice, logit_change.astype(np.float32), rank_gain.astype(np.float32))
 
 
-def _ranks(scores: Tensor) -> Tensor:
+def token_ranks(scores: Tensor) -> Tensor:
     """Return the rank of every token, 1 for the most likely: (T, V) of scores (T, V)."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.empty_like(order)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
 from hyperfitting.evaluation.scoring import Comparison
 from hyperfitting.mechanism.artifacts import MechanismArtifacts
+from hyperfitting.mechanism.choices import Choices, TokenText
 from hyperfitting.mechanism.geometry import load_geometry
 from hyperfitting.mechanism.logit_lens import load_lens_choices
 from hyperfitting.mechanism.loops import load_loop_steps
-from hyperfitting.mechanism.ranks import TokenShift, load_token_shift
-from hyperfitting.mechanism.resampling import Resampling
+from hyperfitting.mechanism.ranks import load_token_shift
 from hyperfitting.mechanism.summaries import (
     Curves,
     geometry_curves,
@@ -27,18 +20,9 @@ from hyperfitting.mechanism.summaries import (
     weight_curves,
     weight_estimates,
 )
-from hyperfitting.mechanism.token_class import token_classes
 from hyperfitting.mechanism.weight_change import load_weight_changes
 from hyperfitting.metrics.estimate import Estimate
-from hyperfitting.metrics.mechanism import TOKEN_CLASSES
-from hyperfitting.record.mechanism import ClassShift, Mechanism, Ranks, TokenChange
-
-RANK_EDGES = [2, 3, 6, 11, 31, 101, 1001]
-"""Lowest rank of each bin of the changed choices."""
-_LISTED = 20
-"""Tokens that gain, and tokens that lose, in the record."""
-
-TokenText = Callable[[int], str]
+from hyperfitting.record.mechanism import Mechanism
 
 
 def build_mechanism(
@@ -90,108 +74,3 @@ def build_mechanism(
         per_step=per_step,
         ranks=ranks,
     )
-
-
-class Choices:
-    """The tuned model's choices along its continuations, and the base model's there.
-
-    Args:
-        comparison: has the continuations, and their ranks under the base model.
-        shift: the base model's own choices, and the change of every token.
-        token_text: the text of a token id inside a text.
-    """
-
-    def __init__(self, comparison: Comparison, shift: TokenShift, token_text: TokenText) -> None:
-        output = comparison.tuned.output
-        self._shift, self._token_text = shift, token_text
-        self._rank: NDArray[Any] = output.base_loglikelihoods["rank"]  # (N, T), NaN past the end
-        self._tokens = np.full(self._rank.shape, -1, np.int64)
-        classes = list(TOKEN_CLASSES)
-        self._class = np.full((2, *self._rank.shape), -1)  # of the base's and the tuned's choice
-        for row, (context, text) in enumerate(
-            zip(comparison.contexts, output.continuations, strict=True)
-        ):
-            n = len(text.tokens)
-            self._tokens[row, :n] = text.tokens
-            token_texts = context.token_texts + text.token_texts
-            by_tuned = token_classes(token_texts)[-n:] if n else []
-            by_base = self._base_classes(token_texts, shift.base_choice[row, :n], by_tuned)
-            for model, names in enumerate((by_base, by_tuned)):
-                self._class[model, row, :n] = [classes.index(name) for name in names]
-        self._present = ~np.isnan(self._rank)
-        self._changed = self._present & (self._rank > 1)
-
-    def _base_classes(
-        self, token_texts: Sequence[str], choice: NDArray[np.int32], by_tuned: Sequence[str]
-    ) -> list[str]:
-        """Return the classes of the base model's choices, each in place of the tuned model's."""
-        names = list(by_tuned)
-        start = len(token_texts) - len(names)
-        for step, token in enumerate(choice.tolist()):
-            before = token_texts[: start + step]
-            names[step] = token_classes([*before[-4:], self._token_text(token)])[-1]
-        return names
-
-    def changed_by_step(self) -> list[float | None]:
-        """Return at each new token the share of choices that are not the base model's."""
-        return step_means(np.where(self._present, self._changed, np.nan))
-
-    def estimates(self, resamples: int) -> dict[str, Estimate | None]:
-        """Return the metrics of the ranks, and of each class of tokens."""
-        resampling = Resampling(len(self._rank), resamples)
-        changed = self._changed.sum(1)
-        estimates = {
-            f"mech/changed_over_{k}": resampling.ratio(
-                (self._present & (self._rank > k)).sum(1), changed
-            )
-            for k in (10, 100)
-        }
-        n_texts = int(self._present.any(1).sum())
-        if n_texts:
-            highest = float(np.nanmax(self._rank))
-            estimates["mech/changed_max_rank"] = Estimate(highest, None, n_texts)
-        for index, name in enumerate(TOKEN_CLASSES):
-            of_class = self._class[1] == index
-            estimates[f"mech/changed_{name}"] = resampling.ratio(
-                (of_class & self._changed).sum(1), of_class.sum(1)
-            )
-        return estimates
-
-    def ranks(self, resamples: int) -> Ranks:
-        """Return the distribution of the ranks, and which classes and tokens gain and lose."""
-        by_class = self.estimates(resamples)
-        total = max(int(self._present.sum()), 1)
-        counts = np.histogram(self._rank[self._changed], [*RANK_EDGES, np.inf])[0]
-        return Ranks(
-            edges=RANK_EDGES,
-            counts=counts.tolist(),
-            classes={
-                name: ClassShift(
-                    changed=by_class[f"mech/changed_{name}"],
-                    tuned=float((self._class[1] == index).sum() / total),
-                    base=float((self._class[0] == index).sum() / total),
-                )
-                for index, name in enumerate(TOKEN_CLASSES)
-            },
-            gained=self._token_changes(1),
-            lost=self._token_changes(-1),
-        )
-
-    def _token_changes(self, sign: int) -> list[TokenChange]:
-        """Return the tokens that gain (1) or lose (-1) most positions, most first."""
-        tuned = Counter(self._tokens[self._present].tolist())
-        base = Counter(self._shift.base_choice[self._present].tolist())
-        gains = {token: sign * (tuned[token] - base[token]) for token in tuned | base}
-        ordered = sorted(gains, key=lambda token: (-gains[token], token))
-        return [
-            TokenChange(
-                text=self._token_text(token),
-                id=token,
-                tuned=tuned[token],
-                base=base[token],
-                logit_change=float(self._shift.logit_change[token]),
-                rank_gain=float(self._shift.rank_gain[token]),
-            )
-            for token in ordered[:_LISTED]
-            if gains[token] > 0
-        ]

@@ -20,6 +20,7 @@ from torch import Tensor
 from hyperfitting.decoding.generate import n_unscored_ids
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.forward import for_each_batch
+from hyperfitting.mechanism.ranks import token_ranks
 from hyperfitting.progress import Advance
 
 if TYPE_CHECKING:
@@ -63,19 +64,17 @@ def logit_means(
         advance: reports tokens.
     """
     n_vocabulary = model.config.get_text_config().vocab_size - n_unscored_ids(model)
-    device = model.device
     sums = torch.zeros(1 + len(_PENALTIES), n_vocabulary, dtype=torch.float64)
-    places = torch.arange(n_vocabulary, device=device)
-    penalties = [penalty(places + 1.0) for penalty in _PENALTIES.values()]  # (V,) float32 each
+    ranks = torch.arange(n_vocabulary, device=model.device) + 1.0
+    penalties = [penalty(ranks) for penalty in _PENALTIES.values()]  # (V,) float32 each
 
     def compute(rows: slice, logits: Tensor, _: Tensor) -> None:
         batch_sums = torch.zeros_like(sums)
         for scores in logits:  # (T - 1, V)
-            order = scores.argsort(dim=-1, descending=True, stable=True)
-            ranks = torch.empty_like(order).scatter_(-1, order, places.expand_as(order))
+            places = token_ranks(scores) - 1
             batch_sums[0] += scores.sum(0, dtype=torch.float64).cpu()
             for row, penalty in enumerate(penalties, 1):
-                batch_sums[row] += penalty[ranks].sum(0, dtype=torch.float64).cpu()
+                batch_sums[row] += penalty[places].sum(0, dtype=torch.float64).cpu()
         sums.add_(batch_sums)  # last: memory may run out before
 
     n_positions = 0

@@ -1,4 +1,4 @@
-"""The texts that both models are compared on: the references, or what a model wrote."""
+"""The texts that both models are compared on: references or generated."""
 
 from __future__ import annotations
 

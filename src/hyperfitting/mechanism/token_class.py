@@ -4,6 +4,7 @@ Decided from the text alone, for English: a rough division, to see which kind of
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 _SENTENCE_END = (".", "!", "?", ":", '"', "”", "\n")
 _FUNCTION_WORDS = frozenset(
@@ -38,13 +39,28 @@ def token_classes(token_texts: Sequence[str]) -> list[str]:
     Args:
         token_texts: the text of each token; they join to the whole.
     """
-    classes: list[str] = []
-    before = ""
-    for index, token in enumerate(token_texts):
-        after = token_texts[index + 1] if index + 1 < len(token_texts) else ""
-        classes.append(_token_class(token, before, after))
-        before = (before + token)[-8:]
-    return classes
+    after = [*token_texts[1:], ""]
+    return list(map(_token_class, token_texts, _texts_before(token_texts), after))
+
+
+def choice_classes(choices: Sequence[str], token_texts: Sequence[str]) -> list[str]:
+    """Return the classes of choices at the last positions of a text, from the text before each.
+
+    The next token is left out, as it follows the choice of one model only: "in" is a function word,
+    whether or not the text goes on with "verse".
+
+    Args:
+        choices: the text of the token that a model chooses, by position.
+        token_texts: of the whole text.
+    """
+    before = _texts_before(token_texts)[len(token_texts) - len(choices) :]
+    return [_token_class(choice, text, "") for choice, text in zip(choices, before, strict=True)]
+
+
+def _texts_before(token_texts: Sequence[str]) -> list[str]:
+    """Return the last characters before each token."""
+    ends = accumulate(token_texts, lambda text, token: (text + token)[-8:], initial="")
+    return list(ends)[:-1]
 
 
 def _token_class(token: str, before: str, after: str) -> str:

@@ -2,7 +2,7 @@
 
 Parameter by parameter, in float64: of a matrix (m, n) the squared singular values are the
 eigenvalues of its smaller Gram matrix, so that an embedding costs no decomposition of its rows.
-LoRA adapters are merged before.
+LoRA adapters are merged first.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def weight_changes(
     """Return how each parameter of a model changed, tied ones once.
 
     Args:
-        base: the model before.
+        base: the base model.
         tuned: with parameters of the same names and shapes.
         advance: reports weights.
     """
@@ -102,22 +102,23 @@ def weight_changes(
     prefix = next(name for name, module in base.named_modules() if module is block_list)
     in_block = re.compile(re.escape(prefix) + r"\.(\d+)\.(.+)")
     embedding, head = base.get_input_embeddings().weight, base.get_output_embeddings()
-    after = dict(tuned.named_parameters())
+    tuned_parameters = dict(tuned.named_parameters())
     changes = []
     for name, parameter in base.named_parameters():
         match = in_block.fullmatch(name)
         is_head = head is not None and parameter is head.weight and parameter is not embedding
         outside = OUTPUT_LAYER if is_head else EMBEDDING if parameter.dim() > 1 else FINAL_NORM
         layer, part = (f"block {int(match[1]) + 1}", match[2]) if match else (outside, name)
-        changes.append(_change(name, layer, part, parameter, after[name].to(parameter.device)))
+        tuned_parameter = tuned_parameters[name].to(parameter.device)
+        changes.append(_change(name, layer, part, parameter, tuned_parameter))
         if advance:
             advance(parameter.numel())
     return changes
 
 
-def _change(name: str, layer: str, part: str, before: Tensor, after: Tensor) -> ParameterChange:
-    device = torch.device("cpu") if before.device.type == "mps" else before.device
-    w, difference = before.to(device, torch.float32), (after.float() - before.float()).to(device)
+def _change(name: str, layer: str, part: str, base: Tensor, tuned: Tensor) -> ParameterChange:
+    device = torch.device("cpu") if base.device.type == "mps" else base.device
+    w, difference = base.to(device, torch.float32), (tuned.float() - base.float()).to(device)
     spectral = effective_rank = None
     if w.dim() > 1:
         of_w, of_difference = (singular_values(m.flatten(1)) for m in (w, difference))

@@ -6,7 +6,6 @@ that do not fit the config, or are not finite, are refused.
 
 import importlib.util
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_accelerate_available
 
 from hyperfitting.errors import UserError, exhausted_resource
-from hyperfitting.formatting import first_line
+from hyperfitting.formatting import first_line, listed
 from hyperfitting.models import attention, layers, trainable
 from hyperfitting.models.base import IMAGE_MODEL_TYPE, BaseModel
 from hyperfitting.models.causality import check_causal
@@ -33,8 +32,6 @@ from hyperfitting.store.artifact import Artifact
 _CPU = torch.device("cpu")
 _CAUSAL_MASK = re.compile(r"\.attn\.(masked_)?bias$")
 """Masks that older versions of transformers saved with the weights, as on ImageGPT's Hub pages."""
-_N_LISTED = 3
-"""Names of tensors that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,7 @@ def _check_keys(folder: Path, info: dict[str, Any]) -> None:
     ):
         if names:
             raise UserError(
-                f"its weights {problem} {_listing(names)}",
+                f"its weights {problem} {listed(sorted(names))}",
                 field="model.path",
                 value=folder,
                 valid="weights and config.json of the same model, whole",
@@ -211,20 +208,13 @@ def _check_finite(folder: Path, model: PreTrainedModel, dist: DistContext) -> No
     bad = [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
     if bad:
         raise UserError(
-            f"its weights hold NaN or infinity: {_listing(bad)}",
+            f"its weights hold NaN or infinity: {listed(sorted(bad))}",
             field="model.path",
             value=folder,
             valid="finite weights",
             hint="the files, or the training that wrote them, are broken: take an earlier "
             "checkpoint, or copy them again",
         )
-
-
-def _listing(names: Iterable[str]) -> str:
-    """Return the first few of some names in order, and how many there are."""
-    names = sorted(names)
-    shown = ", ".join(names[:_N_LISTED])
-    return shown if len(names) <= _N_LISTED else f"{shown}, … ({len(names)} tensors)"
 
 
 def _unreadable(folder: Path, problem: str, hint: str) -> UserError:

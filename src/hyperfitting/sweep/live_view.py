@@ -24,6 +24,7 @@ from hyperfitting.metrics.registry import metric
 from hyperfitting.record.files import read_record
 from hyperfitting.sweep.runs import SweepRun
 from hyperfitting.sweep.state import RunFolder, Status
+from hyperfitting.sweep.workers import parallel_seconds
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +40,21 @@ class _LiveView:
         folder: of the sweep.
         names: of the runs to execute.
         n_finished: runs of the sweep that had finished before.
+        n_failed: runs that had failed before and are not repeated.
+        workers: runs at the same time.
     """
 
     def __init__(
-        self, console: Console, folder: Path, names: Sequence[str], n_finished: int
+        self,
+        console: Console,
+        folder: Path,
+        names: Sequence[str],
+        n_finished: int,
+        n_failed: int,
+        workers: int,
     ) -> None:
-        self._console, self._folder = console, folder
-        self._names, self._n_finished = names, n_finished
+        self._console, self._folder, self._names = console, folder, names
+        self._n_finished, self._n_failed, self._workers = n_finished, n_failed, workers
         self._started = time.time()
         self._printed: dict[str, str] = {}
         """The kind of status that was last printed, by run."""
@@ -96,8 +105,9 @@ class _LiveView:
     def _headline(self, statuses: Mapping[str, Status]) -> str:
         kinds = [status.kind for status in statuses.values()]
         n_finished = kinds.count("finished") + self._n_finished
-        parts = [f"{n_finished} of {len(self._names) + self._n_finished} finished"]
-        if n_failed := kinds.count("failed"):
+        n_runs = len(self._names) + self._n_finished + self._n_failed
+        parts = [f"{n_finished} of {n_runs} finished"]
+        if n_failed := kinds.count("failed") + self._n_failed:
             parts.append(f"{n_failed} failed")
         parts.append(f"{duration(time.time() - self._started)} elapsed")
         remaining = self._remaining_seconds(statuses)
@@ -108,14 +118,14 @@ class _LiveView:
     def _remaining_seconds(self, statuses: Mapping[str, Status]) -> float | None:
         if not self.planned_seconds:
             return None
-        total = 0.0
+        remaining = []
         for name, status in statuses.items():
             planned = self.planned_seconds.get(name, 0.0)
             if status.kind == "waiting":
-                total += planned
+                remaining.append(planned)
             elif status.kind == "running":
-                total += max(planned - (time.time() - status.started), 1.0)
-        return total
+                remaining.append(max(planned - (time.time() - status.started), 1.0))
+        return parallel_seconds(remaining, self._workers)
 
 
 def _progress_row(name: str, status: Status) -> tuple[RenderableType, ...]:
@@ -130,23 +140,27 @@ def _progress_row(name: str, status: Status) -> tuple[RenderableType, ...]:
 def live_view(
     console: Console,
     folder: Path,
-    runs: Sequence[SweepRun],
     configs: Mapping[str, RunConfig],
     todo: Sequence[SweepRun],
+    n_finished: int,
+    workers: int,
 ) -> Iterator[None]:
     """Show a sweep in this context: a live table on a terminal, one line per event elsewhere.
 
     Args:
         console: where it is shown.
         folder: of the sweep.
-        runs: all of them.
-        configs: by name of the run.
+        configs: of all runs, by name.
         todo: the runs that this command executes.
+        n_finished: runs that had finished before; the others that it does not execute had failed.
+        workers: runs at the same time.
     """
     if not todo:
         yield
         return
-    view = _LiveView(console, folder, [run.name for run in todo], len(runs) - len(todo))
+    n_failed = len(configs) - len(todo) - n_finished
+    names = [run.name for run in todo]
+    view = _LiveView(console, folder, names, n_finished, n_failed, workers)
     is_over = threading.Event()
     live = (
         Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None

@@ -23,6 +23,7 @@ from hyperfitting.pipeline.pipeline import Pipeline
 from hyperfitting.store.artifact import Store
 from hyperfitting.store.manifest import read_manifest
 from hyperfitting.sweep.throughput import DeviceSpec, Throughput, device_spec
+from hyperfitting.sweep.workers import parallel_seconds
 from hyperfitting.training.flops import training_disk_bytes
 from hyperfitting.training.memory import (
     FRAMEWORK_BYTES,
@@ -135,7 +136,7 @@ class Plan:
         durations = [run.seconds for run in self.unfinished]
         if not durations:
             return 0.0
-        return _WORKER_SECONDS + max(sum(durations) / self.workers, *durations)
+        return _WORKER_SECONDS + parallel_seconds(durations, self.workers)
 
 
 def make_plan(

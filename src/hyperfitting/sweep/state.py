@@ -98,6 +98,15 @@ class RunFolder:
         with suppress(OSError):
             write_json(self.path / STATUS_FILE, values, fsync)
 
+    def reset_status(self) -> None:
+        """Replace how it ended before: its process may die before it has written a status."""
+        status = self.read_status()
+        if status.kind not in ("finished", "failed"):
+            return
+        with self.lock() as acquired:
+            if acquired:
+                self.write_status(Status(attempts=status.attempts))
+
     def mark_failed(self, attempts: int) -> None:
         """Write that it failed because its process died in every one of ``attempts`` attempts."""
         status = self.status()

@@ -143,13 +143,12 @@ def run_sweep(
         return None
     _write_spec(sweep, sweeper, hydra.config.scale, arguments)
     _set_stale_records_aside(sweep, console)
-    skipped = set(sweep.finished())
-    if not sweeper.retry_failed:
-        skipped.update(sweep.failed())
+    finished = sweep.finished()
+    skipped = finished if sweeper.retry_failed else finished.union(sweep.failed())
     todo = [run for run in sweep.runs if run.name not in skipped]
     if workers > 1:
         todo = _interleave_trainings(todo, sweep.configs)
-    with live_view(console, sweep.folder, sweep.runs, sweep.configs, todo):
+    with live_view(console, sweep.folder, sweep.configs, todo, len(finished), workers):
         _execute(sweep, todo, hydra)
     console.print(summary_table(sweep.folder, sweep.runs))
     return SweepResult(
@@ -260,6 +259,8 @@ def _execute(sweep: Sweep, todo: Sequence[SweepRun], hydra: HydraSetup) -> None:
     """Launch runs until each has finished or failed, here or by another command."""
     launches: Counter[str] = Counter()
     warn_of_shared_gpus(hydra.config.hydra.launcher.get("n_jobs", 1))
+    for run in todo:
+        sweep.run_folder(run).reset_status()
     while todo:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra.context, task_function=hydra.task, config=hydra.config

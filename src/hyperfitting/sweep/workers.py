@@ -122,6 +122,11 @@ def _has_completed(worker: _Worker) -> bool:
     return True
 
 
+def parallel_seconds(durations: Sequence[float], workers: int) -> float:
+    """Return how long runs take that ``workers`` divide between them: at least the longest."""
+    return max(sum(durations) / workers, max(durations, default=0.0))
+
+
 def warn_of_shared_gpus(n_jobs: int) -> None:
     """Log that joblib's processes share a GPU. ``n_jobs``: how many; negative: one per core."""
     if n_jobs != 1 and visible_gpus():

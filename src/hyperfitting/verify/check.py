@@ -21,8 +21,3 @@ def exit_code(checks: Sequence[Check]) -> int:
     """Return 0 if every check passed, 1 if one failed, 2 if none did but some could not be made."""
     outcomes = {check.outcome for check in checks}
     return 1 if "failed" in outcomes else 2 if "not checked" in outcomes or not checks else 0
-
-
-def listed(names: Sequence[str], limit: int = 4) -> str:
-    """Return the first names of a list, for a message."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" * (len(names) > limit))

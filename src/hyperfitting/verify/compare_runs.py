@@ -41,7 +41,6 @@ def compare_runs(
     """
     yield Check("environment", "passed", _environment(old, new))
     first = ""
-    compared = 0
     for label, folder in new.artifacts.items():
         recorded = old.artifacts.get(label)
         if recorded is None or old_store is None:
@@ -50,18 +49,17 @@ def compare_runs(
         after = new_store / Path(folder).parent.name / Path(folder).name
         if not (before / MANIFEST).is_file():
             continue
-        compared += 1
         differences = compare_artifacts(before, after)
         if differences.kind != "bit-equal":
-            first = first or f"{label}: {differences.first}"
+            first = first or f"{label}: {differences.place}"
         yield _check(label, differences, before.name != after.name)
     for part, names in _PARTS:
         differences = Differences(RTOL, ATOL)
         for name in names:
             before, after = (record.model_dump(include={name})[name] for record in (old, new))
             differences.compare(before, after, name)
-        if differences.kind != "bit-equal" and not compared:
-            first = first or differences.first
+        if differences.kind != "bit-equal":
+            first = first or f"record: {differences.place}"
         yield _check(f"record: {part}", differences)
     yield Check("first difference", "passed", first or "none: bit-equal throughout")
 
@@ -88,7 +86,9 @@ def compare_artifacts(old: Path, new: Path) -> Differences:
             differences.compare(name in before, name in after, name)
         elif file_sha256(old / name) == file_sha256(new / name):
             differences.n_values += 1
-        elif name.endswith(".safetensors"):
+            continue
+        differences.differing_file = differences.differing_file or name
+        if name.endswith(".safetensors"):
             _compare_tensors(differences, old / name, new / name)
         else:
             differences.compare(_content(old / name), _content(new / name), name)
@@ -102,14 +102,18 @@ def _content(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text("utf-8"))
     if path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return {_row_name(row): row for row in rows}
+        lines = path.read_text("utf-8").split("\n")  # a text may have other line ends
+        rows = [json.loads(line) for line in lines if line]
+        return {_row_name(number, row): row for number, row in enumerate(rows, 1)}
     return file_sha256(path)
 
 
-def _row_name(row: dict[str, Any]) -> str:
-    kind = "epoch" if "epoch" in row else "step"
-    return f"{kind} {row.get(kind)}"
+def _row_name(number: int, row: Any) -> str:
+    """Return the name of a line: its number, and its epoch or step in a training's history."""
+    for kind in ("epoch", "step"):
+        if isinstance(row, dict) and kind in row:
+            return f"line {number} ({kind} {row[kind]})"
+    return f"line {number}"
 
 
 def _compare_tensors(differences: Differences, old: Path, new: Path) -> None:

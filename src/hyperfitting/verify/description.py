@@ -19,13 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from hyperfitting.config import RunConfig, conf_dir, from_hydra, register
 from hyperfitting.errors import UserError
 from hyperfitting.fields import differing_fields
-from hyperfitting.formatting import first_line
+from hyperfitting.formatting import first_line, listed
 from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.runtime.code_version import CodeVersion, code_version
 from hyperfitting.sweep.config import SweeperConfig
 from hyperfitting.sweep.runs import SweepRun, command_overrides, command_runs, sweep_name
 from hyperfitting.sweep.spec import ScaleSpec, SweepSpec
-from hyperfitting.verify.check import Check, Outcome, listed
+from hyperfitting.verify.check import Check, Outcome
 
 _DESCRIPTION = "description"
 
@@ -145,7 +145,7 @@ def _composed(overrides: list[str]) -> DictConfig:
 
 
 def _of_hydra(override: str) -> bool:
-    """Return whether it is of Hydra itself: a launcher, say, or a stranger's search path."""
+    """Return whether it is of Hydra itself: a launcher, say, or an untrusted search path."""
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 

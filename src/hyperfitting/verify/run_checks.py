@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hyperfitting.config import RunConfig, from_plain, register
 from hyperfitting.errors import UserError
 from hyperfitting.fields import differing_fields, result_settings
-from hyperfitting.formatting import first_line
+from hyperfitting.formatting import first_line, listed
 from hyperfitting.pipeline.build import recorded_pipeline
 from hyperfitting.record.files import (
     CHECKSUMS_FILE,
@@ -33,7 +33,7 @@ from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.files import OtherVersionError
 from hyperfitting.store.hashing import digest, file_sha256
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
-from hyperfitting.verify.check import Check, listed
+from hyperfitting.verify.check import Check
 from hyperfitting.verify.scores import check_scores
 from hyperfitting.verify.store import (
     check_artifacts,

@@ -8,6 +8,7 @@ import torch
 
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.record_builder import build_record, predictions
+from hyperfitting.formatting import listed
 from hyperfitting.pipeline.pipeline import Pipeline
 from hyperfitting.pipeline.result import run_result
 from hyperfitting.record.files import Predictions
@@ -15,7 +16,7 @@ from hyperfitting.record.schema import Record
 from hyperfitting.runtime.code_version import code_version
 from hyperfitting.store.hashing import digest, file_sha256
 from hyperfitting.store.manifest import CODE, MANIFEST, read_manifest
-from hyperfitting.verify.check import Check, Outcome, listed
+from hyperfitting.verify.check import Check, Outcome
 from hyperfitting.verify.scores import ATOL, RTOL
 from hyperfitting.verify.values import Differences
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hyperfitting.errors import UserError
+from hyperfitting.formatting import listed
 from hyperfitting.record.files import RECORD_FILE, newest_record, read_record
 from hyperfitting.reporting.community import WHO_FILE, read_contributor
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
-from hyperfitting.verify.check import Check, listed
+from hyperfitting.verify.check import Check
 from hyperfitting.verify.description import check_description
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["bit-equal", "rounding", "different"]
+Kind = Literal["bit-equal", "bytes differ, values equal", "rounding", "different"]
 
 
 @dataclass
@@ -30,14 +30,26 @@ class Differences:
     first_different: str = ""
     """Place of the first that differs by more than rounding, with both values."""
 
+    differing_file: str = ""
+    """First file whose bytes differ; its values may be equal, such as 0.0 and -0.0."""
+
     @property
     def kind(self) -> Kind:
         """The worst of all values."""
-        return "different" if self.first_different else "rounding" if self.first else "bit-equal"
+        if self.first:
+            return "different" if self.first_different else "rounding"
+        return "bytes differ, values equal" if self.differing_file else "bit-equal"
+
+    @property
+    def place(self) -> str:
+        """The first value that is not bit-equal, else the first file that is not."""
+        return self.first or (f"{self.differing_file}: {self.kind}" if self.differing_file else "")
 
     def __str__(self) -> str:
         if self.kind == "bit-equal":
             return f"{self.n_values:,} values, bit-equal"
+        if not self.first:
+            return f"{self.n_values:,} values; first in {self.differing_file}"
         size = f"max. difference {self.max_abs:.3g}, relative {self.max_rel:.3g}" * (
             self.max_abs > 0
         )
