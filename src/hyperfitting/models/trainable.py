@@ -56,9 +56,9 @@ def _add_adapters(
 ) -> None:
     """Add a trainable LoRA adapter in float32 to every linear layer of these blocks.
 
-    In float32 whatever the model's dtype, as `peft.get_peft_model` does it: in bfloat16, updates far
-    below the spacing of an adapter's initial values would be lost. The layer's input is cast to
-    float32 for the adapter, and their sum to the layer's dtype.
+    In float32 whatever the model's dtype, as by `peft.get_peft_model`: in bfloat16, updates far
+    below the spacing of an adapter's values would be lost. The layer's input is cast to float32 for
+    the adapter, and the sum of their outputs to the layer's dtype.
 
     Of a state-space mixer, only to its first: its kernels read the others' weights directly, past
     an adapter.
@@ -93,7 +93,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
     """Merge the LoRA adapters into the weights that they adapt, and remove them.
 
     Their product is computed in float32, and its sum with a weight is rounded once, to the weight's
-    dtype: of bfloat16 weights, changes below half their spacing (2^-9 to 2^-8 of a weight) are lost.
+    dtype: changes below half the spacing (in bfloat16 2^-9 to 2^-8 of the weight) are lost.
     """
     from peft.tuners.lora import LoraLayer
 
