@@ -21,6 +21,7 @@ from hyperfitting.decoding.generate import n_unscored_ids
 from hyperfitting.errors import UserError
 from hyperfitting.evaluation.forward import for_each_batch
 from hyperfitting.progress import Advance
+from hyperfitting.runtime.numerics import accumulation_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +64,7 @@ def logit_means(
         advance: reports tokens.
     """
     n_vocabulary = model.config.get_text_config().vocab_size - n_unscored_ids(model)
-    device = model.device
+    device, dtype = model.device, accumulation_dtype(model.device)
     sums = torch.zeros(1 + len(_PENALTIES), n_vocabulary, dtype=torch.float64)
     places = torch.arange(n_vocabulary, device=device)
     penalties = [penalty(places + 1.0) for penalty in _PENALTIES.values()]  # (V,) float32 each
@@ -73,9 +74,9 @@ def logit_means(
         for scores in logits:  # (T - 1, V)
             order = scores.argsort(dim=-1, descending=True, stable=True)
             ranks = torch.empty_like(order).scatter_(-1, order, places.expand_as(order))
-            batch_sums[0] += scores.sum(0, dtype=torch.float64).cpu()
+            batch_sums[0] += scores.sum(0, dtype=dtype).cpu()
             for row, penalty in enumerate(penalties, 1):
-                batch_sums[row] += penalty[ranks].sum(0, dtype=torch.float64).cpu()
+                batch_sums[row] += penalty[ranks].sum(0, dtype=dtype).cpu()
         sums.add_(batch_sums)  # last: memory may run out before
 
     n_positions = 0

@@ -23,6 +23,7 @@ from hyperfitting.models import layers
 from hyperfitting.models.size import model_size
 from hyperfitting.progress import Advance
 from hyperfitting.runtime.files import write_json
+from hyperfitting.runtime.numerics import float64_device
 from hyperfitting.store.artifact import Artifact, Step
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def weight_changes(
 
 
 def _change(name: str, layer: str, part: str, before: Tensor, after: Tensor) -> ParameterChange:
-    device = torch.device("cpu") if before.device.type == "mps" else before.device
+    device = float64_device(before.device)
     w, difference = before.to(device, torch.float32), (after.float() - before.float()).to(device)
     spectral = effective_rank = None
     if w.dim() > 1:
