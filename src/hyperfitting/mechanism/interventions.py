@@ -143,18 +143,17 @@ def derive(
     check_same_shapes(base, tuned)
     if cfg.method == "task_vector":
         check_same_shapes(base, other)
-    for name, base_weight in base.items():
-        tuned_weight, other_weight = tuned[name], other.get(name)
+    for name in base:
         if cfg.method == "stitch":
-            yield name, tuned_weight if (name in stitched) != cfg.reverse else base_weight
-        elif cfg.method == "interpolate":
-            yield name, interpolate(base_weight.float(), tuned_weight.float(), cfg.weight)
-        elif other_weight is not None:
-            weights = (weight.float() for weight in (tuned_weight, base_weight, other_weight))
-            yield name, add_difference(*weights, cfg.scale)
+            yield name, (tuned if (name in stitched) != cfg.reverse else base)[name]
+            continue
+        b, t = base[name].float(), tuned[name].float()
+        if cfg.method == "interpolate":
+            yield name, interpolate(b, t, cfg.weight)
+        elif cfg.method == "task_vector":
+            yield name, add_difference(t, b, other[name].float(), cfg.scale)
         else:
-            pair = (weight.to(device).float() for weight in (base_weight, tuned_weight))
-            yield name, truncate(*pair, cfg.rank).cpu()
+            yield name, truncate(b.to(device), t.to(device), cfg.rank).cpu()
 
 
 def interpolate(base: Tensor, tuned: Tensor, weight: float) -> Tensor:

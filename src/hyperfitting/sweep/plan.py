@@ -203,9 +203,8 @@ def _plan_memory(
     tuned_dtype = cfg.intervention.derived_dtype(cfg.model.dtype)
     base_bytes, tuned_bytes = dtype_bytes(cfg.model.dtype), dtype_bytes(tuned_dtype)
     compares = bool(cfg.mechanism.measures)  # with both models in memory
-    weights = size.n_params * (
-        base_bytes + tuned_bytes if compares else max(base_bytes, tuned_bytes)
-    )
+    bytes_each = base_bytes + tuned_bytes if compares else max(base_bytes, tuned_bytes)
+    weights: float = size.n_params * bytes_each
     if cfg.hardware.device_map:
         weights /= cfg.hardware.num_processes or 1
     evaluation = weights + FRAMEWORK_BYTES[spec.device_type]
