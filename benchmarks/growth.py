@@ -118,7 +118,7 @@ def activation_cache(model: PreTrainedModel, n: int) -> Job:
         trainable.select_trainable(model, cfg.tuning)
         with tempfile.TemporaryDirectory() as folder:
             location = CacheLocation(Store(Path(folder)), {})
-            build_activation_cache(cfg, model, tokens, location, no_op)
+            build_activation_cache(cfg, model, "float32", tokens, location, no_op)
         model.requires_grad_(True)
 
     return job

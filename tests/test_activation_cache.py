@@ -14,6 +14,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
 from hyperfitting.progress import no_op
+from hyperfitting.runtime.distributed import DistContext
 from hyperfitting.training import activation_cache
 from hyperfitting.training.activation_cache import build_activation_cache
 from hyperfitting.training.config import TrainingConfig
@@ -156,8 +157,8 @@ def test_a_killed_cache_is_computed_again_whole(
 
     monkeypatch.setattr(activation_cache, "_activations", killed)
     with pytest.raises(KeyboardInterrupt):
-        build_activation_cache(cfg, model, DATA.train, location, no_op)
-    cache = build_activation_cache(cfg, model, DATA.train, location, no_op)
+        build_activation_cache(cfg, model, "float32", DATA.train, location, no_op)
+    cache = build_activation_cache(cfg, model, "float32", DATA.train, location, no_op)
     assert cache is not None
     ids = torch.as_tensor(DATA.train).long()
     expected = model(input_ids=ids, output_hidden_states=True).hidden_states[2].detach()
@@ -193,3 +194,18 @@ def test_a_cache_is_on_a_gpu_that_has_room_beside_training(
     monkeypatch.setattr("hyperfitting.runtime.memory.free_bytes", lambda device: 5200)
     assert activation_cache._has_room(model, 1000) is expected  # (5200 - 3 * 400) / 4
     assert not activation_cache._has_room(model, 1001)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "shared"),
+    [("bfloat16", "float32", False), ("float32", "float32", True), ("bfloat16", "bfloat16", True)],
+)
+def test_one_process_and_several_share_a_cache_only_if_they_compute_in_one_dtype(
+    cfg: TrainingConfig, base: BaseModel, tmp_path: Path, precision: str, dtype: str, shared: bool
+) -> None:
+    """Several all-gather float32 weights as bfloat16; one process keeps float32 states."""
+    cfg.trainer.precision = precision
+    location = cache_location(tmp_path / "w", base)
+    one = location.artifact(late_stage(cfg), 2, dtype)
+    assert one.recipe["config"].keys() == {"n_blocks", "dtype", "precision"}
+    assert (location.artifact(cfg, 2, dtype, DistContext(0, 2)).id == one.id) == shared

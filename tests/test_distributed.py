@@ -122,6 +122,7 @@ def test_several_processes_train_to_the_numbers_of_one(
     [
         ["hardware.activation_checkpointing=true"], ["trainer.precision=bfloat16"],
         ["hardware.activation_checkpointing=true", "trainer.precision=bfloat16"],
+        ["tuning=lora", "model.dtype=bfloat16"],
     ],
 )  # fmt: skip
 def test_they_do_with_the_settings_of_large_models(

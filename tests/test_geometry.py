@@ -195,3 +195,25 @@ def test_projections_give_the_inner_products_of_the_scatter_matrices() -> None:
     assert np.corrcoef(ratios[0], ratios[1])[0, 1] > 0.97
     np.testing.assert_allclose(ratios[0].std(), ratios[1].std(), rtol=0.15)
     np.testing.assert_allclose(ratios[1], ratios[2], rtol=1e-3)
+
+
+def test_memory_that_runs_out_while_states_are_added_changes_nothing_but_rounding(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the third layer, when two layers have had the batch."""
+    models, texts = model_pair(base), make_texts()
+    expected, real, sizes = compute_geometry(*models, texts, CFG, 2), PairMoments.update, []
+
+    def update(self: PairMoments, rows: slice, *states: torch.Tensor) -> None:
+        sizes.append(rows.stop - rows.start)
+        if len(sizes) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        real(self, rows, *states)
+
+    monkeypatch.setattr(PairMoments, "update", update)
+    geometry = compute_geometry(*models, texts, CFG, 4)
+    assert sizes[:3] == [4, 4, 4]
+    assert set(sizes[3:]) == {1, 2}
+    for name, values in vars(expected).items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(getattr(geometry, name), values, rtol=1e-4, atol=1e-5)

@@ -73,7 +73,7 @@ def derived(
 ) -> dict[str, Tensor]:
     step = intervention_step(cfg, tuned, other, store, no_op)
     step.ensure()
-    return weights_of(intervention_state(tuned.base, step))
+    return weights_of(intervention_state(cfg, tuned.base, step))
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -152,12 +152,9 @@ def test_where_output_and_embedding_are_tied_they_are_one_part(
     tied = tiny_model(tmp_path / "qwen2", "qwen2")
     assert part_parameters(load(tied), ["output"]) == {"model.embed_tokens.weight"}
     assert part_parameters(load(tied), ["embedding"]) == set()
-    model = intervention_state(
-        tied,
-        step := intervention_step(stitch("output"), tuned_state(tied, store), None, store, no_op),
-    )
+    step = intervention_step(stitch("output"), tuned_state(tied, store), None, store, no_op)
     step.ensure()
-    loaded = model.load(CPU)
+    loaded = intervention_state(stitch("output"), tied, step).load(CPU)
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
 
 
@@ -353,3 +350,69 @@ def test_another_datasets_task_vector_is_trained_alike(debug_run: Path) -> None:
         record(debug_run / "path").artifacts["intervention"]
         == (with_vector.artifacts["intervention"])
     )
+
+
+@pytest.fixture
+def low(base: BaseModel) -> BaseModel:
+    return BaseModel.local("low", base.folder(), "bfloat16")
+
+
+def test_between_neighbors_in_bfloat16_there_is_the_middle(low: BaseModel, store: Store) -> None:
+    """A tuned model whose every weight is the next bfloat16 number."""
+    base_weights = weights_of(ModelState(low))
+    next_weights = {
+        name: (weight.view(torch.int16) + 1).view(torch.bfloat16)
+        for name, weight in base_weights.items()
+    }
+
+    def build(work: Path) -> None:
+        save_file(next_weights, work / "last.safetensors")
+
+    step = Step(store.artifact("tuned", version=1, config={}, inputs={}), build)
+    tuned = ModelState(low, TuningConfig("full"), step.ensure(), "last.safetensors")
+    for weight in (0.0, 0.25, 0.5, 1.0):
+        between = derived(InterventionConfig("interpolate", weight=weight), tuned, store)
+        for name, value in between.items():
+            b, t = base_weights[name].double().numpy(), next_weights[name].double().numpy()
+            np.testing.assert_allclose(value.double(), b + weight * (t - b), rtol=1e-6, atol=1e-9)
+    task_vector = InterventionConfig("task_vector", scale=0.5, path="elsewhere")
+    added = derived(task_vector, ModelState(low), store, tuned)
+    half = derived(InterventionConfig("interpolate", weight=0.5), tuned, store)
+    assert equal(added, half)
+    truncated = derived(InterventionConfig("truncate", rank=2), tuned, store)
+    for weights in (half, truncated):
+        assert {w.dtype for w in weights.values()} == {torch.float32}
+    stitched = derived(stitch(*ALL_PARTS), tuned, store)
+    assert equal(stitched, next_weights)
+    assert {w.dtype for w in stitched.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("method", ["interpolate", "task_vector", "truncate", "stitch"])
+def test_the_id_has_the_dtype_where_weights_are_computed_in_another(
+    base: BaseModel, low: BaseModel, store: Store, method: str
+) -> None:
+    cfg = InterventionConfig(method, path="elsewhere" if method == "task_vector" else None)
+    configs = [
+        intervention_step(cfg, ModelState(model), None, store, no_op).artifact.recipe["config"]
+        for model in (base, low)
+    ]
+    assert configs[0] == cfg.id_config()
+    assert configs[1] == cfg.id_config() | ({} if method == "stitch" else {"dtype": "float32"})
+
+
+def test_a_tuned_model_without_adapters_is_not_loaded_to_derive_from_it(
+    base: BaseModel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = tuned_state(base, store)
+    expected = {n: w.mean() for n, w in weights_of(tuned).items()}
+    loaded, real = [], ModelState.load
+
+    def load_state(state: ModelState, *arguments: Any) -> Any:
+        loaded.append(state)
+        return real(state, *arguments)
+
+    monkeypatch.setattr(ModelState, "load", load_state)
+    step = intervention_step(stitch(*ALL_PARTS), tuned, None, store, no_op)
+    weights = load_file(step.ensure().file(WEIGHTS_FILE))
+    assert loaded == [ModelState(base)]
+    assert {n: w.mean() for n, w in weights.items()} == expected

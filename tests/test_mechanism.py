@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperfitting.evaluation.forward import compute_token_stats
 from hyperfitting.evaluation.scoring import Comparison
+from hyperfitting.mechanism import ranks
 from hyperfitting.mechanism.choices import Choices
 from hyperfitting.mechanism.hidden_states import layer_states
 from hyperfitting.mechanism.logit_lens import lens_choices, lens_logits, parted_from, settled_from
@@ -223,3 +225,40 @@ def test_a_state_space_model_has_probabilities_but_no_attention(tmp_path: Path) 
     steps = compute_loop_steps(model, texts, START, 2)
     assert steps.attention_mean.shape[0] == 0
     assert np.isfinite(steps.probability[0]).sum() >= 9
+
+
+def test_memory_that_runs_out_while_ranks_are_counted_halves_the_batch(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, texts = model_pair(base), make_texts()
+    expected, real, calls = compute_token_shift(*models, texts, START, 1), ranks.token_ranks, 0
+
+    def count(scores: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the second text of the first batch
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(scores)
+
+    monkeypatch.setattr(ranks, "token_ranks", count)
+    shift = compute_token_shift(*models, texts, START, 4)
+    np.testing.assert_array_equal(shift.base_choice, expected.base_choice)
+    np.testing.assert_allclose(shift.rank_gain, expected.rank_gain, atol=1e-3)
+    np.testing.assert_allclose(shift.logit_change, expected.logit_change, atol=1e-4)
+
+
+def test_in_half_precision_a_choice_ranks_above_one_exactly_where_it_is_not_the_base_models(
+    base: BaseModel,
+) -> None:
+    """Small logits in bfloat16 are tied nearly everywhere."""
+    low = BaseModel.local("low", base.folder(), "bfloat16")
+    models, texts = model_pair(low), make_texts((24, 24, 24))
+    with torch.no_grad():
+        models[0].get_output_embeddings().weight.mul_(0).add_(1)  # all logits are equal
+        models[0].get_output_embeddings().weight[40:45] *= 2
+    shift = compute_token_shift(*models, texts, START, 3)
+    stats = compute_token_stats(models[0], texts.tokens, 3)
+    rank, top1 = (stats[name][:, START - 1 :] for name in ("rank", "top1"))
+    np.testing.assert_array_equal(top1, shift.base_choice)
+    differs = texts.tokens[:, START:] != shift.base_choice
+    np.testing.assert_array_equal(rank > 1, differs)

@@ -291,3 +291,15 @@ def test_a_rank_correlation_needs_texts_and_different_means() -> None:
     correlation = rank_correlation([1, 2, 3], one_without_a_value, 50)
     assert correlation is not None
     assert correlation.estimate == Estimate(1.0, (1.0, 1.0), 2)
+
+
+def test_ties_by_id_rank_as_a_stable_sort() -> None:
+    """As greedy decoding chooses: the first of equally likely tokens."""
+    logits = torch.randint(0, 4, (30, 12), generator=torch.Generator().manual_seed(0)).bfloat16()
+    targets = torch.arange(30) % 12
+    stats = token_stats(logits, targets, ties_by_id=True)
+    order = np.argsort(-logits.float().numpy(), axis=-1, kind="stable")
+    expected = [row.tolist().index(target) + 1 for row, target in zip(order, targets, strict=True)]
+    assert stats.rank.tolist() == expected
+    assert stats.top1.tolist() == order[:, 0].tolist() == logits.float().argmax(-1).tolist()
+    assert token_stats(logits, targets).rank.sum() < sum(expected)

@@ -4,14 +4,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hyperfitting.decoding.config import DecodeConfig
+from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.config import TuningConfig
+from hyperfitting.models.loading import load
 from hyperfitting.pipeline.build import build_pipeline
-from hyperfitting.runtime import device, memory
+from hyperfitting.runtime import device, memory, numerics
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.numerics import check_precision, matmul_precision, training_numerics
 from hyperfitting.training import activation_cache, step
@@ -196,3 +201,36 @@ def test_the_libraries_are_made_deterministic_by_the_environment(
     assert all((name in os.environ) == deterministic for name in variables)
     with training_numerics(CUDA, True, "float32"):  # also of a training without `setup_torch`
         assert all(name in os.environ for name in variables)
+
+
+class Dtypes(TorchDispatchMode):
+    """Records the dtypes in which a cumulative distribution is computed and searched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.__name__.split(".")[0] in ("cumsum", "nextafter", "minimum", "searchsorted"):
+            self.dtypes.update(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
+        return output
+
+
+@pytest.mark.parametrize("has_float64", [True, False])
+def test_sampling_uses_float64_only_where_the_device_has_it(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, has_float64: bool
+) -> None:
+    assert numerics.accumulation_dtype(torch.device("mps")) == torch.float32
+    assert numerics.accumulation_dtype(CUDA) == torch.float64
+    assert [numerics.float64_device(torch.device(name)).type for name in ("mps", "cuda")] == [
+        "cpu", "cuda",
+    ]  # fmt: skip
+    if not has_float64:
+        monkeypatch.setattr(numerics, "_WITHOUT_FLOAT64", ("cpu",))
+    decode = DecodeConfig(name="sample", strategy="sample", seed=0)
+    model = load(base).eval()
+    with Dtypes() as recorded:
+        texts = continue_texts(model, np.arange(8, dtype=np.int32)[None], 6, decode)
+    assert len(texts.tokens[0]) == 6
+    assert recorded.dtypes == {torch.float64 if has_float64 else torch.float32}

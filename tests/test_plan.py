@@ -228,6 +228,26 @@ def test_comparing_two_models_takes_the_memory_of_both(compose: Compose, store: 
     # of each of 34 layers three matrices of sums, in float64
     sums = evaluation_bytes("mechanism.measures=[geometry]") - both
     assert sums == pytest.approx(34 * 3 * 4096**2 * 8, rel=0.01)
+    # a device map divides the weights, but all sums are on the first GPU
+    placed = ["hardware.device_map=auto", "hardware.num_processes=4"]
+    divided = evaluation_bytes("mechanism.measures=[weights]", *placed)
+    assert both - divided == pytest.approx(2 * 8.03e9 * 4 * 3 / 4, rel=0.01)
+    assert evaluation_bytes("mechanism.measures=[geometry]", *placed) - divided == sums
+
+
+def test_deriving_weights_is_counted_in_host_memory(compose: Compose, store: Store) -> None:
+    def memory(*overrides: str) -> PlannedMemory:
+        cfg = compose(*MODEL_8B, f"store={store.folder}", "intervention=interpolate", *overrides)
+        planned = make_plan({"run": cfg}).runs[0].memory
+        assert planned is not None
+        return planned
+
+    low = memory("tuning=lora", "model.dtype=bfloat16")
+    # the base model, the tuned one with merged adapters, the derived weights
+    assert low.host == pytest.approx(8.03e9 * (2 + 2 + 4), rel=0.01)
+    assert low.evaluation == pytest.approx(8.03e9 * 4, rel=0.05)  # float32, as derived
+    cfg = compose(*MODEL_8B, f"store={store.folder}", "intervention=interpolate")
+    assert "takes 64." in shown(make_plan({"run": cfg}))
 
 
 def test_tf32_is_planned_only_for_a_device_that_has_it(compose: Compose, store: Store) -> None:

@@ -13,15 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hyperfitting.errors import UserError
 from hyperfitting.models import trainable
 from hyperfitting.models.base import BaseModel
+from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.layers import blocks
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.runtime.linear_kernels import linear_forwards
 from hyperfitting.store.artifact import Store
 from hyperfitting.training import step
+from hyperfitting.training.artifact import training_job
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.step import TrainState, build_train_state, train_step
 from hyperfitting.training.train import batches
-from tests.training import DATA, cache_location, cfg, run_training, step_losses
+from tests.training import DATA, cache_location, cfg, interrupt_at, run_training, step_losses
 
 __all__ = ["cfg"]
 
@@ -190,3 +192,59 @@ def test_lora_trains_adapters_that_merge_into_the_same_model(
         name for name, _ in plain.named_parameters()
     ]
     assert not torch.allclose(plain.eval()(input_ids=ids).logits, expected, atol=1e-3)
+
+
+def test_adapters_of_bfloat16_weights_are_float32_and_lose_no_update(
+    cfg: TrainingConfig, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam's first updates of 1e-5 are below half the spacing of most bfloat16 values of A."""
+    low = BaseModel.local("low", base.folder(), "bfloat16")
+    cfg.tuning = replace(cfg.tuning, method="lora", lora_rank=4)
+    cfg.optimizer["lr"] = 1e-5
+    initial = {n: p.detach() for n, p in trainable.select_trainable(load(low), cfg.tuning).items()}
+    _, adapters = run_training(cfg, low, tmp_path / "whole")
+    assert {tensor.dtype for tensor in adapters.values()} == {torch.float32}
+    for name, tensor in adapters.items():
+        assert (tensor != initial[name]).float().mean() > 0.99, name
+    assert all(torch.equal(t, t.bfloat16().float()) for t in initial.values())  # as peft casts them
+    state, _ = one_step(cfg, low, tmp_path / "w")
+    assert {parameter.dtype for parameter in state.trained.values()} == {torch.float32}
+    assert {m["exp_avg_sq"].dtype for m in state.optimizer.state.values()} == {torch.float32}
+    assert state.model.dtype == torch.bfloat16  # and so are the hidden states between blocks
+    interrupt_at(monkeypatch, 8)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(cfg, low, tmp_path / "cut")
+    monkeypatch.undo()
+    _, resumed = run_training(cfg, low, tmp_path / "cut")
+    assert all(torch.equal(resumed[name], adapters[name]) for name in adapters)
+
+
+def test_adapters_are_merged_into_bfloat16_weights_with_one_rounding(base: BaseModel) -> None:
+    low = BaseModel.local("low", base.folder(), "bfloat16")
+    model, tuning = load(low), TuningConfig("lora", lora_rank=4, lora_alpha=8)
+    generator = torch.Generator().manual_seed(0)
+    adapters = {
+        name: torch.randn(p.shape, generator=generator) / 50
+        for name, p in trainable.select_trainable(model, tuning).items()
+    }
+    trainable.overlay(model, adapters)
+    trainable.merge_adapters(model)
+    merged = dict(model.named_parameters())
+    for name, weight in load(low).named_parameters():
+        a, b = (adapters.get(name.replace("weight", f"lora_{x}.default.weight")) for x in "AB")
+        exact = weight.double() if a is None else weight.double() + 2 * b.double() @ a.double()
+        rounded = exact.to(torch.bfloat16)  # but where float32's rounding of the product decides
+        assert (merged[name] == rounded).float().mean() > 0.99, name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float32", set()), ("bfloat16", {"trained_dtype"})]
+)
+def test_the_id_says_so_where_adapters_have_another_dtype_than_the_model(
+    cfg: TrainingConfig, base: BaseModel, store: Store, dtype: str, expected: set[str]
+) -> None:
+    cfg.tuning = replace(cfg.tuning, method="lora")
+    sequences = store.artifact("sequences", version=0, config={}, inputs={})
+    low = BaseModel.local("low", base.folder(), dtype)
+    job = training_job(cfg, sequences, low, store)
+    assert job.tuned.recipe["config"].keys() == {"tuning", "optimizer", "trainer"} | expected

@@ -11,6 +11,7 @@ from hyperfitting.decoding.constraints import Constraints
 from hyperfitting.decoding.sampling import sample_tokens, uniform_draws
 from hyperfitting.decoding.token_buffer import TokenBuffer
 from hyperfitting.progress import Advance
+from hyperfitting.runtime.numerics import accumulation_dtype
 
 
 def greedy_search(
@@ -47,7 +48,8 @@ def sample(
         New tokens (B, max_new_tokens), and their `STEP_STATS` (S, B, max_new_tokens).
     """
     draws = uniform_draws(decode.seed, contexts.tolist(), max_new_tokens)
-    u = torch.as_tensor(draws, device=contexts.device)  # (B, max_new_tokens)
+    device = contexts.device
+    u = torch.from_numpy(draws).to(accumulation_dtype(device)).to(device)  # (B, max_new_tokens)
 
     def choose(scores: Tensor, step: int) -> Tensor:
         return sample_tokens(scores, decode, u[:, step])

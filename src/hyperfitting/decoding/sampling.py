@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from hyperfitting.decoding.config import DecodeConfig
+from hyperfitting.runtime.numerics import accumulation_dtype
 
 _PARTIAL_SORT = 1024
 """Tokens that are sorted first on a CPU; all of them only if these do not reach the mass."""
@@ -45,7 +46,7 @@ def sample_tokens(logits: Tensor, decode: DecodeConfig, u: Tensor) -> Tensor:
     Args:
         logits: (B, V), -inf for forbidden tokens.
         decode: temperature, top-k, top-p, min-p and typical-p, applied in this order.
-        u: (B,) uniform draws in [0, 1), float64.
+        u: (B,) uniform draws in [0, 1], in the device's `accumulation_dtype`.
 
     Returns:
         (B,) token ids.
@@ -108,9 +109,10 @@ def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
     Returns:
         (B,) indices, never of probability 0.
     """
-    cdf = p.double().cumsum(-1)
+    dtype = accumulation_dtype(p.device)
+    cdf = p.to(dtype).cumsum(-1)
     total = cdf[:, -1:]
     # rounding must not reach the total: tokens of probability 0 may follow the last possible one
-    target = torch.minimum(u.double().unsqueeze(1) * total, torch.nextafter(total, 0 * total))
+    target = torch.minimum(u.to(dtype).unsqueeze(1) * total, torch.nextafter(total, 0 * total))
     # if all tokens are forbidden, p and target are NaN; `AllowedCheck` reports it
     return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=p.shape[-1] - 1)

@@ -138,10 +138,15 @@ def token_stats_step(setting: Setting, model: LazyModel, dataset: str) -> Step:
     artifact = setting.store.artifact(
         "token_stats",
         version=VERSION,
-        config={},
+        config=_ties_config(model),
         inputs={"model": model.state.id, "texts": texts.id},
     )
     return Step(artifact, build, texts_flops(setting, model, setting.evaluation.reference_len))
+
+
+def _ties_config(model: LazyModel) -> dict[str, str]:
+    """Return what enters the ids of token ranks, for a model in half precision."""
+    return {} if model.state.base.dtype == "float32" else {"ties": "by id"}
 
 
 def continuations_step(setting: Setting, model: LazyModel, dataset: str) -> Step:
@@ -223,7 +228,7 @@ def base_loglikelihoods_step(
     artifact = setting.store.artifact(
         "base_loglikelihoods",
         version=VERSION,
-        config={},
+        config=_ties_config(base),
         inputs={"model": base.state.id, "continuations": continuations.id},
     )
     return Step(artifact, build, texts_flops(setting, base, evaluation.total_len))

@@ -16,6 +16,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.evaluation.forward import for_each_batch
 from hyperfitting.metrics.distribution import entropy
 from hyperfitting.progress import Advance
+from hyperfitting.runtime.numerics import accumulation_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +63,8 @@ def mean_entropies(
             for row, scores in enumerate(logits, rows.start):
                 for column, temperature in enumerate(temperatures):
                     log_p = (scores.float() / temperature).log_softmax(-1)  # (T - 1, V)
-                    entropies[row, column] = entropy(log_p).double().mean().item()
+                    of_tokens = entropy(log_p).to(accumulation_dtype(log_p.device))
+                    entropies[row, column] = of_tokens.mean().item()
 
         for_each_batch(model, tokens, batch_size, compute, advance)
         per_text.append(entropies)

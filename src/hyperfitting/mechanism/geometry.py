@@ -38,6 +38,7 @@ from hyperfitting.mechanism.moments import (
 from hyperfitting.mechanism.texts import Texts, TextSource
 from hyperfitting.models.size import ModelSize, forward_flops, model_size
 from hyperfitting.progress import Advance
+from hyperfitting.runtime.numerics import float64_device
 from hyperfitting.store.artifact import Artifact, Step
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ def compute_geometry(
     Raises:
         FloatingPointError: a state is NaN or infinite.
     """
-    # float64 sums on the model's device; MPS has no float64
-    device = torch.device("cpu") if base.device.type == "mps" else base.device
+    device = float64_device(base.device)  # of the sums
     n, length = texts.tokens.shape
     position = torch.arange(length, device=device)
     ends = torch.as_tensor(texts.lengths, device=device)[:, None]
@@ -157,23 +157,31 @@ def compute_geometry(
         batch = torch.as_tensor(texts.tokens[rows], dtype=torch.long, device=model.device)
         return layer_states(model, batch)
 
-    def compute(rows: slice) -> tuple[slice, list[Tensor], list[Tensor]]:
-        return rows, states_of(base, rows), states_of(tuned, rows)
+    def layer_pairs(rows: slice) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(states_of(base, rows), states_of(tuned, rows), strict=True))
 
     probe = int(np.argmax(texts.lengths > cfg.skip_tokens))  # the first text with tokens
     sums = []
-    for layer_pair in zip(*compute(slice(probe, probe + 1))[1:], strict=True):
+    for layer_pair in layer_pairs(slice(probe, probe + 1)):
         x, y = (states[0].to(device).float()[mask[probe]] for states in layer_pair)  # (n, d)
         keep = _inliers(x, cfg.outlier_dims)
         sums.append(PairMoments(n, torch.stack([x.mean(0), y.mean(0)]), keep, device))
     token_means = torch.empty(2 * len(TOKEN_MEANS), len(sums), n, device=device)
-    for rows, base_states, tuned_states in in_batches(compute, n, batch_size, base):
-        for layer, moments in enumerate(sums):
-            x, y = (states[layer].to(device).float() for states in (base_states, tuned_states))
-            moments.update(rows, x, y, mask[rows])
-            token_means[:, layer, rows] = _token_means(x, y, mask[rows], moments.keep)
+    done = [0] * len(sums)  # texts in the sums of each layer: memory may run out in between
+
+    def compute(rows: slice) -> None:
+        for layer, layer_pair in enumerate(layer_pairs(rows)):
+            moments, new = sums[layer], slice(max(rows.start, done[layer]), rows.stop)
+            if new.start < new.stop:
+                x, y = (s[new.start - rows.start :].to(device).float() for s in layer_pair)
+                token_means[:, layer, new] = _token_means(x, y, mask[new], moments.keep)
+                moments.update(new, x, y, mask[new])
+                done[layer] = new.stop
         if advance:
             advance(mask[rows].numel())
+
+    for _ in in_batches(compute, n, batch_size, base):
+        pass
     results = [moments.finish() for moments in sums]
     outliers = [torch.nonzero(~moments.keep)[:, 0].cpu().numpy() for moments in sums]
     geometry = Geometry(

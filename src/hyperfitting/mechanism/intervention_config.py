@@ -71,6 +71,10 @@ class InterventionConfig:
         """Whether the tuned model is replaced."""
         return self.method != "none"
 
+    def derived_dtype(self, dtype: str) -> str:
+        """Return the dtype of the derived weights, for models of a dtype: float32 if computed."""
+        return dtype if self.method in ("none", "stitch") else "float32"
+
     def id_config(self) -> dict[str, Any]:
         """Return the method and the fields that it reads."""
         return id_config(self, _ID, "method")

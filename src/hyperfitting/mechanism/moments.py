@@ -77,6 +77,8 @@ class PairMoments:
     def update(self, texts: slice, base: Tensor, tuned: Tensor, mask: Tensor) -> None:
         """Add the tokens of some texts; all tensors are on the device of the sums.
 
+        If memory runs out, nothing has been added.
+
         Args:
             texts: which they are.
             base: (B, T, d) states.
@@ -97,11 +99,15 @@ class PairMoments:
         self._squares[:, 0, texts], self._squares[:, 1, texts] = norms.sum(2), trimmed.sum(2)
         norms = norms.flatten(1)  # (2, B * T)
         flat = [s.flatten(0, 1) for s in states]  # (B * T, d)
-        for index, (a, b) in enumerate(((0, 0), (1, 1), (0, 1))):
-            self._scatter[index] += flat[a].T @ flat[b]
+        scatter = [flat[a].T @ flat[b] for a, b in ((0, 0), (1, 1), (0, 1))]
+        weighted = [norms.float() @ flat[b] for b in (0, 1)]
+        norm_products = norms @ norms.T
+        # in place, without more memory; what is above is the same if it is repeated
+        for index in range(3):
+            self._scatter[index] += scatter[index]
         for b in (0, 1):
-            self._weighted[:, b] += norms.float() @ flat[b]
-        self._norm_products += norms @ norms.T
+            self._weighted[:, b] += weighted[b]
+        self._norm_products += norm_products
 
     def finish(self) -> LayerMoments:
         """Return the results over everything that was added."""

@@ -41,8 +41,12 @@ VERSION = 1
 N_NEW = 32
 """Tokens that are decoded from the patched position on."""
 PATCHING = ("changed", "broken")
-"""Whether the next token is another one; and whether no span of `LOOP_TOKENS` tokens that begins
-in the next `N_NEW` is a repeat. By text and block."""
+"""By text and block: whether the next token is another than in the base model's continuation; and
+whether none of the spans of `LOOP_TOKENS` tokens within the next `N_NEW` is a repeat, so that one
+that begins in the last ``LOOP_TOKENS - 1`` of these is not seen.
+
+There is no unpatched row beside the patched ones: the continuation was decoded in other batches,
+and on a GPU by another backend, so where two tokens are nearly tied, `changed` may be rounding."""
 _STATES_FILE = "states.npy"
 
 

@@ -23,6 +23,7 @@ from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.mechanism.texts import Texts, TextSource
 from hyperfitting.models.size import forward_flops, model_size
 from hyperfitting.progress import Advance
+from hyperfitting.runtime.numerics import accumulation_dtype
 from hyperfitting.store.artifact import Artifact, Step
 
 if TYPE_CHECKING:
@@ -101,25 +102,28 @@ def compute_token_shift(
     """
     n, length = texts.tokens.shape
     choice = np.full((n, length - start), -1, np.int32)
+    dtype = accumulation_dtype(base.device)
     totals: list[Tensor] = []  # (V,) each: log-probabilities, ranks
 
-    def compute(rows: slice) -> tuple[slice, Tensor, Tensor]:
+    def compute(rows: slice) -> None:
         batch = torch.as_tensor(texts.tokens[rows], dtype=torch.long, device=base.device)
         logits = (model(input_ids=batch, use_cache=False).logits for model in (base, tuned))
         base_logits, tuned_logits = (scores[:, start - 1 : -1] for scores in logits)  # (B, T, V)
-        return rows, base_logits, tuned_logits.to(base_logits.device)
-
-    for rows, base_logits, tuned_logits in in_batches(compute, n, batch_size, base):
+        tuned_logits, sums = tuned_logits.to(base_logits.device), list(totals)
         for row, x, y in zip(range(rows.start, rows.stop), base_logits, tuned_logits, strict=True):
             new = int(texts.lengths[row]) - start
             log_p = [scores[:new].float().log_softmax(-1) for scores in (x, y)]  # (new, V)
             ranks = [token_ranks(scores) for scores in log_p]
             choice[row, :new] = log_p[0].argmax(-1).cpu().numpy()
             changes = [log_p[1] - log_p[0], ranks[0] - ranks[1]]
-            sums = [change.double().sum(0).cpu() for change in changes]
-            totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
+            of_row = [change.to(dtype).sum(0).cpu().double() for change in changes]
+            sums = [a + b for a, b in zip(sums, of_row, strict=True)] if sums else of_row
+        totals[:] = sums  # last: memory may run out before
         if advance:
             advance(base_logits.shape[0] * length)
+
+    for _ in in_batches(compute, n, batch_size, base):
+        pass
     n_tokens = max(int((texts.lengths - start).sum()), 1)
     logit_change, rank_gain = ((total / n_tokens).numpy() for total in totals)
     if not np.isfinite(logit_change).all():

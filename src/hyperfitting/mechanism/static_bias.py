@@ -22,6 +22,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.evaluation.forward import for_each_batch
 from hyperfitting.mechanism.ranks import token_ranks
 from hyperfitting.progress import Advance
+from hyperfitting.runtime.numerics import accumulation_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +65,7 @@ def logit_means(
         advance: reports tokens.
     """
     n_vocabulary = model.config.get_text_config().vocab_size - n_unscored_ids(model)
+    dtype = accumulation_dtype(model.device)
     sums = torch.zeros(1 + len(_PENALTIES), n_vocabulary, dtype=torch.float64)
     ranks = torch.arange(n_vocabulary, device=model.device) + 1.0
     penalties = [penalty(ranks) for penalty in _PENALTIES.values()]  # (V,) float32 each
@@ -72,9 +74,9 @@ def logit_means(
         batch_sums = torch.zeros_like(sums)
         for scores in logits:  # (T - 1, V)
             places = token_ranks(scores) - 1
-            batch_sums[0] += scores.sum(0, dtype=torch.float64).cpu()
+            batch_sums[0] += scores.sum(0, dtype=dtype).cpu()
             for row, penalty in enumerate(penalties, 1):
-                batch_sums[row] += penalty[places].sum(0, dtype=torch.float64).cpu()
+                batch_sums[row] += penalty[places].sum(0, dtype=dtype).cpu()
         sums.add_(batch_sums)  # last: memory may run out before
 
     n_positions = 0

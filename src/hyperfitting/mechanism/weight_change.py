@@ -23,6 +23,7 @@ from hyperfitting.models import layers
 from hyperfitting.models.size import model_size
 from hyperfitting.progress import Advance
 from hyperfitting.runtime.files import write_json
+from hyperfitting.runtime.numerics import float64_device
 from hyperfitting.store.artifact import Artifact, Step
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def weight_changes(
 
 
 def _change(name: str, layer: str, part: str, base: Tensor, tuned: Tensor) -> ParameterChange:
-    device = torch.device("cpu") if base.device.type == "mps" else base.device
+    device = float64_device(base.device)
     w, difference = base.to(device, torch.float32), (tuned.float() - base.float()).to(device)
     spectral = effective_rank = None
     if w.dim() > 1:

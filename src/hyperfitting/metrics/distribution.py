@@ -31,17 +31,21 @@ class TokenStats:
     top5_mass: Tensor
     """Probability of the five most likely tokens together."""
     rank: Tensor
-    """Rank of the target: 1 plus the number of tokens that are more likely."""
+    """Rank of the target: 1 plus the number of tokens that are more likely; with ties by id also
+    of those as likely with a lower id."""
     top1: Tensor
     """Id of the most likely token."""
 
 
-def token_stats(logits: Tensor, targets: Tensor) -> TokenStats:
+def token_stats(logits: Tensor, targets: Tensor, ties_by_id: bool = False) -> TokenStats:
     """Return loss, entropy, top-k mass, rank and top token at every position.
 
     Args:
         logits: (..., V) next-token logits, any float dtype.
         targets: (...) ids of the tokens that came next.
+        ties_by_id: of equally likely tokens the lower id ranks first, as it does in greedy
+            decoding. For models in half precision, of which the two most likely tokens are often
+            tied.
 
     Raises:
         FloatingPointError: a logit is NaN or infinite, so that no distribution is defined.
@@ -62,8 +66,8 @@ def token_stats(logits: Tensor, targets: Tensor) -> TokenStats:
         top1_mass=top_mass(1),
         top3_mass=top_mass(3),
         top5_mass=top_mass(5),
-        rank=_rank(log_p, log_p_target),
-        top1=top.indices[..., 0],
+        rank=_rank(log_p, log_p_target, targets if ties_by_id else None),
+        top1=log_p.argmax(-1) if ties_by_id else top.indices[..., 0],
     )
 
 
@@ -97,8 +101,15 @@ def entropy(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).nansum(-1)
 
 
-def _rank(log_p: Tensor, log_p_target: Tensor) -> Tensor:
-    return 1 + (log_p > log_p_target).count_nonzero(dim=-1)
+def _rank(log_p: Tensor, log_p_target: Tensor, targets: Tensor | None = None) -> Tensor:
+    """Return the rank of targets (...) of log-probabilities (..., 1); ties by id if given."""
+    import torch
+
+    is_before = log_p > log_p_target
+    if targets is not None:
+        ids = torch.arange(log_p.shape[-1], device=log_p.device)
+        is_before |= (log_p == log_p_target) & (ids < targets.unsqueeze(-1))
+    return 1 + is_before.count_nonzero(dim=-1)
 
 
 def top1_agreement(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:

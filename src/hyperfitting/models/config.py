@@ -140,6 +140,15 @@ class TuningConfig:
         """Whether only the last blocks are trained, so that their inputs never change."""
         return self.method in _LATE
 
+    def trained_dtype(self, dtype: str) -> str:
+        """Return the dtype of the trained parameters, for a model of a dtype."""
+        return "float32" if self.is_lora else dtype
+
+    def dtype_config(self, dtype: str) -> dict[str, str]:
+        """Return what enters ids if the trained parameters have another dtype than the model."""
+        trained = self.trained_dtype(dtype)
+        return {} if trained == dtype else {"trained_dtype": trained}
+
     def id_config(self) -> dict[str, Any]:
         """Return the method and the fields that it reads."""
         return id_config(self, "tuned", "method")

@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import is_accelerate_available
 
@@ -93,6 +94,24 @@ class ModelState:
         if self.logit_transform is not None:
             LogitTransform.read(self.logit_transform).attach(model)
         return model
+
+    def parameters(self, base: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters by name, on the CPU, LoRA adapters merged.
+
+        Without adapters no second model is in memory: those that were trained are mapped from the
+        file.
+
+        Args:
+            base: those of the base model.
+
+        Raises:
+            DamagedArtifactError: the weights are damaged or not built.
+        """
+        if self.weights is None or self.tuning is None:
+            return base
+        if self.tuning.is_lora:
+            return {name: p.detach() for name, p in self.load(_CPU).named_parameters()}
+        return base | load_file(self.weights.file(self.file))
 
 
 def load(

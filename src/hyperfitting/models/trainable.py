@@ -54,7 +54,11 @@ def select_trainable(
 def _add_adapters(
     model: PreTrainedModel, adapted_blocks: list[nn.Module], tuning: TuningConfig, seed: int
 ) -> None:
-    """Add a trainable LoRA adapter to every linear layer of these blocks.
+    """Add a trainable LoRA adapter in float32 to every linear layer of these blocks.
+
+    In float32 whatever the model's dtype, as by `peft.get_peft_model`: in bfloat16, updates far
+    below the spacing of an adapter's values would be lost. The layer's input is cast to float32 for
+    the adapter, and the sum of their outputs to the layer's dtype.
 
     Of a state-space mixer, only to its first: its kernels read the others' weights directly, past
     an adapter.
@@ -80,10 +84,17 @@ def _add_adapters(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # an adapter's; peft gives it the dtype of its layer
+            parameter.data = parameter.data.float()
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Merge the LoRA adapters into the weights that they adapt, and remove them."""
+    """Merge the LoRA adapters into the weights that they adapt, and remove them.
+
+    Their product is computed in float32, and its sum with a weight is rounded once, to the weight's
+    dtype: changes below half the spacing (in bfloat16 2^-9 to 2^-8 of the weight) are lost.
+    """
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):

@@ -159,7 +159,7 @@ def _replace_tuned(
     """
     steps: dict[str, Step] = {}
     if training is not None and models.tuned is not None and cfg.intervention.is_on:
-        steps, state = _intervention(cfg, models.tuned.state, training, setting.progress)
+        steps, state = _intervention(cfg, models.tuned.state, training, setting.progress, device)
         models = replace(models, tuned=LazyModel(state, device, cfg.hardware.device_map))
     if models.tuned is not None and cfg.decode.control.is_on:
         uncontrolled, controls = models.tuned, control_steps(setting, models.base, models.tuned)
@@ -171,7 +171,11 @@ def _replace_tuned(
 
 
 def _intervention(
-    cfg: RunConfig, tuned: ModelState, training: TrainingJob, progress: ProgressReporter
+    cfg: RunConfig,
+    tuned: ModelState,
+    training: TrainingJob,
+    progress: ProgressReporter,
+    device: torch.device,
 ) -> tuple[dict[str, Step], ModelState]:
     """Return the steps of an intervention, and the model that it makes."""
     steps: dict[str, Step] = {}
@@ -181,8 +185,9 @@ def _intervention(
     elif cfg.intervention.dataset is not None:
         job, steps = tuning_on(cfg.intervention.dataset, cfg.dataset, training, progress)
         other = replace(tuned, weights=job.weights(cfg.evaluation.checkpoint))
-    step = intervention_step(cfg.intervention, tuned, other, training.store, progress)
-    return steps | {"intervention": step}, intervention_state(training.base, step)
+    step = intervention_step(cfg.intervention, tuned, other, training.store, progress, device)
+    state = intervention_state(cfg.intervention, training.base, step)
+    return steps | {"intervention": step}, state
 
 
 def _models(

@@ -1,7 +1,7 @@
 """How CUDA computes the train step: by deterministic kernels, and with TF32 products if configured.
 
 Both are switches of the whole process, and set for a train step only: decoding and evaluation run
-with torch's defaults. A CPU has neither switch.
+with torch's defaults. A CPU has neither switch. And in which dtype a device sums.
 """
 
 import os
@@ -13,6 +13,7 @@ import torch
 
 from hyperfitting.errors import UserError
 
+_WITHOUT_FLOAT64 = ("mps",)
 _NOT_DETERMINISTIC = " does not have a deterministic implementation"
 
 
@@ -65,6 +66,16 @@ def check_precision(device: torch.device, precision: str) -> None:
         value=precision,
         valid="float32, bfloat16 or float16 on this device",
     )
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for sums on a device: float64, or float32 where it has no float64 (MPS)."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Return a device if it has float64, else the CPU."""
+    return torch.device("cpu") if device.type in _WITHOUT_FLOAT64 else device
 
 
 def prepare_deterministic_libraries() -> None:

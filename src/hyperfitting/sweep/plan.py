@@ -17,6 +17,7 @@ from rich.table import Table
 from hyperfitting.config import RunConfig
 from hyperfitting.formatting import duration
 from hyperfitting.mechanism.geometry import geometry_bytes
+from hyperfitting.mechanism.interventions import derivation_bytes
 from hyperfitting.models.size import model_size
 from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.pipeline.pipeline import Pipeline
@@ -24,7 +25,7 @@ from hyperfitting.store.artifact import Store
 from hyperfitting.store.manifest import read_manifest
 from hyperfitting.sweep.throughput import DeviceSpec, Throughput, device_spec
 from hyperfitting.sweep.workers import parallel_seconds
-from hyperfitting.training.flops import training_disk_bytes
+from hyperfitting.training.flops import dtype_bytes, training_disk_bytes
 from hyperfitting.training.memory import (
     FRAMEWORK_BYTES,
     MemoryEstimate,
@@ -65,6 +66,8 @@ class PlannedMemory:
     """None: nothing has to be trained."""
     hint: str
     """What would lower the larger of the two."""
+    host: float = 0.0
+    """Beside a GPU's, while an intervention's weights are derived."""
 
     @property
     def peak(self) -> float:
@@ -197,26 +200,35 @@ def _plan_memory(
     cfg: RunConfig, spec: DeviceSpec, pipeline: Pipeline, trains: bool
 ) -> PlannedMemory:
     store = Store(cfg.store, cfg.remote_stores)
-    bytes_per_parameter = getattr(torch, cfg.model.dtype).itemsize
-    size, n_models = model_size(pipeline.base, store), 2 if cfg.mechanism.measures else 1
-    evaluation = n_models * size.n_params * bytes_per_parameter + FRAMEWORK_BYTES[spec.device_type]
-    if "geometry" in cfg.mechanism.measures:
+    size = model_size(pipeline.base, store)
+    tuned_dtype = cfg.intervention.derived_dtype(cfg.model.dtype)
+    base_bytes, tuned_bytes = dtype_bytes(cfg.model.dtype), dtype_bytes(tuned_dtype)
+    compares = bool(cfg.mechanism.measures)  # with both models in memory
+    bytes_each = base_bytes + tuned_bytes if compares else max(base_bytes, tuned_bytes)
+    weights: float = size.n_params * bytes_each
+    if cfg.hardware.device_map:
+        weights /= cfg.hardware.num_processes or 1
+    evaluation = weights + FRAMEWORK_BYTES[spec.device_type]
+    if "geometry" in cfg.mechanism.measures:  # all of its sums are on the first GPU
         n_texts = cfg.evaluation.n_texts * len(cfg.evaluation_datasets)
         evaluation += geometry_bytes(size, n_texts)
-    if cfg.hardware.device_map:
-        evaluation /= cfg.hardware.num_processes or 1
+    deriving = 0.0
+    if cfg.intervention.is_on:
+        deriving = derivation_bytes(cfg.intervention, cfg.tuning, size, cfg.model.dtype)
+    if spec.device_type == "cpu":
+        evaluation, deriving = max(evaluation, deriving + FRAMEWORK_BYTES["cpu"]), 0.0
     hint = "hardware.device_map=auto, with several GPUs; model.dtype=bfloat16; a smaller model"
-    if n_models > 1:
+    if compares:
         hint = f"mechanism=none, which needs one model in memory and not two; {hint}"
     if not trains:
-        return PlannedMemory(spec.memory_bytes, evaluation, None, hint)
+        return PlannedMemory(spec.memory_bytes, evaluation, None, hint, deriving)
     shape = cfg.dataset.n_train, cfg.dataset.seq_len
     training = estimate_memory(
         cfg.training, shape, pipeline.base, store, spec.device_type, spec.memory_bytes
     )
     if training.peak >= evaluation:
         hint = reduction_hint(training, cfg.training)
-    return PlannedMemory(spec.memory_bytes, evaluation, training, hint)
+    return PlannedMemory(spec.memory_bytes, evaluation, training, hint, deriving)
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -229,6 +241,9 @@ def show(plan: Plan, console: Console) -> None:
             if size
         )
         console.print(f"training: {parts}", highlight=False, soft_wrap=True)
+    if host := max((run.memory.host for run in plan.unfinished if run.memory), default=0.0):
+        text = f"deriving the weights of an intervention takes {decimal(int(host))} of host memory"
+        console.print(text, highlight=False, soft_wrap=True)
     for problem in _memory_problems(plan):
         console.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
 

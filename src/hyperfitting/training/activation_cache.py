@@ -50,8 +50,14 @@ class CacheLocation:
     store: Store
     inputs: dict[str, str]
 
-    def artifact(self, cfg: TrainingConfig, n_blocks: int) -> Artifact:
-        """Return the handle of the output of the first ``n_blocks`` blocks."""
+    def artifact(
+        self, cfg: TrainingConfig, n_blocks: int, dtype: str, dist: DistContext = SINGLE_PROCESS
+    ) -> Artifact:
+        """Return the handle of the output of the first ``n_blocks`` blocks, of weights of a dtype.
+
+        Float32 weights that several processes all-gather in bfloat16 give bfloat16 states.
+        """
+        is_bfloat16 = dist.world_size > 1 and cfg.gathers_bfloat16(dtype)
         return self.store.artifact(
             "activation_cache",
             version=VERSION,
@@ -59,6 +65,7 @@ class CacheLocation:
                 "n_blocks": n_blocks,
                 "dtype": cfg.trainer.activation_cache,
                 "precision": cfg.trainer.precision,
+                **({"hidden_states": "bfloat16"} if is_bfloat16 else {}),
             },
             inputs=self.inputs,
         )
@@ -96,6 +103,7 @@ class ActivationCache:
 def build_activation_cache(
     cfg: TrainingConfig,
     model: PreTrainedModel,
+    dtype: str,
     tokens: NDArray[np.int32],
     location: CacheLocation,
     progress: ProgressReporter,
@@ -108,6 +116,7 @@ def build_activation_cache(
     Args:
         cfg: the training.
         model: on its device.
+        dtype: of its weights, whatever they are all-gathered as.
         tokens: (N, T) training sequences.
         location: where the cache is stored.
         progress: displays the tokens done.
@@ -127,7 +136,7 @@ def build_activation_cache(
             type(model).__name__,
         )
         return None
-    artifact = location.artifact(cfg, n_frozen)
+    artifact = location.artifact(cfg, n_frozen, dtype, dist)
     _ensure(artifact, cfg, model, n_frozen, tokens, progress, dist)
     activations = np.load(artifact.folder / _FILE, mmap_mode="r", allow_pickle=False)
     if _has_room(model, activations.nbytes):
@@ -172,7 +181,11 @@ def _ensure(
 
 
 def check_disk_space(
-    cfg: TrainingConfig, base: BaseModel, shape: tuple[int, ...], location: CacheLocation
+    cfg: TrainingConfig,
+    base: BaseModel,
+    shape: tuple[int, ...],
+    location: CacheLocation,
+    dist: DistContext = SINGLE_PROCESS,
 ) -> None:
     """Refuse, before any work, an activation cache that the disk has no space for.
 
@@ -181,6 +194,7 @@ def check_disk_space(
         base: its model.
         shape: (N, T) of the training sequences.
         location: where the cache is stored.
+        dist: the processes that train.
 
     Raises:
         UserError: there is too little space, and the cache does not exist yet.
@@ -191,7 +205,7 @@ def check_disk_space(
     store = location.store.folder
     disk = next(folder for folder in (store, *store.parents) if folder.is_dir())
     needed, free = activation_bytes(cfg, shape, hidden_size), shutil.disk_usage(disk).free
-    exists = location.artifact(cfg, n_blocks - cfg.tuning.last_blocks).exists
+    exists = location.artifact(cfg, n_blocks - cfg.tuning.last_blocks, base.dtype, dist).exists
     if needed > 0.95 * free and not exists:
         raise UserError(
             f"the activations of the frozen blocks ({shape[0]:,} x {shape[1]} tokens x "

@@ -55,6 +55,7 @@ def training_job(
             "tuning": cfg.tuning.id_config(),
             "optimizer": cfg.optimizer,
             "trainer": trainer,
+            **cfg.tuning.dtype_config(base.dtype),
         },
         inputs={"sequences": sequences.id, "model": base.id},
     )

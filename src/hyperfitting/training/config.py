@@ -32,8 +32,8 @@ class TrainerConfig:
     """Sequences per optimizer step. The last batch of an epoch may be smaller."""
     precision: str = setting("float32", enters="tuned")
     """`float32`; `tf32`: the same with TF32 matrix products, on NVIDIA GPUs from Ampere on; or
-    autocast to `bfloat16` or `float16` around float32 weights. Evaluation is in the weights'
-    dtype."""
+    autocast to `bfloat16` or `float16` around float32 weights. Evaluation is in the weights' dtype,
+    and so is validation in one process; several processes with `bfloat16` validate in bfloat16."""
     clip_norm: float | None = setting(None, enters="tuned")
     """Maximum gradient norm; none: no clipping (as in the paper)."""
     dropout: bool = setting(False, enters="tuned")

@@ -109,7 +109,8 @@ def training_disk_bytes(
         size: of the base model.
         dtype: of its weights.
     """
-    weights = 2 * dtype_bytes(dtype) * n_trained_parameters(cfg.tuning, size)
+    element = dtype_bytes(cfg.tuning.trained_dtype(dtype))
+    weights = 2 * element * n_trained_parameters(cfg.tuning, size)
     if not cfg.uses_activation_cache:
         return weights
     return weights + activation_bytes(cfg, (data.n_train, data.seq_len), size.hidden_size)

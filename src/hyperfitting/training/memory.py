@@ -80,7 +80,8 @@ def estimate_memory(
     """
     seq_len = shape[1]
     size, n = model_size(base, store), cfg.hardware.num_processes or 1
-    element = dtype_bytes(base.dtype)
+    trained_dtype = cfg.tuning.trained_dtype(base.dtype)
+    element, trained_element = dtype_bytes(base.dtype), dtype_bytes(trained_dtype)
     sequences_per_rank = math.ceil(cfg.trainer.batch_size / n)
     rows = min(sequences_per_rank, micro_batch_size(cfg, seq_len, device_type))
     saved = count_saved_tensors(cfg, (rows, seq_len), base, store, device_type)
@@ -97,7 +98,7 @@ def estimate_memory(
         whole = replace(cfg, hardware=hardware)
         saved_whole = count_saved_tensors(whole, (rows, seq_len), base, store, device_type)
         activations += saved_whole.per_block
-    gradients: float = n_trained * element / shards
+    gradients: float = n_trained * trained_element / shards
     # with a single micro-batch, gradients appear as activations are freed
     at_loss = activations if rows >= sequences_per_rank else activations + gradients
     buffers = (0.0, 0.0, 0.0)
@@ -106,7 +107,7 @@ def estimate_memory(
         buffers = _all_gather_bytes(size, gathered, element, cfg.tuning, device_type)
     # as a pass begins, at its loss, at its end
     live, all_gather = max(zip((0.0, at_loss, gradients), buffers, strict=True), key=sum)
-    state_bytes = optimizer_state_bytes(cfg.optimizer, base.dtype, store)
+    state_bytes = optimizer_state_bytes(cfg.optimizer, trained_dtype, store)
     weights: float = size.n_params * element / n
     free = device_bytes - FRAMEWORK_BYTES[device_type] - weights
     cached = 0.0

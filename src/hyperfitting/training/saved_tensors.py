@@ -67,6 +67,7 @@ def count_saved_tensors(
             "precision": cfg.trainer.precision,
             "dropout": cfg.trainer.dropout,
             "activation_checkpointing": cfg.hardware.activation_checkpointing,
+            **cfg.tuning.dtype_config(base.dtype),
         },
         inputs={"model": base.id},
     )

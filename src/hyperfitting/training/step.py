@@ -145,7 +145,9 @@ def build_train_state(
         compiled_blocks=CompiledBlocks(model, should_compile(cfg, device, model, tokens.size)),
         loss=NextTokenLoss(model),
         linear_forwards=linear_kernels.linear_forwards(model, cfg.trainer.precision),
-        activation_cache=build_activation_cache(cfg, model, tokens, cache_location, progress, dist),
+        activation_cache=build_activation_cache(
+            cfg, model, base.dtype, tokens, cache_location, progress, dist
+        ),
         dist=dist,
     )
 

@@ -74,7 +74,7 @@ def train(
         yield from history.read(work)
         return
     _check(cfg, base, dist)
-    check_disk_space(cfg, base, data.train.shape, cache_location)
+    check_disk_space(cfg, base, data.train.shape, cache_location, dist)
     state = build_train_state(cfg, base, data.train, cache_location, dist, progress)
     checkpoint = Checkpoint(work, dist)
     done, metrics = _resume(state, checkpoint, work)
