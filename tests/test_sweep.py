@@ -136,6 +136,12 @@ def test_the_same_command_runs_nothing_again(finished: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in modified} == modified
 
 
+def test_a_sweep_needs_a_worker(tmp_path: Path) -> None:
+    result = hyperfit(tmp_path, *SWEEP, "plan=true", "hydra.launcher.workers=0")
+    assert result.returncode == 1
+    assert "hydra.launcher.workers=0: out of range" in result.stderr
+
+
 def test_a_plan_prints_its_table_and_nothing_else(finished: Path, tmp_path: Path) -> None:
     plan = hyperfit(tmp_path, *SWEEP, "plan=true")
     assert plan.returncode == 0, plan.stderr

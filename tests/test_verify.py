@@ -242,6 +242,14 @@ def test_runs_are_compared_in_the_order_of_the_pipeline(
     assert seeds["first difference"].detail.startswith("sequences: ")
 
 
+def test_artifacts_that_are_not_at_hand_are_named(finished: Path, run: Path) -> None:
+    record = read_record(run / RECORD_FILE)
+    checks = by_name(compare_runs(record, record, None, finished / "outputs/store"))
+    assert checks["other artifacts"].outcome == "not checked"
+    assert "documents" in checks["other artifacts"].detail
+    assert checks["first difference"].detail == "none: bit-equal as far as compared"
+
+
 def test_an_edited_record_is_named_though_all_artifacts_are_equal(
     finished: Path, run: Path
 ) -> None:

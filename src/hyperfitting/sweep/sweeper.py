@@ -20,7 +20,7 @@ from rich.console import Console
 from hyperfitting.config import RunConfig, from_hydra
 from hyperfitting.errors import UserError
 from hyperfitting.failures import ReportedError, print_error, quote
-from hyperfitting.fields import result_settings
+from hyperfitting.fields import at_least, result_settings
 from hyperfitting.formatting import make_console
 from hyperfitting.runtime.code_version import code_version
 from hyperfitting.runtime.files import refresh_directory
@@ -136,6 +136,7 @@ def run_sweep(
         )
     sweep = _compose_sweep(sweeper, hydra, arguments, console)
     workers = hydra.config.hydra.launcher.get("workers", 1)
+    at_least("hydra.launcher.workers", workers, 1)
     if hydra.config.plan:
         from hyperfitting.sweep import plan  # imports torch
 

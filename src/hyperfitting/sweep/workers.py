@@ -19,7 +19,6 @@ from pathlib import Path
 import cloudpickle
 from hydra.core.singleton import Singleton
 
-from hyperfitting.errors import UserError
 from hyperfitting.runtime import preemption
 from hyperfitting.runtime.preemption import Preempted
 from hyperfitting.runtime.processes import (
@@ -52,18 +51,11 @@ def run_with_workers(
     """Execute runs in worker processes; return when all have ended.
 
     Args:
-        workers: number of processes.
+        workers: number of processes, at least 1.
         hydra: what Hydra passed to the launcher.
         jobs: overrides of each run.
         first: number of the first job.
-
-    Raises:
-        UserError: ``workers`` is below 1.
     """
-    if workers < 1:
-        raise UserError(
-            "out of range", field="hydra.launcher.workers", value=workers, valid="1 or more"
-        )
     # Hydra's objects contain functions, which only cloudpickle can send to another process
     payload = cloudpickle.dumps((hydra, Singleton.get_state()))
     queue = list(range(len(jobs)))

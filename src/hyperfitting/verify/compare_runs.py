@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hyperfitting.evaluation.arrays import BATCHES_FILE
+from hyperfitting.formatting import listed
 from hyperfitting.record.schema import Record
 from hyperfitting.store.hashing import file_sha256
 from hyperfitting.store.manifest import MANIFEST, read_manifest
@@ -41,13 +42,12 @@ def compare_runs(
     """
     yield Check("environment", "passed", _environment(old, new))
     first = ""
-    for label, folder in new.artifacts.items():
-        recorded = old.artifacts.get(label)
-        if recorded is None or old_store is None:
-            continue
-        before = old_store / Path(recorded).parent.name / Path(recorded).name
-        after = new_store / Path(folder).parent.name / Path(folder).name
-        if not (before / MANIFEST).is_file():
+    absent = sorted(old.artifacts.keys() ^ new.artifacts.keys())
+    for label in (label for label in new.artifacts if label in old.artifacts):
+        before = old_store and _in_store(old_store, old.artifacts[label])
+        after = _in_store(new_store, new.artifacts[label])
+        if before is None or not (before / MANIFEST).is_file():
+            absent.append(label)
             continue
         differences = compare_artifacts(before, after)
         if differences.kind != "bit-equal":
@@ -61,7 +61,16 @@ def compare_runs(
         if differences.kind != "bit-equal":
             first = first or f"record: {differences.place}"
         yield _check(f"record: {part}", differences)
-    yield Check("first difference", "passed", first or "none: bit-equal throughout")
+    if absent:
+        detail = f"not at hand for a comparison: {listed(absent)}"
+        yield Check("other artifacts", "not checked", detail)
+    throughout = "bit-equal as far as compared" if absent else "bit-equal throughout"
+    yield Check("first difference", "passed", first or f"none: {throughout}")
+
+
+def _in_store(store: Path, recorded: str) -> Path:
+    """Return an artifact's folder in a store: a record may name it in another."""
+    return store / Path(recorded).parent.name / Path(recorded).name
 
 
 def _check(name: str, differences: Differences, is_other_id: bool = False) -> Check:
