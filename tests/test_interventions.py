@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.errors import UserError
@@ -29,59 +28,10 @@ from hyperfitting.models.trainable import select_trainable
 from hyperfitting.progress import no_op
 from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.record.schema import Record
-from hyperfitting.store.artifact import Step, Store
+from hyperfitting.store.artifact import Store
 from tests.cli import hyperfit
 from tests.conftest import Compose, tiny_model
-
-CPU = torch.device("cpu")
-ALL_PARTS = ["embedding", "blocks", "final_norm", "output"]
-
-
-def tuned_state(
-    base: BaseModel, store: Store, tuning: TuningConfig | None = None, seed: int = 0
-) -> ModelState:
-    """A tuning that moves every trained parameter at random."""
-    tuning = tuning or TuningConfig("full")
-    generator = torch.Generator().manual_seed(seed)
-
-    def build(work: Path) -> None:
-        trained = select_trainable(load(base), tuning)
-        save_file(
-            {
-                name: (p + 0.1 * torch.randn(p.shape, generator=generator)).detach()
-                for name, p in trained.items()
-            },
-            work / "last.safetensors",
-        )
-
-    artifact = store.artifact(
-        "tuned",
-        version=1,
-        config={"tuning": tuning.id_config(), "seed": seed},
-        inputs={"model": base.id},
-    )
-    Step(artifact, build).ensure()
-    return ModelState(base, tuning, artifact, "last.safetensors")
-
-
-def weights_of(state: ModelState) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in state.load(CPU).named_parameters()}
-
-
-def derived(
-    cfg: InterventionConfig, tuned: ModelState, store: Store, other: ModelState | None = None
-) -> dict[str, Tensor]:
-    step = intervention_step(cfg, tuned, other, store, no_op)
-    step.ensure()
-    return weights_of(intervention_state(cfg, tuned.base, step))
-
-
-def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
-
-
-def stitch(*parts: str, **fields: Any) -> InterventionConfig:
-    return InterventionConfig("stitch", list(parts), **fields)
+from tests.interventions import ALL_PARTS, CPU, derived, equal, stitch, tuned_state, weights_of
 
 
 def test_stitching_everything_is_the_tuned_model_and_nothing_the_base_bit_for_bit(
@@ -350,54 +300,6 @@ def test_another_datasets_task_vector_is_trained_alike(debug_run: Path) -> None:
         record(debug_run / "path").artifacts["intervention"]
         == (with_vector.artifacts["intervention"])
     )
-
-
-@pytest.fixture
-def low(base: BaseModel) -> BaseModel:
-    return BaseModel.local("low", base.folder(), "bfloat16")
-
-
-def test_between_neighbors_in_bfloat16_there_is_the_middle(low: BaseModel, store: Store) -> None:
-    """A tuned model whose every weight is the next bfloat16 number."""
-    base_weights = weights_of(ModelState(low))
-    next_weights = {
-        name: (weight.view(torch.int16) + 1).view(torch.bfloat16)
-        for name, weight in base_weights.items()
-    }
-
-    def build(work: Path) -> None:
-        save_file(next_weights, work / "last.safetensors")
-
-    step = Step(store.artifact("tuned", version=1, config={}, inputs={}), build)
-    tuned = ModelState(low, TuningConfig("full"), step.ensure(), "last.safetensors")
-    for weight in (0.0, 0.25, 0.5, 1.0):
-        between = derived(InterventionConfig("interpolate", weight=weight), tuned, store)
-        for name, value in between.items():
-            b, t = base_weights[name].double().numpy(), next_weights[name].double().numpy()
-            np.testing.assert_allclose(value.double(), b + weight * (t - b), rtol=1e-6, atol=1e-9)
-    task_vector = InterventionConfig("task_vector", scale=0.5, path="elsewhere")
-    added = derived(task_vector, ModelState(low), store, tuned)
-    half = derived(InterventionConfig("interpolate", weight=0.5), tuned, store)
-    assert equal(added, half)
-    truncated = derived(InterventionConfig("truncate", rank=2), tuned, store)
-    for weights in (half, truncated):
-        assert {w.dtype for w in weights.values()} == {torch.float32}
-    stitched = derived(stitch(*ALL_PARTS), tuned, store)
-    assert equal(stitched, next_weights)
-    assert {w.dtype for w in stitched.values()} == {torch.bfloat16}
-
-
-@pytest.mark.parametrize("method", ["interpolate", "task_vector", "truncate", "stitch"])
-def test_the_id_has_the_dtype_where_weights_are_computed_in_another(
-    base: BaseModel, low: BaseModel, store: Store, method: str
-) -> None:
-    cfg = InterventionConfig(method, path="elsewhere" if method == "task_vector" else None)
-    configs = [
-        intervention_step(cfg, ModelState(model), None, store, no_op).artifact.recipe["config"]
-        for model in (base, low)
-    ]
-    assert configs[0] == cfg.id_config()
-    assert configs[1] == cfg.id_config() | ({} if method == "stitch" else {"dtype": "float32"})
 
 
 def test_a_tuned_model_without_adapters_is_not_loaded_to_derive_from_it(

@@ -74,10 +74,6 @@ ALLOWED = {
     "p2_late_stage": {"1e-3": "optimizer.lr"}
     | dict.fromkeys(("12", "25", "0.04"), "history of the run"),
     "stopping": {"4": "epochs"} | dict.fromkeys(("0.54", "0.03"), "history of the run"),
-    "static_bias": {"61": "texts of the record that differ from the base model's"},
-    "p2_ranks": dict.fromkeys(
-        ("13.7", "33.8"), "gen/base_rank_over_1 by gen/ends_in_loop of the record"
-    ),
     "p2_geometry": dict.fromkeys(
         (
             "0.989",

@@ -242,11 +242,11 @@ def test_runs_are_compared_in_the_order_of_the_pipeline(
     assert seeds["first difference"].detail.startswith("sequences: ")
 
 
-def test_artifacts_that_are_not_at_hand_are_named(finished: Path, run: Path) -> None:
+def test_artifacts_that_are_missing_from_a_store_are_named(finished: Path, run: Path) -> None:
     record = read_record(run / RECORD_FILE)
     checks = by_name(compare_runs(record, record, None, finished / "outputs/store"))
-    assert checks["other artifacts"].outcome == "not checked"
-    assert "documents" in checks["other artifacts"].detail
+    assert checks["missing artifacts"].outcome == "not checked"
+    assert "documents" in checks["missing artifacts"].detail
     assert checks["first difference"].detail == "none: bit-equal as far as compared"
 
 

@@ -1,7 +1,7 @@
 """How CUDA computes the train step: by deterministic kernels, and with TF32 products if configured.
 
 Both are switches of the whole process, and set for a train step only: decoding and evaluation run
-with torch's defaults. A CPU has neither switch. And in which dtype a device sums.
+with torch's defaults. A CPU has neither switch. Also the accumulation dtype of a device.
 """
 
 import os
