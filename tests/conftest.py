@@ -125,12 +125,18 @@ def no_test_changes_the_log_level() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that the workers end at about the same time."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    several, slow = (
+        {item.path for item in items if item.get_closest_marker(marker)}
+        for marker in ("distributed", "slow")
+    )
     commands = {item.path for item in items if "hyperfit" in vars(getattr(item, "module", item))}
     n_tests = Counter(item.path for item in items)
     items.sort(
-        key=lambda item: (item.path not in slow, item.path not in commands, -n_tests[item.path])
-    )
+        key=lambda item: (
+            item.path not in several, item.path not in slow, item.path not in commands,
+            -n_tests[item.path],
+        )
+    )  # fmt: skip
 
 
 def pytest_collection_finish() -> None:
