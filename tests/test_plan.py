@@ -55,6 +55,16 @@ def test_duration_follows_from_the_throughput_of_builds_of_similar_size(store: S
     assert predicted.seconds(step(store, "new", 2e3)) == pytest.approx(2.0)
 
 
+def test_builds_within_a_factor_of_100_count_where_none_is_more_similar(store: Store) -> None:
+    """5,000 optimizer steps are predicted from 80, not from a matrix product."""
+    build(store, "80 steps", 80e9, 10.0)
+    predicted = Throughput(store.folder, CPU)
+    assert predicted.seconds(step(store, "5,000 steps", 5e12)) == pytest.approx(625)
+    build(store, "800 steps", 800e9, 200.0)
+    predicted = Throughput(store.folder, CPU)
+    assert predicted.seconds(step(store, "5,000 steps", 5e12)) == pytest.approx(1250)
+
+
 def test_without_a_similar_build_duration_follows_from_a_matrix_product(store: Store) -> None:
     build(store, "small", 1e3, 1.0)
     predicted = Throughput(store.folder, CPU)

@@ -1,8 +1,9 @@
 """How fast artifacts are built: from what earlier builds took, else from a matrix product.
 
 Each manifest records the seconds of its build and the estimated FLOPs. The median throughput of the
-most recent builds of the same kind and a similar size predicts the next one; without any, the
-measured speed of a matrix product in the precision of the build and a typical utilization do.
+most recent builds of the same kind and a similar size predicts the next one, without any that of
+builds of a less similar size; without these too, the measured speed of a matrix product in the
+precision of the build and a typical utilization do.
 """
 
 import functools
@@ -26,8 +27,9 @@ from hyperfitting.store.manifest import MANIFEST
 
 _MAX_BUILDS = 12
 """Most recent builds of a kind that count."""
-_SIMILAR = 10.0
-"""Builds with up to this many times more or fewer FLOPs are comparable."""
+_SIMILAR = (10.0, 100.0)
+"""Builds with up to this many times more or fewer FLOPs are comparable; the second number counts where
+there are none of the first."""
 _UTILIZATION = {
     "tuned": 0.6,
     "validation": 0.6,
@@ -115,13 +117,14 @@ class Throughput:
         if step.flops is None:
             return _TYPICAL_SECONDS.get(kind, 0.0)
         flops = step.flops()
-        speeds = [
-            built / seconds
-            for built, seconds in self._recorded(kind)
-            if flops / _SIMILAR <= built <= flops * _SIMILAR
-        ]
-        if speeds:
-            return flops / statistics.median(speeds[:_MAX_BUILDS])
+        for ratio in _SIMILAR:
+            speeds = [
+                built / seconds
+                for built, seconds in self._recorded(kind)
+                if flops / ratio <= built <= flops * ratio
+            ]
+            if speeds:
+                return flops / statistics.median(speeds[:_MAX_BUILDS])
         utilization = _UTILIZATION.get(kind, _DEFAULT_UTILIZATION)
         devices = self._spec.count if kind in _DISTRIBUTED else 1
         return flops / (utilization * self.matmul_flops_per_second(kind) * devices)
