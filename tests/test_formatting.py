@@ -24,6 +24,12 @@ def test_an_estimate_is_its_mean_and_its_interval_if_it_has_one() -> None:
         assert estimate(difference, form, signed=True) == "+0.25 [-0.50, +1.00]"
 
 
+def test_a_number_that_rounds_to_zero_has_no_minus() -> None:
+    value = Estimate(0.0, (-0.0004, 0.0004), 20)
+    assert estimate(value, "{:.3f}") == "0.000 [0.000, 0.000]"
+    assert estimate(value, "{:+.3f}") == "+0.000 [+0.000, +0.000]"
+
+
 @pytest.mark.parametrize(
     ("p", "text"),
     [(None, ""), (0.0001, "<0.001"), (0.001, "0.001"), (0.0124, "0.012"), (1, "1.000")],

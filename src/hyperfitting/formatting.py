@@ -1,5 +1,6 @@
 """How numbers, times, texts and errors are written for people."""
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ def estimate(value: Estimate | None, format: str, signed: bool = False) -> str:
         return ""
     if signed:
         format = format.replace(":+", ":").replace(":", ":+")
+    format = re.sub(r":(\+?)", r":\1z", format)  # z: no negative zero
     mean = format.format(value.mean)
     if value.ci95 is None:
         return mean
