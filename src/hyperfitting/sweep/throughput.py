@@ -28,8 +28,8 @@ from hyperfitting.store.manifest import MANIFEST
 _MAX_BUILDS = 12
 """Most recent builds of a kind that count."""
 _SIMILAR = (10.0, 100.0)
-"""Builds with up to this many times more or fewer FLOPs are comparable; the second number counts where
-there are none of the first."""
+"""Builds with up to this many times more or fewer FLOPs are comparable; the second number counts
+where there are none of the first."""
 _UTILIZATION = {
     "tuned": 0.6,
     "validation": 0.6,
