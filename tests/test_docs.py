@@ -1,13 +1,16 @@
 """The generated documentation is that of the code."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.record.schema import Record
-from hyperfitting.reporting.docs import PAGES, metrics_page, results_page
+from hyperfitting.reporting.docs import PAGES, config_page, metrics_page, results_page
+from tests.conftest import Compose
 from tests.records import ttr_record
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -25,6 +28,21 @@ def test_every_metric_and_every_field_of_a_record_is_described() -> None:
         assert field.description
         assert f"| `{name}` |" in results_page()
     assert "|  |\n" not in results_page()  # no field without a description
+
+
+def test_every_config_field_is_described(compose: Compose) -> None:
+    sections = {part.split("\n", 1)[0]: part for part in config_page().split("\n## ")}
+    free = ("optimizer", "architecture", "datasets")  # mappings of any keys
+
+    def check(values: dict[str, Any], title: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict) and name not in free:
+                check(value, f"`{name}`" if title == "Top level" else f"{title[:-1]}.{name}`")
+            else:
+                assert f"| `{name}` |" in sections[title]
+
+    check(dataclasses.asdict(compose("preset=images")), "Top level")  # with `model.pretraining`
+    assert "|  |\n" not in config_page()  # no field without a description
 
 
 def test_the_schema_accepts_a_record_and_refuses_a_missing_field() -> None:

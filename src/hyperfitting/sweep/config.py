@@ -23,7 +23,7 @@ class HydraSetup:
 
 @dataclass
 class SweeperConfig:
-    """`hydra.sweeper`: which runs a sweep consists of."""
+    """Which runs a sweep consists of."""
 
     _target_: str = "hydra_plugins.hyperfitting_sweeper.HyperfittingSweeper"
     name: str | None = None
@@ -50,7 +50,7 @@ class SweeperConfig:
 
 @dataclass
 class WorkersConfig:
-    """`hydra.launcher`: worker processes on this machine."""
+    """Worker processes on this machine."""
 
     _target_: str = "hydra_plugins.hyperfitting_sweeper.WorkersLauncher"
     workers: int = 1
@@ -59,7 +59,7 @@ class WorkersConfig:
 
 @dataclass
 class SlurmConfig:
-    """`hydra.launcher`: one SLURM job per run, through submitit. Needs hyperfitting[clusters].
+    """One SLURM job per run, through submitit. Needs hyperfitting[clusters].
 
     The sweep's folder and the store must be on a file system that all nodes share. A job that is
     preempted or times out writes a checkpoint, is requeued, and resumes. Fields have submitit's
@@ -93,7 +93,7 @@ class SlurmConfig:
 
 @dataclass
 class RayConfig:
-    """`hydra.launcher`: one Ray task per run. Needs hyperfitting[clusters].
+    """One Ray task per run. Needs hyperfitting[clusters].
 
     The sweep's folder and the store must be on a file system that all nodes share. Fields have
     Ray's names.
