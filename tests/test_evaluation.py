@@ -179,7 +179,7 @@ def test_every_number_is_what_transformers_gives_on_the_same_texts(
     np.testing.assert_allclose(comparison.reference.values["gen/base_loss"], loss.mean(1), **near)
 
 
-def test_validation_is_that_of_the_authors_skeleton(compose: Compose, base: BaseModel) -> None:
+def test_validation_is_that_of_the_authors_code(compose: Compose, base: BaseModel) -> None:
     """Mean loss and entropy over held-out sequences; TTR over the last tokens of a greedy text."""
     cfg = compose("preset=debug")
     cfg.trainer.val_prompts, cfg.trainer.val_prompt_len = 4, 8

@@ -21,7 +21,7 @@ from tests.images import DIGITS, SMALL, digits, imagegpt
 __all__ = ["digits", "imagegpt"]
 
 
-def test_the_skeletons_validation_is_a_config(compose: Compose) -> None:
+def test_the_authors_published_validation_is_a_config(compose: Compose) -> None:
     cfg = compose(
         "preset=images_paper", "dataset.image.prepend_sos=false", "evaluation.context_len=32",
         "trainer.val_prompt_len=32", "model=local", "model.path=.",

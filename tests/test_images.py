@@ -133,7 +133,7 @@ def test_the_palette_is_the_colors_that_occur_or_clusters_of_them() -> None:
         palette(pixels, 18, 0)
 
 
-def test_the_skeletons_validation_continues_the_first_pixels_of_whole_images(
+def test_the_authors_published_validation_continues_the_first_pixels_of_whole_images(
     compose: Compose, imagegpt: BaseModel, store: Store
 ) -> None:
     cfg = compose(

@@ -10,6 +10,7 @@ from hyperfitting.record.files import write_record
 from hyperfitting.record.schema import NextTokens
 from hyperfitting.reporting import figures
 from hyperfitting.reporting.figures.layers import key_labels
+from hyperfitting.reporting.figures.style import NoDataError
 from hyperfitting.reporting.next_tokens import changed_positions
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.spec import parse_report
@@ -117,6 +118,29 @@ def test_agreement_is_the_share_of_equal_top1_tokens(tmp_path: Path) -> None:
     spec = parse_report({"figures": {"f": FIGURES["agreement"]}}).figures["f"]
     figure = figures.draw(load_sweep(folder), spec)
     assert [text.get_text() for text in figure.axes[0].texts] == ["100.0", "66.7", "66.7", "100.0"]
+
+
+def test_a_text_is_counted_within_its_dataset(tmp_path: Path) -> None:
+    record = ttr_record([0.1, 0.2, 0.4], 0.5)
+    samples = [
+        sample.model_copy(
+            update={"dataset": dataset, "context": sample.context.model_copy(update={"text": text})}
+        )
+        for sample, dataset, text in zip(
+            record.samples, "abb", ("one", "two", "three"), strict=True
+        )
+    ]
+    record = record.model_copy(update={"samples": samples})
+    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record})
+
+    def context(**fields: Any) -> str:
+        spec = parse_report({"figures": {"f": FIGURES["text"] | fields}}).figures["f"]
+        return figures.draw(load_sweep(folder), spec).axes[0].texts[0].get_text()
+
+    assert context(number=2) == "three"
+    assert context(dataset="b", number=0) == "two"
+    with pytest.raises(NoDataError, match="no run has a text number 1 of a"):
+        context(dataset="a", number=1)
 
 
 def test_a_figure_without_data_has_a_reason(tmp_path: Path) -> None:

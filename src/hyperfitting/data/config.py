@@ -19,8 +19,8 @@ class ImageConfig:
     column: str = setting("image", enters="images")
     """Hub: column that holds the image."""
     prepend_sos: bool = setting(True, enters="sequences")
-    """Begin each image with SOS, as in ImageGPT's pre-training. Without it, as in the published
-    skeleton, each pixel stands one position earlier than in pre-training."""
+    """Begin each image with SOS, as in ImageGPT's pre-training. Without it, as in the authors'
+    published code, each pixel stands one position earlier than in pre-training."""
 
     @property
     def n_pixels(self) -> int:

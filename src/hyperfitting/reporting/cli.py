@@ -10,7 +10,7 @@ from hyperfitting.reporting import claims
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.sweep_records import load_sweep
 
-_DOCS = Path("docs")
+_REPORTS = Path("outputs/reports")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,7 +45,10 @@ def _parser() -> argparse.ArgumentParser:
         help="sweeps, or folders of sweeps (default: outputs/sweeps)",
     )
     ledger.add_argument(
-        "--to", type=Path, default=_DOCS, help="folder of claims.md and claims.json (%(default)s)"
+        "--to",
+        type=Path,
+        default=_REPORTS,
+        help="folder of claims.md and claims.json, such as docs (default: %(default)s)",
     )
     ledger.set_defaults(run=_claims)
     return parser

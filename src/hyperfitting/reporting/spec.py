@@ -249,8 +249,10 @@ class TextSpec(_Figure):
     kind: Literal["text"]
     rows: str
     """Axis."""
+    dataset: str | None = None
+    """Evaluation dataset; none: all."""
     number: int = Field(0, ge=0)
-    """Index of the evaluation text."""
+    """Index of the evaluation text within the dataset."""
     width: int = Field(92, ge=20)
     """Characters of a line."""
 

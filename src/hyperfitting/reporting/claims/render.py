@@ -39,8 +39,8 @@ one experiment the newest complete one counts, by the time in its records.
 - **not reproduced**: none lies there.
 - **implied**: they lie there, but by construction, or as the numbers of another claim: no evidence
   of its own, and not among the tested ones.
-- **not tested**: no number here, or one of another model than the claim is about; such a number is
-  shown, but decides nothing.
+- **not tested**: no number here, or one of another model than the claim is about ("another model");
+  such a number is shown, but decides nothing.
 
 With {MIN_SEEDS} seeds or more that differ, intervals are Student's t over seeds (other training
 sequences in another order), differences paired by seed; else bootstraps over texts, paired by
@@ -163,7 +163,7 @@ def _ours(outcome: Outcome, links: set[str]) -> str:
 
 def _verdict(outcome: Outcome) -> str:
     if outcome.verdict == "not tested":
-        return "(not decided)" if outcome.evidence else "not tested"
+        return "not tested (another model)" if outcome.evidence else "not tested"
     return "<br>".join([f"**{outcome.verdict}**", *_remarks(outcome)])
 
 

@@ -32,13 +32,14 @@ class Segment:
 
 def text(sweep: SweepRecords, spec: TextSpec) -> Figure:
     """Draw one continuation of each label of an axis, darker where it repeats itself (Figure 1)."""
-    samples = {
-        label: record.samples[spec.number]
-        for label, [(_, record), *_] in grouped(sweep, spec.rows)
-        if spec.number < len(record.samples)
-    }
+    samples = {}
+    for label, [(_, record), *_] in grouped(sweep, spec.rows):
+        texts = [text for text in record.samples if spec.dataset in (None, text.dataset)]
+        if spec.number < len(texts):
+            samples[label] = texts[spec.number]
     if not samples:
-        raise NoDataError(f"no run has a text number {spec.number}")
+        where = f" of {spec.dataset}" if spec.dataset else ""
+        raise NoDataError(f"no run has a text number {spec.number}{where}")
     blocks = {label: wrap(sample.tuned, spec.width) for label, sample in samples.items()}
     context = textwrap.wrap(printable_line(next(iter(samples.values())).context.text), spec.width)
     n_lines = len(context) + 1 + sum(len(block) + 2 for block in blocks.values())
