@@ -336,7 +336,7 @@ def test_a_sweep_of_other_code_begins_anew_beside_it(finished: Path, tmp_path: P
 
 
 @pytest.mark.exhaustive
-def test_a_run_made_anew_is_bit_equal(run: Path, tmp_path: Path) -> None:
+def test_a_rerun_is_bit_equal(run: Path, tmp_path: Path) -> None:
     for _ in range(2):  # the second time everything is there already
         checks = by_name(check_again(run, work=tmp_path / "work"))
         assert failed(checks.values()) == set()
@@ -345,7 +345,7 @@ def test_a_run_made_anew_is_bit_equal(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_weights_of_another_run_are_found_by_making_the_run_anew(
+def test_weights_of_another_run_are_found_by_rerunning(
     finished: Path, sweep: Path, tmp_path: Path
 ) -> None:
     """And by nothing else: docs/verify.md says so."""
@@ -393,5 +393,5 @@ def test_what_is_no_fraction_must_be_equal(old: Any, new: Any, first: str) -> No
 
 def test_again_is_of_one_run(sweep: Path) -> None:
     arguments = argparse.Namespace(result=sweep, again=True, json=False, store=None)
-    with pytest.raises(UserError, match="makes one run anew, and this has 2"):
+    with pytest.raises(UserError, match="reruns one run, and this has 2"):
         cli.verify(arguments)

@@ -1,1 +1,1 @@
-"""`hyperfit-verify`: checks a result without trusting it, and makes it anew."""
+"""`hyperfit-verify`: checks a result without trusting it, and reruns it."""

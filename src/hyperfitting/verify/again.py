@@ -1,4 +1,4 @@
-"""A run made anew from its recorded config, in a store of its own, and compared with the first."""
+"""A rerun from a recorded config, in a store of its own, and compared with the original."""
 
 import dataclasses
 import os
@@ -43,7 +43,7 @@ def check_again(
     store: Path | None = None,
     console: Console | None = None,
 ) -> Iterator[Check]:
-    """Make a run anew and yield how it compares, in the order of the pipeline.
+    """Rerun a config and yield how it compares, in the order of the pipeline.
 
     Neither the run's folder nor its store is written to.
 
@@ -64,10 +64,10 @@ def check_again(
     interpreter = _interpreter(python)
     with _work_folder(work) as here:
         out_dir = here / "run"
-        status = _run_anew(config, here, interpreter, console)
+        status = _rerun(config, here, interpreter, console)
         if status or not (out_dir / RECORD_FILE).is_file():
             detail = f"the new run ended with status {status}"
-            yield Check("made anew", "not checked", detail + " (--work DIR keeps its log)")
+            yield Check("rerun", "not checked", detail + " (--work DIR keeps its log)")
             return
         new = read_record(out_dir / RECORD_FILE)
         yield from compare_runs(record, new, store or recorded_store(record), here / "store")
@@ -87,7 +87,7 @@ def new_config(config: RunConfig, work: Path) -> dict[str, Any]:
     return dataclasses.asdict(changed)
 
 
-def _run_anew(config: RunConfig, work: Path, python: str, console: Console | None) -> int:
+def _rerun(config: RunConfig, work: Path, python: str, console: Console | None) -> int:
     """Run `hyperfit` with the whole config in another process; return its exit status."""
     configs = work / "config"
     make_folder(configs, "--work", "another --work DIR")

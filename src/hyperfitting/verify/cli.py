@@ -1,4 +1,4 @@
-"""`hyperfit-verify`: checks results without trusting them, and with `--again` makes one anew."""
+"""`hyperfit-verify`: checks results without trusting them, and with `--again` reruns one."""
 
 import argparse
 import itertools
@@ -25,7 +25,7 @@ def verify(arguments: argparse.Namespace) -> int:
     """Check results, print a table for each run (or JSON), and return the exit status.
 
     Raises:
-        UserError: there is no result, or it cannot be made anew.
+        UserError: there is no result, or it cannot be rerun.
     """
     from hyperfitting.formatting import make_console
     from hyperfitting.verify.check import exit_code
@@ -35,7 +35,7 @@ def verify(arguments: argparse.Namespace) -> int:
     folders = run_folders(target)
     if arguments.again and len(folders) != 1:
         raise UserError(
-            f"--again makes one run anew, and this has {len(folders)}",
+            f"--again reruns one run, and this has {len(folders)}",
             field="RESULT",
             value=target,
             hint=f"one of them, such as {folders[0]}",
@@ -60,7 +60,7 @@ def verify(arguments: argparse.Namespace) -> int:
 def _groups(
     arguments: argparse.Namespace, folders: Sequence[Path], console: "Console"
 ) -> Iterator[tuple[str, Iterable["Check"]]]:
-    """Yield the checks of each run, of the one made anew, and of the result as a whole."""
+    """Yield the checks of each run, of its rerun, and of the result as a whole."""
     from hyperfitting.verify.again import check_again
     from hyperfitting.verify.run_checks import check_run
     from hyperfitting.verify.sweep_checks import check_contributors, check_sweep
@@ -70,7 +70,7 @@ def _groups(
     if arguments.again:
         progress = None if arguments.json else console
         yield (
-            f"{folders[0]}, made anew",
+            f"{folders[0]}, rerun",
             check_again(folders[0], arguments.python, arguments.work, arguments.store, progress),
         )
     target: Path = arguments.result
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", type=Path, help="the run's artifacts (default: as recorded)")
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.add_argument(
-        "--again", action="store_true", help="make the run anew and compare every artifact"
+        "--again", action="store_true", help="rerun it and compare every artifact"
     )
     parser.add_argument(
         "--python",
