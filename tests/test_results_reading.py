@@ -47,7 +47,9 @@ ALLOWED = {
         "0.12": "history of the runs",
     },
     "figure7": dict.fromkeys(("36", "33", "25", "42"), "figure7.svg"),
-    "figure9": {"27": "figure9.svg", "20": "figure9.svg"},
+    "figure9": dict.fromkeys(
+        ("26", "23", "29", "20", "19", "14", "25"), "figure9.svg, per_step of the records"
+    ),
     "p2_controls": {
         "0.72": "T*, a note of the record",
         "1.34": "T*, a note of the record",

@@ -115,9 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--store", type=Path, help="the run's artifacts (default: as recorded)")
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
-    parser.add_argument(
-        "--again", action="store_true", help="rerun it and compare every artifact"
-    )
+    parser.add_argument("--again", action="store_true", help="rerun it and compare every artifact")
     parser.add_argument(
         "--python",
         type=Path,
