@@ -98,7 +98,7 @@ class Tracker:
     def log_report(self, sweep: SweepRecords, folder: Path) -> None:
         """Log a sweep's report: contexts with the texts of all runs, figures, and its folder."""
         self._do(_check_server)
-        self._do(lambda run: run.log(payload.report_media(sweep, folder), step=0))
+        self._do(lambda run: run.log(payload.report_media(sweep, folder)))
         self._do(lambda run: run.log_artifact(create_artifact(run, "report", [folder])))
 
     def close(self, exit_code: int) -> None:
