@@ -74,7 +74,7 @@ def _parse_axis(name: str, options: Any) -> Axis:
     if not options:
         raise UserError("an axis without options", field=at, value=options, hint="[0, 1, 2]")
     if not isinstance(options, Mapping):
-        return _value_axis(name, options)
+        return _value_axis(name, options, name)
     parsed = {}
     for label, overrides in options.items():
         if isinstance(overrides, str) or not all(isinstance(o, str) for o in overrides or ()):
@@ -88,9 +88,9 @@ def _parse_axis(name: str, options: Any) -> Axis:
     return Axis(name, parsed, explicit=True)
 
 
-def _value_axis(key: str, values: Iterable[Any]) -> Axis:
-    """Return the axis of a config field's values."""
-    return Axis(key, {str(value): (f"{key}={value}",) for value in values}, explicit=False)
+def _value_axis(name: str, values: Iterable[Any], key: str) -> Axis:
+    """Return the axis of a config field's values. ``key``: the field, with `+` or `++` if given."""
+    return Axis(name, {str(value): (f"{key}={value}",) for value in values}, explicit=False)
 
 
 def command_overrides(sweeper: SweeperConfig, arguments: Sequence[str]) -> list[str]:
@@ -145,10 +145,11 @@ def expand_runs(
     common: list[Override] = []
     axis_of = {axis.name: axis for axis in axes}
     for override in parser.parse_overrides(list(command_overrides)):
-        key = override.get_key_element()
+        key = _key(override)
         _refuse_axis_override(key, override, axis_of.values(), parser)
         if override.is_sweep_override():
-            axis_of[key] = _value_axis(key, override.sweep_string_iterator())
+            values = override.sweep_string_iterator()
+            axis_of[key] = _value_axis(key, values, override.get_key_element())
             continue
         axis_of.pop(key, None)
         common.append(override)
@@ -163,6 +164,12 @@ def expand_runs(
     return _with_distinct_names(runs)
 
 
+def _key(override: Override) -> str:
+    """Return the field or group that an override is of, without `+`, `++` or `~`."""
+    package = "" if override.package is None else f"@{override.package}"
+    return f"{override.key_or_group}{package}"
+
+
 def _by_key(overrides: Sequence[Override]) -> dict[str, str]:
     """Return the last override of each key: Hydra refuses a group that is given twice."""
     return {override.get_key_element(): str(override.input_line) for override in overrides}
@@ -175,7 +182,7 @@ def _refuse_axis_override(
         if not axis.explicit:
             continue
         for label, option in axis.options.items():
-            if key in _by_key(parser.parse_overrides(list(option))):
+            if key in map(_key, parser.parse_overrides(list(option))):
                 raise UserError(
                     f"the experiment sets this: its axis '{axis.name}' varies it "
                     f"(option '{label}')",
