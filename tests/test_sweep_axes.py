@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hyperfitting.errors import UserError
@@ -61,11 +61,37 @@ def test_what_an_axis_sets_cannot_be_overridden(prefix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "field"), [({"model": {"a": "tuning=none"}}, "model.a"), ({"seed": []}, "axes.seed")]
+    ("axes", "field"),
+    [
+        ({"model": {"a": "tuning=none"}}, "model.a"),
+        ({"model": {"a": 5}}, "model.a"),
+        ({"model": {"a": {"tuning": "none"}}}, "model.a"),
+        ({"seed": []}, "axes.seed"),
+        ({"seed": None}, "axes.seed"),
+        ({"seed": 0}, "axes.seed=0: is neither"),
+        ({"seed": "0,1"}, "axes.seed=0,1: is neither"),
+    ],
 )
 def test_an_invalid_axis_is_refused_with_its_name(axes: dict[str, Any], field: str) -> None:
     with pytest.raises(UserError, match=field):
         expand(axes)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=20)
+@given(values)
+@example([None, "null", "0,1", "a b", "[x]", ""])
+def test_hydra_reads_the_value_that_the_axis_has(value: Any) -> None:
+    (run,) = expand({"key": [value]})
+    (override,) = PARSER.parse_overrides(list(run.overrides))
+    assert override.value() == value
+    assert type(override.value()) is type(value)
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=150), st.just([]), min_size=1, max_size=12))

@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import Override
 
 from hyperfitting.config import DEFAULT_SCALE, RunConfig
 from hyperfitting.errors import UserError, no_such
+from hyperfitting.failures import quote
 from hyperfitting.fields import changes_results
 from hyperfitting.store.hashing import digest
 from hyperfitting.sweep.config import SweeperConfig
@@ -71,13 +72,22 @@ def parse_axes(axes: Mapping[str, Any]) -> list[Axis]:
 
 def _parse_axis(name: str, options: Any) -> Axis:
     at = f"hydra.sweeper.axes.{name}"
+    if options is not None and not isinstance(options, list | tuple | Mapping):
+        raise UserError(
+            "is neither a list of values nor options with their overrides",
+            field=at,
+            value=options,
+            hint="[0, 1, 2]",
+        )
     if not options:
         raise UserError("an axis without options", field=at, value=options, hint="[0, 1, 2]")
     if not isinstance(options, Mapping):
-        return _value_axis(name, options, name)
+        texts = {_label(value): (f"{name}={_override_text(value)}",) for value in options}
+        return Axis(name, texts, explicit=False)
     parsed = {}
     for label, overrides in options.items():
-        if isinstance(overrides, str) or not all(isinstance(o, str) for o in overrides or ()):
+        is_list = overrides is None or isinstance(overrides, list | tuple)
+        if not is_list or not all(isinstance(override, str) for override in overrides or ()):
             raise UserError(
                 "is not a list of overrides",
                 field=f"{at}.{label}",
@@ -88,9 +98,17 @@ def _parse_axis(name: str, options: Any) -> Axis:
     return Axis(name, parsed, explicit=True)
 
 
-def _value_axis(name: str, values: Iterable[Any], key: str) -> Axis:
-    """Return the axis of a config field's values. ``key``: the field, with `+` or `++` if given."""
-    return Axis(name, {str(value): (f"{key}={value}",) for value in values}, explicit=False)
+def _label(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _override_text(value: Any) -> str:
+    """Return a value of YAML in Hydra's grammar of overrides."""
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_override_text, value))}]"
+    return _label(value)
 
 
 def command_overrides(sweeper: SweeperConfig, arguments: Sequence[str]) -> list[str]:
@@ -148,8 +166,9 @@ def expand_runs(
         key = _key(override)
         _refuse_axis_override(key, override, axis_of.values(), parser)
         if override.is_sweep_override():
-            values = override.sweep_string_iterator()
-            axis_of[key] = _value_axis(key, values, override.get_key_element())
+            given = override.get_key_element()
+            options = {text: (f"{given}={text}",) for text in override.sweep_string_iterator()}
+            axis_of[key] = Axis(key, options, explicit=False)
             continue
         axis_of.pop(key, None)
         common.append(override)
