@@ -204,7 +204,7 @@ def _should_requeue(signum: int) -> bool:
     from submitit import JobEnvironment
 
     states = _squeue("--jobs", JobEnvironment().job_id, "--format=%T")
-    return bool(states) and "COMPLETING" not in states
+    return bool(states and "COMPLETING" not in states)
 
 
 def _squeue(*options: str) -> set[str] | None:
