@@ -7,13 +7,16 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hyperfitting.errors import UserError
+from hyperfitting.runtime import preemption
 from hyperfitting.sweep import clusters
-from hyperfitting.sweep.config import RayConfig, SlurmConfig
+from hyperfitting.sweep.config import HydraSetup, RayConfig, SlurmConfig
 from hyperfitting.sweep.state import RunFolder
 from tests.cli import Fork, below, hyperfit, start
 from tests.conftest import sweep_numbers
@@ -33,6 +36,11 @@ ENGINES = {
     ],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }  # fmt: skip
+# SIGUSR2 is SLURM's warning before the time limit. Outside SLURM SIGTERM does not requeue: the job
+# ends, and the sweep submits it again.
+SIGNALS = {"slurm": (signal.SIGTERM, signal.SIGUSR2), REAL_SLURM: (signal.SIGTERM, signal.SIGUSR2)}
+NO_HYDRA: Any = (None, None, None)
+N_REQUEUED = {"slurm": 1, REAL_SLURM: 2}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def wait_for_training(process: Fork, folder: Path, excluded_pid: int = 0) -> int:
+def wait_for_training(process: Fork, folder: Path, excluded_pids: Sequence[int]) -> int:
     """Wait until a run trains and there is a checkpoint; return the pid of the run."""
 
     def training() -> list[int]:
@@ -55,7 +63,8 @@ def wait_for_training(process: Fork, folder: Path, excluded_pid: int = 0) -> int
         return [
             status.pid
             for status in statuses
-            if (status.kind, status.task) == ("running", "training") and status.pid != excluded_pid
+            if (status.kind, status.task) == ("running", "training")
+            and status.pid not in excluded_pids
         ]
 
     pids: list[int] = []
@@ -79,17 +88,57 @@ def test_a_sweep_survives_a_job_that_is_preempted_and_one_that_is_killed(
     overrides = ENGINES[engine]
     # Ray has its workers run at niceness 15, behind all other tests
     process = start(tmp_path, *FOUR, *overrides, RAY_worker_niceness="0")
-    preempted = wait_for_training(process, tmp_path)
-    os.kill(preempted, signal.SIGTERM)
-    os.kill(wait_for_training(process, tmp_path, excluded_pid=preempted), signal.SIGKILL)
+    signaled: list[int] = []
+    for signum in (*SIGNALS.get(engine, (signal.SIGTERM,)), signal.SIGKILL):
+        signaled.append(wait_for_training(process, tmp_path, signaled))
+        os.kill(signaled[-1], signum)
     stdout, stderr = process.communicate(timeout=600)
     assert process.wait() == 0, stderr
     assert stdout.count(" finished in ") == 4
     assert sweep_numbers(tmp_path / "sweep") == sweep_numbers(undisturbed / "sweep")
-    if "hydra/launcher=slurm" in overrides:
+    if engine in N_REQUEUED:
         log_dir = tmp_path / "sweep" / clusters.LOG_DIR
         logs = [path.read_text() for path in (*below(log_dir, "*.err"), *below(log_dir, "*.out"))]
-        assert sum("Requeued job" in log for log in logs) == 1
+        assert sum("Requeued job" in log for log in logs) == N_REQUEUED[engine]
+
+
+@pytest.mark.parametrize(
+    ("signum", "executor", "state", "expected"),
+    [
+        (signal.SIGUSR2, "local", "", True),  # the time limit
+        (signal.SIGTERM, "local", "", False),
+        (signal.SIGTERM, "slurm", "RUNNING", True),  # preemption with a grace time
+        (signal.SIGTERM, "slurm", "COMPLETING", False),  # `scancel`
+        (signal.SIGTERM, "slurm", "", False),  # it has left the queue
+    ],
+)
+def test_a_job_is_requeued_unless_it_was_canceled(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signum: signal.Signals,
+    executor: str,
+    state: str,
+    expected: bool,
+) -> None:
+    squeue = tmp_path / "squeue"  # in place of SLURM's
+    squeue.write_text(
+        f'#!/bin/sh\n[ "$*" = "--noheader --jobs 7_3 --format=%T" ] && echo {state}\n'
+    )
+    squeue.chmod(0o755)
+    variables = {"SUBMITIT_EXECUTOR": executor, "SLURM_ARRAY_JOB_ID": "7", "PATH": str(tmp_path)}
+    for name, value in (variables | {"SLURM_ARRAY_TASK_ID": "3"}).items():
+        monkeypatch.setenv(name, value)
+
+    def preempted(*_: object) -> None:
+        raise preemption.Preempted(signum)
+
+    requeued: list[int] = []
+    monkeypatch.setattr(clusters, "execute_job", preempted)
+    monkeypatch.setattr(preemption, "forward_signal", lambda _: requeued.append(signum))
+    monkeypatch.setattr(preemption, "install_handlers", dict)
+    with pytest.raises(RuntimeError, match=signum.name):
+        clusters.Job(HydraSetup(*NO_HYDRA), 0, [])()
+    assert requeued == [signum] * expected
 
 
 @pytest.mark.parametrize(

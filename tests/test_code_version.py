@@ -20,6 +20,7 @@ from hyperfitting.runtime.code_version import (
 )
 from hyperfitting.sweep.code_pin import check_pin, pinned_folder
 from hyperfitting.sweep.spec import SPEC_FILE
+from hyperfitting.sweep.state import RunFolder
 from tests.records import ttr_record, write_sweep
 
 OTHER = CodeVersion(package="0", digest="f" * 16, git=None)
@@ -128,6 +129,9 @@ def test_runs_of_other_code_are_kept_apart(
     assert pinned_folder(tmp_path / "new", "keep_apart", console) == tmp_path / "new"
     shutil.rmtree(other / "tuned_0")
     assert pinned_folder(other, "keep_apart", console) == other  # nothing to keep apart
+    with RunFolder(other / "tuned_1").lock():
+        assert pinned_folder(other, "keep_apart", console) == tmp_path / f"other_{digest[:8]}"
+    assert pinned_folder(other, "keep_apart", console) == other
     with pytest.raises(UserError, match="keep_apart, continue"):
         pinned_folder(same, "mix", console)
     check_pin(same)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,18 +66,31 @@ def test_a_training_preempted_at_any_step_resumes_to_the_same_bits(
 
 
 @pytest.mark.usefixtures("signals")
-def test_outside_training_a_signal_interrupts_at_once_and_so_does_a_second_one() -> None:
+def test_outside_training_a_signal_interrupts_at_once_and_so_does_a_second_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preemption, "_REQUEST_SECONDS", 0.05)
     with pytest.raises(preemption.Preempted, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+    time.sleep(0.06)
     with preemption.defer_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         assert preemption.requested_signal() == signal.SIGTERM
         with pytest.raises(preemption.Preempted):
             preemption.raise_if_requested()
+        time.sleep(0.06)
         with pytest.raises(preemption.Preempted):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_signal_from_the_process_group_and_again_from_the_parent_is_one_request() -> None:
+    with preemption.defer_signals():
+        for signum in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), signum)
+        assert preemption.requested_signal() == signal.SIGUSR1
 
 
 LONG = ["preset=debug", "trainer.epochs=20", "trainer.eval_every_epochs=20", "hydra.run.dir=run"]
@@ -101,11 +115,14 @@ def test_the_command_reports_the_signal_and_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_preempted_sweep_has_its_runs_write_checkpoints_and_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_preempted_sweep_has_its_runs_write_checkpoints_and_resumes(
+    tmp_path: Path, send: Callable[[int, int], None]
+) -> None:
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     process = start_training(cut, *SWEEP, "hydra.launcher.workers=2")
     workers = psutil.Process(process.pid).children()
-    process.send_signal(signal.SIGTERM)
+    send(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.wait() == 128 + signal.SIGTERM
     assert "received SIGTERM" in stderr and "Traceback" not in stderr

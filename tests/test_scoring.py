@@ -210,6 +210,11 @@ def test_a_record_holds_the_comparison_and_is_read_back_as_written(
     unbuilt = store.artifact("tuned", version=1, config={}, inputs={})
     with documents.building():
         pass
+    resumed = store.artifact("resumed", version=1, config={}, inputs={})
+    with pytest.raises(KeyError), resumed.building():
+        raise KeyError
+    with resumed.building():
+        pass
     result = RunResult(
         mechanism=None,
         image=None,
@@ -221,7 +226,7 @@ def test_a_record_holds_the_comparison_and_is_read_back_as_written(
         next_tokens={},
         model=ModelInfo(name="m", id="0", location="here"),
         split_sizes=SplitSizes(9, 8, 7, 2, 1, 5, 1),
-        artifacts={"documents": documents, "tuned": unbuilt},
+        artifacts={"documents": documents, "tuned": unbuilt, "resumed": resumed},
         notes=["of the data"],
         seconds=1.234,
         device="cpu",

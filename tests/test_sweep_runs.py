@@ -1,11 +1,9 @@
 """The runs that a sweep expands to, its description in sweep.json, and the state of a run."""
 
 import json
-import re
 import subprocess
 import sys
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +11,6 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hypothesis import given
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from hyperfitting.config import conf_dir
@@ -26,8 +22,6 @@ from hyperfitting.sweep.runs import (
     SweepRun,
     choose_scale,
     command_runs,
-    expand_runs,
-    parse_axes,
     sweep_name,
 )
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec, write_sweep_spec
@@ -37,62 +31,6 @@ from tests.conftest import Compose
 
 PARSER = OverridesParser.create()
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
-
-
-def expand(
-    axes: dict[str, Any], *command: str, base_overrides: tuple[str, ...] = ()
-) -> list[SweepRun]:
-    return expand_runs(base_overrides, parse_axes(axes), command, PARSER)
-
-
-def test_axes_form_a_product_and_names_are_built_from_the_labels() -> None:
-    runs = expand(
-        {"model": {"base, greedy": ["tuning=none"], "tuned": []}, "seed": [0, 1]},
-        "trainer.epochs=3",
-        base_overrides=("preset=debug", "trainer.epochs=2"),
-    )
-    assert [run.name for run in runs] == [
-        "base-greedy_seed=0", "base-greedy_seed=1", "tuned_seed=0", "tuned_seed=1",
-    ]  # fmt: skip
-    # the command's override replaces the experiment's, and those of the axes come last
-    assert runs[0].overrides == ("preset=debug", "trainer.epochs=3", "tuning=none", "seed=0")
-    assert runs[3].labels == {"model": "tuned", "seed": "1"}
-
-
-def test_several_values_in_the_command_are_an_axis_and_replace_the_experiments() -> None:
-    runs = expand({"seed": [0, 1]}, "seed=5,6,7", "tuning=full,none")
-    assert [run.labels for run in runs] == [
-        {"seed": seed, "tuning": tuning} for seed, tuning in product("567", ("full", "none"))
-    ]
-    assert [run.name for run in expand({"seed": [0, 1]}, "seed=5")] == ["only"]
-
-
-def test_what_an_axis_sets_cannot_be_overridden() -> None:
-    with pytest.raises(UserError, match="axis 'model' varies") as raised:
-        expand({"model": {"base": ["tuning=none"]}}, "tuning=full")
-    assert str(raised.value).startswith("tuning=full: ")
-
-
-@pytest.mark.parametrize(
-    ("axes", "field"), [({"model": {"a": "tuning=none"}}, "model.a"), ({"seed": []}, "axes.seed")]
-)
-def test_an_invalid_axis_is_refused_with_its_name(axes: dict[str, Any], field: str) -> None:
-    with pytest.raises(UserError, match=field):
-        expand(axes)
-
-
-@given(st.dictionaries(st.text(min_size=1, max_size=150), st.just([]), min_size=1, max_size=12))
-def test_no_two_runs_share_a_folder(options: dict[str, list[str]]) -> None:
-    # labels that differ only in punctuation or in case, and labels that are too long for a path
-    names = [
-        run.name
-        for run in expand({"axis": {label: [f"seed={i}"] for i, label in enumerate(options)}})
-    ]
-    assert len({name.lower() for name in names}) == len(options)
-    for name in names:
-        assert len(name) <= 120
-        assert re.fullmatch(r"[\w=.+-]+", name)
-        assert name not in (".", "..")
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def run_single(config: RunConfig) -> None:
     from hyperfitting.formatting import make_console
     from hyperfitting.record.files import RECORD_FILE, TEXTS_PAGE
     from hyperfitting.reporting.terminal import Terminal, outcome
+    from hyperfitting.sweep.state import RunFolder
     from hyperfitting.tracking.wandb_run import RunInfo, track
 
     console = make_console()
@@ -122,6 +123,7 @@ def run_single(config: RunConfig) -> None:
     name = hydra_config.job.override_dirname or f"{groups} seed={config.seed}"
     log.info("config: %s", asdict(config))
     with (
+        RunFolder(out_dir).lock(),
         Terminal(console) as terminal,
         track(RunInfo(name, out_dir, config, hydra_config.runtime.choices)) as tracker,
     ):

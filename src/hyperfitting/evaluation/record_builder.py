@@ -132,9 +132,9 @@ def _timings(result: RunResult) -> Timings:
     return Timings(
         run_seconds=round(result.seconds, 2),
         build_seconds={
-            name: artifact.build_seconds()
+            name: seconds
             for name, artifact in result.artifacts.items()
-            if artifact.exists
+            if artifact.exists and (seconds := artifact.build_seconds()) is not None
         },
         finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )

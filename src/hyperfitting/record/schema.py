@@ -64,7 +64,8 @@ class Timings(StrictModel):
 
     run_seconds: float = Field(description="this run, without what existed already")
     build_seconds: dict[str, float] = Field(
-        description="by artifact, how long building it took when it was built"
+        description="by artifact, how long building it took when it was built; without those whose "
+        "build was interrupted and resumed"
     )
     finished_at: str | None = Field(
         default=None,

@@ -1,12 +1,15 @@
 """Preemption: on SIGTERM, SIGUSR1 or SIGUSR2 training writes a checkpoint and the process exits.
 
 Training finishes the optimizer step that it is in; anything else is interrupted at once. A second
-signal interrupts at once too. The same command resumes.
+signal interrupts at once too, if it is a second request: one that is sent to the process group
+reaches a child from its parent as well. The same command resumes.
 """
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +17,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 Handlers = dict[int, Any]
+_REQUEST_SECONDS = 5.0
+"""Signals within this time of one that was handled are the same request."""
 
 
 class Preempted(BaseException):
@@ -26,6 +31,7 @@ class Preempted(BaseException):
 
 _deferred = False
 _requested: int | None = None
+_handled_at = -math.inf
 
 
 def install_handlers() -> Handlers:
@@ -33,10 +39,10 @@ def install_handlers() -> Handlers:
 
     Outside the main thread nothing is installed, and the result is empty.
     """
-    global _requested  # noqa: PLW0603 - a process may run several runs one after another
+    global _requested, _handled_at
     if threading.current_thread() is not threading.main_thread():
         return {}
-    _requested = None
+    _requested, _handled_at = None, -math.inf
     return {signum: signal.signal(signum, _handle) for signum in SIGNALS}
 
 
@@ -65,7 +71,11 @@ def exit_at_signal(status: int) -> None:
 
 
 def _handle(signum: int, _: FrameType | None) -> None:
-    global _requested  # noqa: PLW0603 - state of the signal handler
+    global _requested, _handled_at  # noqa: PLW0603 - state of the signal handler
+    now = time.monotonic()
+    if now - _handled_at < _REQUEST_SECONDS:
+        return
+    _handled_at = now
     if _deferred and _requested is None:
         _requested = signum
         return

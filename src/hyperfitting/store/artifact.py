@@ -118,9 +118,10 @@ class Artifact:
         self._verify([name for name in self.manifest().files if name not in self._verified])
         return self.folder
 
-    def build_seconds(self) -> float:
-        """Return how long building it took, in seconds."""
-        return self.manifest().seconds
+    def build_seconds(self) -> float | None:
+        """Return how long building it took, in seconds; none if it was interrupted and resumed."""
+        manifest = self.manifest()
+        return None if manifest.resumed else manifest.seconds
 
     def manifest(self) -> Manifest:
         """Return its manifest; if that is damaged, the artifact is set aside.
@@ -179,7 +180,8 @@ class Artifact:
             yield partial
             seconds = time.perf_counter() - start
             # the seconds before a kill are not counted, so they predict nothing
-            self._commit(partial, seconds, None if resumed or flops is None else flops())
+            n_flops = None if resumed or flops is None else flops()
+            self._commit(partial, seconds, n_flops, resumed)
 
     def check(self) -> None:
         """Set a finished artifact aside whose manifest is damaged.
@@ -233,7 +235,7 @@ class Artifact:
         log.info("copied %s %s from %s", self.kind, self.id, remote)
         return True
 
-    def _commit(self, partial: Path, seconds: float, flops: float | None) -> None:
+    def _commit(self, partial: Path, seconds: float, flops: float | None, resumed: bool) -> None:
         names = sorted(
             name
             for path in partial.rglob("*")
@@ -254,6 +256,7 @@ class Artifact:
                 )
                 for name in names
             },
+            resumed=resumed,
         )
         write_json(partial / MANIFEST, asdict(manifest))
         self._publish(partial, names)

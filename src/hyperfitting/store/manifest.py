@@ -34,11 +34,13 @@ class Manifest:
     packages: dict[str, str]
     """Versions, `CODE` among them."""
     seconds: float
-    """How long building it took."""
+    """How long building it took; if it was resumed, the last attempt alone."""
     flops: float | None
     """Estimate of the floating-point operations of the build; none: unknown, or resumed."""
     files: dict[str, FileEntry]
     """By path within the artifact's folder."""
+    resumed: bool = False
+    """Whether an earlier attempt at the build was interrupted."""
 
     def __post_init__(self) -> None:
         for name in self.files:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ class Job:
         self._payload = cloudpickle.dumps((hydra, Singleton.get_state(), number, list(overrides)))
 
     def __call__(self) -> None:
-        """Execute the run; when a signal preempts it, it writes a checkpoint first.
+        """Execute the run; when a signal preempts it, it writes a checkpoint and is requeued.
 
         Raises:
             RuntimeError: it was preempted.
@@ -64,7 +65,8 @@ class Job:
         try:
             execute_job(hydra, number, overrides)
         except preemption.Preempted as preempted:
-            preemption.forward_signal(previous_handlers)
+            if _should_requeue(preempted.signum):
+                preemption.forward_signal(previous_handlers)
             raise RuntimeError(f"received {preempted}") from preempted
 
     def checkpoint(self) -> Any:
@@ -181,15 +183,40 @@ def _unfinished_jobs(jobs: list[Any], cluster: str) -> list[Any]:
     """
     if cluster != "slurm":
         return [job for job in jobs if not job.done()]
-    command = ["squeue", "--user", str(os.getuid()), "--array", "--noheader", "--format=%i"]
+    queued = _squeue("--user", str(os.getuid()), "--array", "--format=%i")
+    if queued is None:  # the controller is unreachable: nothing is known about the jobs
+        return jobs
+    return [job for job in jobs if job.job_id in queued]
+
+
+def _should_requeue(signum: int) -> bool:
+    """Return whether this process's job is to be requeued after a signal.
+
+    SIGUSR2 comes before the time limit. SIGTERM comes before a preemption if the cluster has a
+    grace time; SLURM requeues a job that still runs when that is over, not one that has ended.
+    SIGTERM comes from `scancel` too: SLURM no longer lists the job as running, and a requeue would
+    start it again.
+    """
+    if signum == signal.SIGUSR2:
+        return True
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return False
+    from submitit import JobEnvironment
+
+    states = _squeue("--jobs", JobEnvironment().job_id, "--format=%T")
+    return bool(states and "COMPLETING" not in states)
+
+
+def _squeue(*options: str) -> set[str] | None:
+    """Return the words that squeue prints, or None if it fails."""
+    command = ["squeue", "--noheader", *options]
     result = subprocess.run(  # noqa: S603  (a fixed command, without a shell)
         command, capture_output=True, text=True, check=False
     )
-    if result.returncode != 0:  # the controller is unreachable: nothing is known about the jobs
+    if result.returncode != 0:
         log.warning("squeue: %s", result.stderr.strip())
-        return jobs
-    queued = set(result.stdout.split())
-    return [job for job in jobs if job.job_id in queued]
+        return None
+    return set(result.stdout.split())
 
 
 def run_on_ray(

@@ -1,4 +1,4 @@
-"""A sweep is pinned to the code that its finished runs were made by (`sweep.json`).
+"""A sweep is pinned to the code of its finished and running runs (`sweep.json`).
 
 Other code is what changes `CodeVersion.digest`: an edit of a report or of a config file does not.
 What is pinned is records. Artifacts of the store are shared: their ids hold what determines them.
@@ -13,6 +13,7 @@ from hyperfitting.fields import one_of
 from hyperfitting.record.files import RECORD_FILE
 from hyperfitting.runtime.code_version import CodeVersion, code_version
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
+from hyperfitting.sweep.state import RunFolder
 
 _FIELD = "hydra.sweeper.code_change"
 
@@ -30,10 +31,14 @@ def pinned_folder(folder: Path, code_change: str, console: Console) -> Path:
     """
     one_of(_FIELD, code_change, ("keep_apart", "continue"))
     code, pin = code_version(), pinned_code(folder)
-    n_finished = len(list(folder.glob(f"*/{RECORD_FILE}")))
-    if pin is None or pin.digest == code.digest or not n_finished:
+    if pin is None or pin.digest == code.digest:
         return folder
-    begun = f"{folder.name}: its {n_finished} finished runs were made by other code: {pin}"
+    n_finished = len(list(folder.glob(f"*/{RECORD_FILE}")))
+    n_running = sum(RunFolder(path).is_locked() for path in folder.glob("*/"))
+    if not n_finished and not n_running:
+        return folder
+    counts = f"its finished ({n_finished}) and running ({n_running}) runs"
+    begun = f"{folder.name}: {counts} are of other code: {pin}"
     if code_change == "continue":
         console.print(f"{begun}; it continues with {code}, and its report will say so")
         return folder

@@ -37,7 +37,7 @@ class SweeperConfig:
     scales: dict[str, Any] = field(default_factory=dict)
     """For each `scale`, additional `base_overrides` and `axes`."""
     code_change: str = "keep_apart"
-    """For a sweep whose finished runs were made by other code: `keep_apart` begins it anew beside
+    """For a sweep with finished or running runs of other code: `keep_apart` starts it again beside
     it, in NAME_CODE; `continue` finishes it with this code. Artifacts are shared either way."""
     retry_failed: bool = True
     """Repeat runs that failed in an earlier command."""

@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import Override
 
 from hyperfitting.config import DEFAULT_SCALE, RunConfig
 from hyperfitting.errors import UserError, no_such
+from hyperfitting.failures import quote
 from hyperfitting.fields import changes_results
 from hyperfitting.store.hashing import digest
 from hyperfitting.sweep.config import SweeperConfig
@@ -71,13 +72,22 @@ def parse_axes(axes: Mapping[str, Any]) -> list[Axis]:
 
 def _parse_axis(name: str, options: Any) -> Axis:
     at = f"hydra.sweeper.axes.{name}"
+    if options is not None and not isinstance(options, list | tuple | Mapping):
+        raise UserError(
+            "is neither a list of values nor options with their overrides",
+            field=at,
+            value=options,
+            hint="[0, 1, 2]",
+        )
     if not options:
         raise UserError("an axis without options", field=at, value=options, hint="[0, 1, 2]")
     if not isinstance(options, Mapping):
-        return _value_axis(name, options)
+        texts = {_label(value): (f"{name}={_override_text(value)}",) for value in options}
+        return Axis(name, texts, explicit=False)
     parsed = {}
     for label, overrides in options.items():
-        if isinstance(overrides, str) or not all(isinstance(o, str) for o in overrides or ()):
+        is_list = overrides is None or isinstance(overrides, list | tuple)
+        if not is_list or not all(isinstance(override, str) for override in overrides or ()):
             raise UserError(
                 "is not a list of overrides",
                 field=f"{at}.{label}",
@@ -88,9 +98,17 @@ def _parse_axis(name: str, options: Any) -> Axis:
     return Axis(name, parsed, explicit=True)
 
 
-def _value_axis(key: str, values: Iterable[Any]) -> Axis:
-    """Return the axis of a config field's values."""
-    return Axis(key, {str(value): (f"{key}={value}",) for value in values}, explicit=False)
+def _label(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _override_text(value: Any) -> str:
+    """Return a value of YAML in Hydra's grammar of overrides."""
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_override_text, value))}]"
+    return _label(value)
 
 
 def command_overrides(sweeper: SweeperConfig, arguments: Sequence[str]) -> list[str]:
@@ -145,10 +163,12 @@ def expand_runs(
     common: list[Override] = []
     axis_of = {axis.name: axis for axis in axes}
     for override in parser.parse_overrides(list(command_overrides)):
-        key = override.get_key_element()
+        key = _key(override)
         _refuse_axis_override(key, override, axis_of.values(), parser)
         if override.is_sweep_override():
-            axis_of[key] = _value_axis(key, override.sweep_string_iterator())
+            given = override.get_key_element()
+            options = {text: (f"{given}={text}",) for text in override.sweep_string_iterator()}
+            axis_of[key] = Axis(key, options, explicit=False)
             continue
         axis_of.pop(key, None)
         common.append(override)
@@ -163,6 +183,12 @@ def expand_runs(
     return _with_distinct_names(runs)
 
 
+def _key(override: Override) -> str:
+    """Return the field or group that an override is of, without `+`, `++` or `~`."""
+    package = "" if override.package is None else f"@{override.package}"
+    return f"{override.key_or_group}{package}"
+
+
 def _by_key(overrides: Sequence[Override]) -> dict[str, str]:
     """Return the last override of each key: Hydra refuses a group that is given twice."""
     return {override.get_key_element(): str(override.input_line) for override in overrides}
@@ -175,7 +201,7 @@ def _refuse_axis_override(
         if not axis.explicit:
             continue
         for label, option in axis.options.items():
-            if key in _by_key(parser.parse_overrides(list(option))):
+            if key in map(_key, parser.parse_overrides(list(option))):
                 raise UserError(
                     f"the experiment sets this: its axis '{axis.name}' varies it "
                     f"(option '{label}')",

@@ -28,10 +28,13 @@ def _pages(arguments: argparse.Namespace) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> None:
-    from hyperfitting.tracking.sync import sync
+    from hyperfitting.tracking.sync import running, sync
 
+    n_running = len(running(arguments.outputs))
     count = sync(arguments.outputs)
     print(f"uploaded   {count} runs" if count else "nothing to upload")
+    if n_running:
+        print(f"left out   {n_running} that are running: the same command uploads them afterwards")
 
 
 def _wandb(arguments: argparse.Namespace) -> None:
@@ -63,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     wandb.add_argument("--project", default="hyperfitting", help="W&B project (%(default)s)")
     wandb.add_argument("--entity", help="W&B user or team (default: your own)")
     wandb.set_defaults(run=_wandb)
-    sync = commands.add_parser("sync", help="upload the offline runs that W&B does not have")
+    sync = commands.add_parser(
+        "sync", help="upload the offline runs that have ended and W&B does not have"
+    )
     sync.set_defaults(run=_sync)
     return parser
 

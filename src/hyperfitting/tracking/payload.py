@@ -2,7 +2,9 @@
 
 import base64
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,29 +80,48 @@ def _flat_estimate(key: str, mean: float, ci95: tuple[float, float] | None) -> d
     return {key: mean, f"{key}_low": ci95[0], f"{key}_high": ci95[1]}
 
 
-def media(record: Record) -> dict[str, Any]:
-    """Return texts or images, answers, highlighted texts, overlap histograms, next tokens."""
-    import wandb
+Media = Mapping[str, Callable[[], Any]]
+"""By W&B's key, what returns the object: one that cannot be built leaves the others."""
 
-    logged = {
-        "texts": _texts_table(record),
-        "texts_highlighted": wandb.Html(texts_page(record, MAX_HIGHLIGHTED)),
+
+def media(record: Record) -> Media:
+    """Return texts or images, answers, highlighted texts, overlap histograms, next tokens."""
+    logged: dict[str, Callable[[], Any]] = {
+        "texts": partial(_texts_table, record),
+        "texts_highlighted": partial(_highlighted, record),
     }
     if record.chat is not None:
-        logged["answers"] = _answers_table(record)
+        logged["answers"] = partial(_answers_table, record)
     if record.image is not None:
-        logged["images"] = [
-            _images(record, row) for row in range(min(MAX_TEXTS, len(record.samples)))
-        ]
+        logged["images"] = partial(_images, record)
     for side in _SIDES:
         counts = getattr(record.overlap_histogram, side)
         if counts:
-            edges = [i - 0.5 for i in range(len(counts) + 1)]
-            logged[f"overlap/{side}"] = wandb.Histogram(np_histogram=(counts, edges))
+            logged[f"overlap/{side}"] = partial(_histogram, counts)
     for dataset, next_tokens in record.next_tokens.items():
         for number, position in enumerate(changed_positions(next_tokens, MAX_POSITIONS), 1):
-            logged[f"next_tokens/{dataset}_{number}"] = _next_tokens_chart(position)
+            logged[f"next_tokens/{dataset}_{number}"] = partial(_next_tokens_chart, position)
     return logged
+
+
+def _highlighted(record: Record) -> Any:
+    import wandb
+
+    return wandb.Html(texts_page(record, MAX_HIGHLIGHTED))
+
+
+def _histogram(counts: Sequence[int]) -> Any:
+    """Return a histogram of integers.
+
+    Args:
+        counts: (N,) how often each of 0 to N - 1 occurs; pooled if W&B allows fewer bins.
+    """
+    import wandb
+
+    width = math.ceil(len(counts) / wandb.Histogram.MAX_LENGTH)
+    pooled = [sum(counts[i : i + width]) for i in range(0, len(counts), width)]
+    edges = [i * width - 0.5 for i in range(len(pooled) + 1)]
+    return wandb.Histogram(np_histogram=(pooled, edges))
 
 
 def _next_tokens_chart(position: TokenPosition) -> Any:
@@ -156,7 +177,11 @@ def _table(record: Record, columns: list[str], contents: list[list[Any]], first:
     return table
 
 
-def _images(record: Record, row: int) -> Any:
+def _images(record: Record) -> list[Any]:
+    return [_side_by_side(record, row) for row in range(min(MAX_TEXTS, len(record.samples)))]
+
+
+def _side_by_side(record: Record, row: int) -> Any:
     """Return context, completions and real image of a sample side by side."""
     import wandb
 
@@ -183,8 +208,18 @@ def _contents(record: Record, row: int) -> list[Any]:
     return [wandb.Image(pixels) for pixels in _pictures(record, row)]
 
 
-def report_media(sweep: SweepRecords, folder: Path) -> dict[str, Any]:
+def report_media(sweep: SweepRecords, folder: Path) -> Media:
     """Return a table of contexts with a column for each model, and the report's figures."""
+    import wandb
+
+    figures = {
+        f"figures/{path.stem}": partial(wandb.Image, str(path))
+        for path in sorted(folder.glob("*.png"))
+    }
+    return {"contexts": partial(_contexts_table, sweep), **figures}
+
+
+def _contexts_table(sweep: SweepRecords) -> Any:
     import wandb
 
     contexts = list(islice(texts_by_context(sweep), MAX_TEXTS))
@@ -195,8 +230,7 @@ def report_media(sweep: SweepRecords, folder: Path) -> dict[str, Any]:
         context = _content(texts.context, texts.context_image)
         reference = _content(texts.reference, texts.reference_image)
         table.add_data(context, *(by_name.get(name) for name in names), reference)
-    figures = {f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
-    return {"contexts": table, **figures}
+    return table
 
 
 def _content(text: str, address: str) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hyperfitting.errors import UserError
 from hyperfitting.formatting import first_line
+from hyperfitting.sweep.state import RunFolder
 from hyperfitting.tracking.wandb_run import check_reachable
 
 _BATCH = 50
@@ -13,12 +14,25 @@ _BATCH = 50
 
 
 def unsynced(outputs: Path) -> list[Path]:
-    """Return the folders of the offline runs that have not been uploaded."""
+    """Return the folders of the offline runs that have ended and have not been uploaded."""
+    return [folder for folder in _not_uploaded(outputs) if not _is_running(folder)]
+
+
+def running(outputs: Path) -> list[Path]:
+    """Return the folders of the offline runs that are still written to: they end incomplete."""
+    return [folder for folder in _not_uploaded(outputs) if _is_running(folder)]
+
+
+def _not_uploaded(outputs: Path) -> list[Path]:
     return sorted(p for p in outputs.glob("**/wandb/offline-run-*") if not any(p.glob("*.synced")))
 
 
+def _is_running(folder: Path) -> bool:
+    return RunFolder(folder.parents[1]).is_locked()
+
+
 def sync(outputs: Path) -> int:
-    """Upload the offline runs that have not been uploaded; return how many there were.
+    """Upload the offline runs that have ended and have not been uploaded; return how many.
 
     Raises:
         UserError: the server is unreachable, or refused some of them.
@@ -40,7 +54,7 @@ def sync(outputs: Path) -> int:
         subprocess.run(  # noqa: S603  (wandb's own command, in this Python)
             [sys.executable, "-m", "wandb", "sync", *batch], check=False
         )
-    remaining = unsynced(outputs)
+    remaining = set(_not_uploaded(outputs)).intersection(folders)
     if remaining:
         raise UserError(
             f"W&B refused {len(remaining)} of {len(folders)} runs; its messages are above",

@@ -89,7 +89,7 @@ class Tracker:
         files = [self._run_info.folder / name for name in (RECORD_FILE, TEXTS_PAGE)]
         self._do(_check_server)
         self._do(lambda run: run.summary.update(payload.summary(record)))
-        self._do(lambda run: run.log(payload.media(record), step=self._n_rows))
+        self._do(lambda run: run.log(_built(payload.media(record)), step=self._n_rows))
         self._do(lambda run: run.log_artifact(create_artifact(run, "record", files)))
         if self._run_info.config.tracking.checkpoint and "tuned" in record.artifacts:
             weights = Path(record.artifacts["tuned"]) / "last.safetensors"
@@ -98,7 +98,7 @@ class Tracker:
     def log_report(self, sweep: SweepRecords, folder: Path) -> None:
         """Log a sweep's report: contexts with the texts of all runs, figures, and its folder."""
         self._do(_check_server)
-        self._do(lambda run: run.log(payload.report_media(sweep, folder), step=0))
+        self._do(lambda run: run.log(_built(payload.report_media(sweep, folder))))
         self._do(lambda run: run.log_artifact(create_artifact(run, "report", [folder])))
 
     def close(self, exit_code: int) -> None:
@@ -150,6 +150,17 @@ def check_reachable(server: str) -> None:
             urllib.request.urlopen(server, timeout=_CONNECT_TIMEOUT).close()  # noqa: S310 (checked above)
     except OSError as error:
         raise OSError(f"{server} does not answer: {error}") from error
+
+
+def _built(media: payload.Media) -> dict[str, Any]:
+    """Return the objects of a payload, without those that cannot be built."""
+    objects = {}
+    for key, build in media.items():
+        try:
+            objects[key] = build()
+        except Exception as error:
+            log.warning("W&B does not receive %s (%s)", key, first_line(error))
+    return objects
 
 
 def _check_server(run: Any) -> None:

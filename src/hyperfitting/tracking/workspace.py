@@ -16,7 +16,7 @@ import wandb_workspaces.workspaces as ws
 
 from hyperfitting.errors import UserError
 from hyperfitting.metrics.registry import metric
-from hyperfitting.runtime.files import write_json
+from hyperfitting.runtime.files import make_folder, write_json
 
 URLS_FILE = "dashboard.json"
 TITLE = "Hyperfitting"
@@ -129,11 +129,12 @@ def build(entity: str | None, project: str, outputs: Path) -> dict[str, str]:
         outputs: folder in which their URLs are kept.
 
     Raises:
-        UserError: W&B refuses them.
+        UserError: W&B refuses them, or there can be no such folder.
     """
     import wandb
 
     path = outputs / URLS_FILE
+    make_folder(outputs, "--outputs", "another --outputs DIR")  # before anything is sent
     try:
         entity = entity or str(wandb.Api().default_entity)
         urls = _read_urls(path).get(f"{entity}/{project}", {})
