@@ -12,6 +12,8 @@ from hyperfitting.apps import export
 from hyperfitting.apps.finished_run import FinishedRun, open_run
 from hyperfitting.apps.licenses import NOT_STATED, card_license, data_license, model_license
 from hyperfitting.errors import UserError
+from hyperfitting.models.random_init import byte_tokenizer
+from hyperfitting.runtime import files
 from tests.hub_client import DATASET, MODEL, hub_of_this_process, start_process
 from tests.hub_server import HubServer
 
@@ -155,6 +157,28 @@ def test_a_push_that_cannot_succeed_is_refused_before_the_export(
         in error
     )
     assert "model=" not in error and "Traceback" not in error
+
+
+def test_folders_in_an_export_can_be_entered_and_all_of_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    fsync_path = files.fsync_path
+    monkeypatch.setattr(
+        files, "fsync_path", lambda p: (fsync_path(p), synced.append(p.stat().st_ino))
+    )
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ messages[0] }}"}
+    with export._new_folder(tmp_path / "model") as partial:
+        tokenizer.save_pretrained(partial)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").touch()
+    paths = [tmp_path / "model", *(tmp_path / "model").rglob("*")]
+    assert len({path.parent for path in paths}) == 3  # a folder within
+    for path in paths:
+        mine = tmp_path / "folder" / ("" if path.is_dir() else "file")
+        assert path.stat().st_mode == mine.stat().st_mode
+    assert {path.stat().st_ino for path in paths} <= set(synced)
 
 
 def _stand_in(folder: Path, fails: str = "") -> Path:

@@ -150,11 +150,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     )
     try:
         yield partial
-        for path in partial.iterdir():
-            path.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
+        for path in (*partial.rglob("*"), partial):
+            # safetensors and mkdtemp write for the owner only
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
             fsync_path(path)
-        partial.chmod(0o777 & ~_umask())
-        fsync_path(partial)
         partial.replace(folder)  # an empty folder may be there
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
