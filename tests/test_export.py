@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from hyperfitting.apps import export
 from hyperfitting.apps.finished_run import FinishedRun, open_run
+from hyperfitting.apps.hub_push import push
 from hyperfitting.apps.licenses import NOT_STATED, card_license, data_license, model_license
 from hyperfitting.errors import UserError
 from hyperfitting.models.random_init import byte_tokenizer
@@ -118,7 +119,7 @@ def test_a_pushed_model_is_private_and_has_the_files_of_the_folder(
     assert f"pushed     {hub.url}/me/model/commit/{commit}" in capsys.readouterr().out
     login = {"authorization": f"Bearer {TOKEN}"}
     assert all(
-        login.items() <= headers.items() for line, headers in hub.requests if "/api/" in line
+        login.items() <= headers.items() for line, headers in hub.requests if "POST /api/" in line
     )
     assert hub.seen("PUT /upload/") == 1
     assert not any(
@@ -157,6 +158,15 @@ def test_a_push_that_cannot_succeed_is_refused_before_the_export(
         in error
     )
     assert "model=" not in error and "Traceback" not in error
+
+
+def test_metadata_that_the_hub_refuses_is_shown_as_it_says(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    (tmp_path / "README.md").write_text("---\nbase_model: /home/me/store\n---\n")
+    with pytest.raises(UserError, match=r'"base_model" with value "/home/me/store" is not valid'):
+        push(tmp_path, "me/model")
 
 
 def test_folders_in_an_export_can_be_entered_and_all_of_it_is_on_disk(
