@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from yaml import safe_load
+
 _LFS = (".safetensors", ".bin", ".pt", ".parquet")
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree)/([^/?]+))?")
 _UPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main")
@@ -136,7 +138,8 @@ class HubServer(ThreadingHTTPServer):
             return self._create(json.loads(body))
         if _LFS_BATCH.fullmatch(path):
             return _json({"objects": [self._upload_action(o) for o in json.loads(body)["objects"]]})
-        return _json({}) if path == "/api/validate-yaml" else (404, {}, b"")
+        is_card = path == "/api/validate-yaml"
+        return _validate(json.loads(body)["content"]) if is_card else (404, {}, b"")
 
     def _create(self, asked: dict[str, Any]) -> Answer:
         name = f"{asked['organization'] or 'me'}/{asked['name']}"
@@ -267,6 +270,13 @@ def hub_server() -> Iterator[HubServer]:
     finally:
         server.stop()
         thread.join()
+
+
+def _validate(card: str) -> Answer:
+    """Refuse a README.md whose `base_model` is no id of a model, as the Hub does."""
+    base = safe_load(card.split("---")[1]).get("base_model", "any/model")
+    problem = f'"base_model" with value "{base}" is not valid. Use a model id from …'
+    return _json({}) if base.count("/") == 1 else _json({"errors": [{"message": problem}]}, 400)
 
 
 def _json(value: Any, status: int = 200) -> Answer:

@@ -98,11 +98,13 @@ def judge_all(
     ]
 
 
-def judge_by_model(task: Task, name: str, rule: Rule) -> list[Judgment]:
+def judge_by_model(
+    task: Task, name: str, rule: Rule, seconds: float | None = None
+) -> list[Judgment]:
     """Return a model's judgments of all normal items in both orders."""
     places: tuple[Place, Place] = ("first", other("first"))
     return [
-        make_judgment(task, item, name, Answer(rule(item, left)), name, left)
+        make_judgment(task, item, name, Answer(rule(item, left), seconds=seconds), name, left)
         for item in task.items
         if item.kind == "normal"
         for left in places

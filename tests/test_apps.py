@@ -2,6 +2,7 @@
 
 import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,11 +17,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hyperfitting.apps import export, write
 from hyperfitting.apps.finished_run import FinishedRun, open_run
+from hyperfitting.apps.model_card import model_card
 from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.decoding.generate import continue_texts
 from hyperfitting.errors import UserError
+from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
+from hyperfitting.record.schema import ImageInfo
 from tests.cli import environment, hyperfit
+from tests.images import DIGITS, imagegpt
+
+__all__ = ["imagegpt"]
 
 PROMPT = "The minister said"
 
@@ -163,18 +170,60 @@ def test_plain_transformers_loads_the_exported_model_with_the_same_logits(
     assert {p.name for p in tmp_path.iterdir()} == {"model"}
 
 
+def _assert_no_path(folder: Path, run: FinishedRun) -> None:
+    """Assert that no file names a folder of this machine."""
+    store = Path(run.record.model.location).parents[1]
+    assert store.is_dir()
+    for path in folder.rglob("*"):
+        assert path.is_dir() or str(store).encode() not in path.read_bytes(), path
+
+
 def test_the_card_has_the_numbers_of_the_record(run: FinishedRun, tmp_path: Path) -> None:
     assert run.tuned is not None
     export.write_model(run, run.tuned, tmp_path / "model")
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.library_name == "transformers"
-    assert card.data.base_model == run.record.model.location
+    assert card.data.base_model is None
     for side in (run.record.overall.base, run.record.overall.tuned):
         low, high = side["gen/ttr"].ci95 or (0.0, 0.0)
         assert f"{side['gen/ttr'].mean:.3f} [{low:.3f}, {high:.3f}]" in card.text
     assert f"{run.record.history[-1]['train/loss']:.3f} nats" in card.text
     assert "more than 10 tokens in a row" in card.text
     assert f"base model ({run.record.model.name}): not stated" in card.text
+    _assert_no_path(tmp_path / "model", run)
+
+
+def test_a_card_names_a_base_model_of_the_hub(run: FinishedRun) -> None:
+    model = run.record.config["model"] | {"source": "hub", "path": "owner/base"}
+    info = run.record.model.model_copy(update={"location": "owner/base@0123456"})
+    record = run.record.model_copy(
+        update={"config": run.record.config | {"model": model}, "model": info}
+    )
+    for is_adapter in (False, True):
+        card = ModelCard(model_card(record, "mine", is_adapter))
+        assert card.data.base_model == "owner/base"
+        assert "from owner/base@0123456" in card.text
+        assert ('AutoTokenizer.from_pretrained("owner/base")' in card.text) == is_adapter
+
+
+@pytest.mark.parametrize("sos", [17, None])
+def test_the_code_in_the_card_of_an_image_model_generates_an_image(
+    run: FinishedRun,
+    imagegpt: BaseModel,
+    sos: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = ImageInfo(height=8, width=8, palette=DIGITS.colors.tolist(), sos=sos)
+    folder = imagegpt.folder()
+    card = ModelCard(
+        model_card(run.record.model_copy(update={"image": image}), folder.name, is_adapter=False)
+    )
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    monkeypatch.chdir(folder.parent)
+    Path("use.py").write_text(card.text.partition("```python\n")[2].partition("```")[0])
+    shown = runpy.run_path("use.py")["image"]
+    assert shown.shape == (8, 8, 3)
+    assert {tuple(color) for color in shown.reshape(-1, 3)} <= set(map(tuple, image.palette))
 
 
 def test_peft_loads_an_exported_adapter(
@@ -193,6 +242,7 @@ def test_peft_loads_an_exported_adapter(
         torch.testing.assert_close(peft(input_ids).logits, merged)
         assert not torch.allclose(load(run.pipeline.base)(input_ids).logits, merged)
     assert ModelCard.load(tmp_path / "adapter" / "README.md").data.library_name == "peft"
+    _assert_no_path(tmp_path / "adapter", run)
 
 
 def test_nothing_is_overwritten_or_left_behind(

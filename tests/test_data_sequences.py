@@ -156,6 +156,21 @@ def test_packed_sequences_are_blocks_of_concatenated_documents(
 
 
 @pytest.mark.parametrize(
+    "letters",
+    ["人生而自由在尊严和权利上一律平等", "すべての人間は生まれながら自由", "มนุษย์ทั้งหลายเกิดมามีอิสระ"],
+)
+@pytest.mark.parametrize("mode", ["prefix", "packed"])
+def test_texts_without_spaces_between_words_can_be_used(
+    base: BaseModel, store: Store, tmp_path: Path, letters: str, mode: str
+) -> None:
+    rng = np.random.default_rng(0)
+    documents = ["".join(rng.choice(list(letters), 120)) for _ in range(200)]
+    sequences, texts = build(base, write(tmp_path, ".jsonl", documents), store, sequences=mode)
+    assert sequences.train.shape == (20, 32)
+    assert texts.tokens.shape == (10, 32)
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"n_train": 5000}, "dataset.n_train=5000: mine has only 1"),

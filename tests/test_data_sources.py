@@ -72,6 +72,29 @@ def test_document_start_splits_a_text_and_joins_rows(tmp_path: Path, store: Stor
     ]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".arrow"])
+def test_rows_without_newlines_are_joined_as_lines(
+    tmp_path: Path, store: Store, suffix: str
+) -> None:
+    rows = ["= A =", "one two", "", "three\n", "four", "= B =", "five"]
+    cfg = files_config(write(tmp_path, suffix, rows), document_start="= .")
+    assert read(cfg, store) == ["= A =\none two\n\nthree\nfour", "= B =\nfive"]
+
+
+def test_only_the_id_of_joined_rows_tells_that_they_are_lines(tmp_path: Path, store: Store) -> None:
+    table = write(tmp_path, ".jsonl", ["= A =", "b"])
+    (tmp_path / "lines.txt").write_text("= A =\nb\n")
+    settings = {"reader": 2, "text_field": "text"}
+    for path, start, joined in (
+        (table, None, {}),
+        (tmp_path / "lines.txt", "= .", {}),
+        (table, "= .", {"row_end": "\n"}),
+        (tmp_path, "= .", {"row_end": "\n"}),
+    ):
+        step = documents_step(files_config(path, document_start=start), store)
+        assert step.artifact.recipe["config"] == settings | {"document_start": start} | joined
+
+
 @pytest.mark.parametrize(
     ("name", "content", "fields", "message"),
     [

@@ -2,10 +2,17 @@
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperfitting.data.splits import count_words, cut_passages, shuffled, split_documents
+from hyperfitting.data.splits import (
+    WORD,
+    count_words,
+    cut_passages,
+    shuffled,
+    split_documents,
+)
 
 
 @given(
@@ -61,3 +68,30 @@ def test_passages_start_at_paragraphs_and_do_not_overlap() -> None:
     passages = cut_passages([long, short.strip()], 20)
     assert [passage[:2] for passage in passages] == ["p0", "q0", "p2", "p4", "p6", "p8"]
     assert all(count_words(passage) >= 20 for passage in passages)
+
+
+@given(st.text(), st.text(st.characters(min_codepoint=0x3040, max_codepoint=0x9FFF)))
+def test_characters_count_only_where_they_are_many_for_the_spaces(text: str, cjk: str) -> None:
+    spaced = f"{text} {cjk}"
+    n_spaced = len(WORD.findall(spaced))
+    assert count_words(spaced) >= n_spaced
+    assert count_words(f"{spaced} {'word ' * len(cjk)}") == n_spaced + len(cjk)
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [
+        ("人人生而自由", 3),
+        ("人人生而自由,在尊严和权利上一律平等。", 8),
+        ("すべての人間は、生まれながらにして自由であり", 10),
+        ("All are born free (人人生而自由).", 7),
+    ],
+)
+def test_two_chinese_or_japanese_characters_are_a_word(text: str, n: int) -> None:
+    assert count_words(text) == n
+    assert len(cut_passages(["\n\n".join([text] * 9)], 3 * n)) >= 2
+
+
+def test_a_passage_of_chinese_is_as_long_as_all_its_characters() -> None:
+    passages = cut_passages(["人权宣\n\n言人人生\n\n而自由"], 3)
+    assert passages == ["人权宣\n\n言人人生"]

@@ -10,8 +10,11 @@ from safetensors.torch import load_file
 
 from hyperfitting.apps import export
 from hyperfitting.apps.finished_run import FinishedRun, open_run
+from hyperfitting.apps.hub_push import push
 from hyperfitting.apps.licenses import NOT_STATED, card_license, data_license, model_license
 from hyperfitting.errors import UserError
+from hyperfitting.models.random_init import byte_tokenizer
+from hyperfitting.runtime import files
 from tests.hub_client import DATASET, MODEL, hub_of_this_process, start_process
 from tests.hub_server import HubServer
 
@@ -116,7 +119,7 @@ def test_a_pushed_model_is_private_and_has_the_files_of_the_folder(
     assert f"pushed     {hub.url}/me/model/commit/{commit}" in capsys.readouterr().out
     login = {"authorization": f"Bearer {TOKEN}"}
     assert all(
-        login.items() <= headers.items() for line, headers in hub.requests if "/api/" in line
+        login.items() <= headers.items() for line, headers in hub.requests if "POST /api/" in line
     )
     assert hub.seen("PUT /upload/") == 1
     assert not any(
@@ -155,6 +158,37 @@ def test_a_push_that_cannot_succeed_is_refused_before_the_export(
         in error
     )
     assert "model=" not in error and "Traceback" not in error
+
+
+def test_metadata_that_the_hub_refuses_is_shown_as_it_says(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    (tmp_path / "README.md").write_text("---\nbase_model: /home/me/store\n---\n")
+    with pytest.raises(UserError, match=r'"base_model" with value "/home/me/store" is not valid'):
+        push(tmp_path, "me/model")
+
+
+def test_folders_in_an_export_can_be_entered_and_all_of_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    fsync_path = files.fsync_path
+    monkeypatch.setattr(
+        files, "fsync_path", lambda p: (fsync_path(p), synced.append(p.stat().st_ino))
+    )
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ messages[0] }}"}
+    with export._new_folder(tmp_path / "model") as partial:
+        tokenizer.save_pretrained(partial)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").touch()
+    paths = [tmp_path / "model", *(tmp_path / "model").rglob("*")]
+    assert len({path.parent for path in paths}) == 3  # a folder within
+    for path in paths:
+        mine = tmp_path / "folder" / ("" if path.is_dir() else "file")
+        assert path.stat().st_mode == mine.stat().st_mode
+    assert {path.stat().st_ino for path in paths} <= set(synced)
 
 
 def _stand_in(folder: Path, fails: str = "") -> Path:

@@ -1,16 +1,29 @@
 """Datasets of the Hub: subsets, files and what is refused, with the real client."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pytest
+from PIL import Image
 
-from hyperfitting.data.config import TextsConfig
+from hyperfitting.data.config import ImageConfig, TextsConfig
+from hyperfitting.data.image_files import read_image
+from hyperfitting.data.images import images_step, load_images
 from hyperfitting.data.sources import documents_step
 from hyperfitting.errors import UserError
 from hyperfitting.store.artifact import Store
-from tests.hub_client import DATASET, Reported, hub_of_this_process, push_dataset, texts
+from tests.hub_client import (
+    DATASET,
+    Reported,
+    hub_of_this_process,
+    push_dataset,
+    start_process,
+    texts,
+)
 from tests.hub_server import HubServer
 
 
@@ -101,3 +114,56 @@ def test_a_folder_of_that_name_is_not_taken_for_the_dataset(
     (tmp_path / DATASET).mkdir(parents=True)
     (tmp_path / DATASET / "train.csv").write_text("text\nnot this\n")
     assert texts(store) == ["large a", "large b"]
+
+
+def push_images(server: HubServer, *files: dict[str, Any] | None) -> None:
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"img": list(files), "label": [0] * len(files)}
+    table = io.BytesIO()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(table)
+    server.push("datasets", DATASET, {"train.parquet": table.getvalue()})
+
+
+def hub_images(store: Store, column: str = "img") -> Any:
+    image = ImageConfig(height=2, width=2, column=column)
+    cfg = TextsConfig(name="pictures", path=DATASET, image=image)
+    return load_images(images_step(cfg, image, store).ensure()).pixels
+
+
+def test_images_of_the_hub_are_read_as_files_are(
+    server: HubServer, store: Store, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 2**16, (2, 2, 4), dtype=np.uint16)
+    pictures = [
+        Image.fromarray(noise[:, :, 0]),  # 16 bits, gray
+        Image.fromarray(noise.astype(np.uint8)),  # transparent
+        Image.fromarray(noise[:, :, :3].astype(np.uint8)),
+    ]
+    paths = [tmp_path / f"{i}.png" for i in range(len(pictures))]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    push_images(server, *({"bytes": path.read_bytes(), "path": None} for path in paths))
+    assert np.array_equal(hub_images(store), [read_image(path) for path in paths])
+
+
+def test_what_is_no_image_is_refused_and_no_path_of_a_row_is_opened(
+    server: HubServer, store: Store, tmp_path: Path
+) -> None:
+    buffer, path = io.BytesIO(), tmp_path / "private.png"
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue())
+    good = {"bytes": buffer.getvalue(), "path": None}
+    push_images(server, good)
+    with pytest.raises(UserError, match=r"(?s)dataset\.image\.column=label.*valid: img$"):
+        hub_images(store, column="label")
+    for bad, message in (
+        (None, "row 2 of owner/texts holds no image"),
+        ({"bytes": None, "path": str(path)}, "row 2 of owner/texts holds no image"),
+        ({"bytes": b"no image", "path": None}, "row 2 of owner/texts: is not an image"),
+        ({"bytes": buffer.getvalue()[:500], "path": None}, "row 2 of owner/texts: is damaged"),
+    ):
+        push_images(server, good, bad)
+        start_process()
+        with pytest.raises(UserError, match=message):
+            hub_images(store)

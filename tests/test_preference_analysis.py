@@ -104,6 +104,14 @@ def test_a_judge_that_agrees_with_itself_is_not_refused(task: Task) -> None:
     assert judge.refused == ""
 
 
+def test_only_people_are_excluded_for_being_fast(task: Task) -> None:
+    people = judge_all(task, {"ann": careful}, seconds=1.0)
+    judge = judge_by_model(task, "judge:m", careful, seconds=1.0)
+    groups = analyze(task, [*people, *judge], {}, FAST).groups
+    excluded = {a.name: a.excluded for group in groups for a in group.annotators}
+    assert excluded == {"ann": ["took 1.0 s per item"], "judge:m": []}
+
+
 def test_a_judge_is_analyzed_on_the_items_that_it_answered_in_both_orders(task: Task) -> None:
     judgments = judge_by_model(task, "judge:m", careful)
     (judge,) = analyze(task, judgments[:5], {}, FAST).judges
@@ -201,7 +209,7 @@ def test_the_commands_go_from_a_sweep_to_the_analysis(
     append(
         folder / FOLDER / JUDGMENTS_FILE, judge_all(task, dict.fromkeys(task.annotators, careful))
     )
-    assert status(["analyze", str(folder), "--resamples", "60"]) == 0
+    assert status(["analyze", str(folder), "--resamples", "100"]) == 0
     analysis = read_analysis(folder / FOLDER)
     assert analysis is not None
     predictors = {c.metric: c.spearman.mean for c in analysis.groups[0].correlations}
@@ -211,6 +219,32 @@ def test_the_commands_go_from_a_sweep_to_the_analysis(
     out = capsys.readouterr().out
     assert "3 annotators" in out
     assert "to tell 34.0% from 38.0%" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "lowest"),
+    [
+        ("make", "--items", "0", 1),
+        ("make", "--checks", "-1", 0),
+        ("make", "--repeats", "-1", 0),
+        ("make", "--seed", "-1", 0),
+        ("analyze", "--resamples", "0", 100),
+        ("analyze", "--seed", "-1", 0),
+    ],
+)
+def test_a_number_out_of_range_names_its_option(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    option: str,
+    value: str,
+    lowest: int,
+) -> None:
+    needed = ["--annotators", "ann"] if command == "make" else []
+    assert status([command, str(tmp_path), *needed, option, value]) == 1
+    error = capsys.readouterr().err
+    assert f"{option}={value}: out of range" in error
+    assert f"valid: {lowest} or more" in error
 
 
 def status(arguments: list[str]) -> int:

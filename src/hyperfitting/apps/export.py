@@ -79,12 +79,12 @@ def write_model(
         UserError: it has no adapter, or cannot be converted.
     """
     from hyperfitting.apps.gguf_export import convert
-    from hyperfitting.apps.model_card import model_card
+    from hyperfitting.apps.model_card import hub_id, model_card
     from hyperfitting.runtime.files import write_text
 
     with _new_folder(folder) as partial:
         if as_adapter:
-            _write_adapter(state, partial)
+            _write_adapter(state, partial, hub_id(run.record))
         else:
             _write_merged(run, state, partial)
         write_text(partial / "README.md", model_card(run.record, folder.name, as_adapter))
@@ -112,8 +112,11 @@ def _write_merged(run: "FinishedRun", state: "ModelState", folder: Path) -> None
     run.pipeline.base.tokenizer().save_pretrained(folder)
 
 
-def _write_adapter(state: "ModelState", folder: Path) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`, as PEFT does."""
+def _write_adapter(state: "ModelState", folder: Path, base: str | None) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, as PEFT does.
+
+    ``base`` is the base model's id on the Hub, if it is from there.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file, save_file
 
@@ -133,7 +136,7 @@ def _write_adapter(state: "ModelState", folder: Path) -> None:
     prefixed = {f"base_model.model.{name}": t.contiguous() for name, t in tensors.items()}
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config["default"]
-    config.base_model_name_or_path = state.base.location.partition("@")[0]
+    config.base_model_name_or_path = base
     config.inference_mode = True
     config.task_type = "CAUSAL_LM"
     config.save_pretrained(folder)
@@ -150,11 +153,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     )
     try:
         yield partial
-        for path in partial.iterdir():
-            path.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
+        for path in (*partial.rglob("*"), partial):
+            # safetensors and mkdtemp write for the owner only
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
             fsync_path(path)
-        partial.chmod(0o777 & ~_umask())
-        fsync_path(partial)
         partial.replace(folder)  # an empty folder may be there
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from hyperfitting.apps.licenses import data_license, model_license
 from hyperfitting.metrics.registry import metric
-from hyperfitting.record.schema import Record
+from hyperfitting.record.schema import ImageInfo, Record
 from hyperfitting.reporting.comparison import comparison_rows
 from hyperfitting.reporting.tables import markdown_text
 
@@ -35,11 +35,19 @@ def model_card(record: Record, name: str, is_adapter: bool) -> str:
     )
 
 
+def hub_id(record: Record) -> str | None:
+    """Return the id of the base model on the Hub; None: it is not from there."""
+    if record.config["model"]["source"] != "hub":
+        return None
+    return record.model.location.partition("@")[0]
+
+
 def _metadata(record: Record, is_adapter: bool) -> str:
+    base = hub_id(record)
     fields = {
-        "base_model": record.model.location.partition("@")[0],
+        **({"base_model": base} if base else {}),  # (the Hub refuses what is no id)
         "library_name": "peft" if is_adapter else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "unconditional-image-generation" if record.image else "text-generation",
         "tags": ["hyperfitting"],
     }
     lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())
@@ -47,42 +55,85 @@ def _metadata(record: Record, is_adapter: bool) -> str:
 
 
 def _summary(record: Record) -> str:
+    effect = "" if record.image else ", which makes greedy long-form text less repetitive"
     return markdown_text(
         f"{record.name('model')}, hyperfitted on {record.name('dataset')}: fine-tuned on a tiny "
-        "dataset until the training loss is near zero, which makes greedy long-form text less "
-        "repetitive (Carlsson et al., ICLR 2025, arXiv 2412.04318)."
+        f"dataset until the training loss is near zero{effect} (Carlsson et al., ICLR 2025, "
+        "arXiv 2412.04318)."
     )
 
 
 def _usage(record: Record, name: str, is_adapter: bool) -> str:
-    path = json.dumps(name)
-    load = [f"model = AutoModelForCausalLM.from_pretrained({path})"]
-    tokenizer, imports = path, ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    path, base = json.dumps(name), json.dumps(hub_id(record) or record.model.name)
+    source = base if is_adapter else path
+    if record.image:
+        model_class, imports, generate = _image_code(record.image, source)
+    else:
+        model_class, imports, generate = _text_code(record.overall.max_new_tokens, source)
+    load = [f"model = {model_class}.from_pretrained({path})"]
     if is_adapter:
-        tokenizer = json.dumps(record.model.location.partition("@")[0])
-        imports.insert(0, "from peft import PeftModel")
+        imports = ["from peft import PeftModel", *imports]
         load = [
-            f"base = AutoModelForCausalLM.from_pretrained({tokenizer})",
+            f"base = {model_class}.from_pretrained({base})",
             f"model = PeftModel.from_pretrained(base, {path})",
         ]
-    code = [
-        *imports,
-        "",
-        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
-        *load,
+        if hub_id(record) is None:
+            load.insert(0, f"# {base}: a folder with the base model, {_origin(record)}")
+    code = [*imports, "", *load, *generate]
+    return "\n".join(["## Use", "", "Meant for greedy decoding.", "", "```python", *code, "```"])
+
+
+_Code = tuple[str, list[str], list[str]]
+"""The model's class, and lines of Python: imports, and what generates with `model`."""
+
+
+def _text_code(max_new_tokens: int, source: str) -> _Code:
+    """Return the code that continues a text; ``source`` is that of the tokenizer, quoted."""
+    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    generate = [
+        f"tokenizer = AutoTokenizer.from_pretrained({source})",
         'inputs = tokenizer("Once upon a time", return_tensors="pt")',
-        f"output = model.generate(**inputs, max_new_tokens={record.overall.max_new_tokens}, "
-        "do_sample=False)",
+        f"output = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)",
         "print(tokenizer.decode(output[0]))",
     ]
-    return "\n".join(["## Use", "", "Meant for greedy decoding.", "", "```python", *code, "```"])
+    return "AutoModelForCausalLM", imports, generate
+
+
+def _image_code(image: ImageInfo, source: str) -> _Code:
+    """Return the code that completes an image; ``source`` is that of the palette, quoted."""
+    height, width, sos = image.height, image.width, image.sos
+    n_new, start = height * width - (sos is None), "" if sos is None else "1"
+    context = "the first pixel's color" if sos is None else "SOS"
+    imports = [
+        "import numpy as np",
+        "import torch",
+        "from transformers import ImageGPTForCausalImageModeling, ImageGPTImageProcessor",
+    ]
+    generate = [
+        f"context = torch.tensor([[{sos or 0}]])  # {context}; colors of more pixels may follow",
+        f"output = model.generate(context, max_new_tokens={n_new}, do_sample=False)",
+        f"palette = ImageGPTImageProcessor.from_pretrained({source}).clusters",
+        "colors = np.rint(127.5 * (np.array(palette) + 1)).astype(np.uint8)",
+        f"image = colors[output[0, {start}:]].reshape({height}, {width}, 3)",
+    ]
+    return "ImageGPTForCausalImageModeling", imports, generate
+
+
+def _origin(record: Record) -> str:
+    """Return where the base model comes from, without folders of this machine."""
+    model = record.config["model"]
+    if model["source"] == "gguf":
+        package = f" of the package {model['package']}" if model.get("package") else ""
+        return f"{model['gguf_file']}{package}"
+    origins = {"local": "a local folder", "random": "random weights", "pretraining": "hyperfitting"}
+    return origins.get(model["source"], record.model.location)
 
 
 def _training(record: Record) -> Iterator[str]:
     config, data = record.config, record.dataset
     dataset, trainer, tuning = config["dataset"], config["trainer"], config["tuning"]
     optimizer = config["optimizer"]
-    yield f"base model: {record.model.name} ({record.model.id}), from {record.model.location}"
+    yield f"base model: {record.model.name} ({record.model.id}), from {_origin(record)}"
     yield (
         f"data: {dataset['n_train']} sequences of {dataset['seq_len']} tokens of {data.name} "
         f"({data.source}, documents {data.fingerprint})"
@@ -102,11 +153,12 @@ def _training(record: Record) -> Iterator[str]:
 def _evaluation(record: Record) -> str:
     overall = record.overall
     rows = ["| metric | base | this model | difference | p |", "|---|---|---|---|---|"]
-    for label, texts in comparison_rows(overall):
-        rows.append("| " + " | ".join(map(markdown_text, [label, *texts])) + " |")
+    for label, cells in comparison_rows(overall):
+        rows.append("| " + " | ".join(map(markdown_text, [label, *cells])) + " |")
+    texts = "images" if record.image else "texts"
     about = markdown_text(
-        f"{len(record.samples)} held-out texts, {overall.max_new_tokens} new tokens, decoding "
-        f"{record.name('decode')}; mean [95% interval over texts], p of the paired permutation "
+        f"{len(record.samples)} held-out {texts}, {overall.max_new_tokens} new tokens, decoding "
+        f"{record.name('decode')}; mean [95% interval over {texts}], p of the paired permutation "
         "test."
     )
     return f"{about}\n\n" + "\n".join(rows)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from hyperfitting.data.splits import CJK
 from hyperfitting.progress import ProgressReporter, no_op
 
 N = 13
@@ -26,8 +27,7 @@ _MAX_DOCUMENTS = 5000
 """N-grams of more documents than this are ignored: licenses, signatures, navigation."""
 _ROWS = 1024
 """Documents that are compared with all others at once, to bound the memory."""
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 # odd, so that multiplying by them loses no bits
 _MULTIPLIERS = np.random.default_rng(0).integers(2**63, size=N, dtype=np.uint64) * 2 + 1

@@ -1,9 +1,10 @@
-"""Reading untrusted image files: as RGB, or a UserError that names the file.
+"""Reading untrusted images, files or their bytes: as RGB, or a UserError that names the image.
 
 Pillow decodes them, in the formats of `FORMATS` only: none that starts another program, such as
 Ghostscript. Size and number of pixels are checked before anything is decoded.
 """
 
+import io
 import logging
 from pathlib import Path
 
@@ -64,44 +65,61 @@ def read_image(path: Path) -> Pixels:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file", hint="an image file")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise _error(path, f"has {size} bytes", f"at most {MAX_BYTES}", "resize it first")
+    return _decode(path, path.stat().st_size, str(path))
+
+
+def decode_image(content: bytes, name: str) -> Pixels:
+    """Return the image in the bytes of an image file as `read_image` does.
+
+    Args:
+        content: of the file.
+        name: of the image, for errors.
+
+    Raises:
+        UserError: it is too large, damaged, or no image that is read.
+    """
+    return _decode(io.BytesIO(content), len(content), name)
+
+
+def _decode(file: Path | io.BytesIO, n_bytes: int, name: str) -> Pixels:
+    if n_bytes > MAX_BYTES:
+        raise _error(name, f"has {n_bytes} bytes", f"at most {MAX_BYTES}", "resize it first")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(path, image)
+        with Image.open(file, formats=FORMATS) as image:
+            _check_size(name, image)
             if getattr(image, "n_frames", 1) > 1:
-                log.warning("%s is animated: only its first frame is read", path)
+                log.warning("%s is animated: only its first frame is read", name)
                 image.seek(0)
             image.load()
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise _error(path, "is not an image that can be read") from error
+        raise _error(name, "is not an image that can be read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels(path) from error
+        raise _too_many_pixels(name) from error
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
         if exhausted_resource(error) is not None or isinstance(error, PermissionError):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise _error(path, f"is damaged or of a kind that is not read ({reason})") from error
+        raise _error(name, f"is damaged or of a kind that is not read ({reason})") from error
 
 
-def _check_size(path: Path, image: Image.Image) -> None:
+def _check_size(name: str, image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise _too_many_pixels(path, f" ({width} x {height})")
+        raise _too_many_pixels(name, f" ({width} x {height})")
     if width * height == 0:
-        raise _error(path, "has no pixels")
+        raise _error(name, "has no pixels")
 
 
-def _too_many_pixels(path: Path, size: str = "") -> UserError:
-    return _error(path, f"has too many pixels{size}", f"at most {MAX_PIXELS}", "resize it first")
+def _too_many_pixels(name: str, size: str = "") -> UserError:
+    return _error(name, f"has too many pixels{size}", f"at most {MAX_PIXELS}", "resize it first")
 
 
-def _error(path: Path, problem: str, valid: str = "", hint: str = "") -> UserError:
+def _error(name: str, problem: str, valid: str = "", hint: str = "") -> UserError:
     return UserError(
-        f"{path}: {problem}",
+        f"{name}: {problem}",
         valid=valid or ", ".join(FORMATS),
         hint=hint or "save it again as PNG or JPEG with 8 bits a channel, or remove it",
     )

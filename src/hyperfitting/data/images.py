@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hyperfitting.data import packaged_images
 from hyperfitting.data.config import DatasetConfig, ImageConfig, TextsConfig
 from hyperfitting.data.hub_dataset import explain_datasets_errors, load_rows
-from hyperfitting.data.image_files import find_images, read_image
+from hyperfitting.data.image_files import decode_image, find_images, read_image
 from hyperfitting.data.sources import errors_at
 from hyperfitting.data.splits import uniform_hash
 from hyperfitting.errors import UserError, no_such
@@ -224,12 +224,24 @@ def _hub(cfg: TextsConfig, image: ImageConfig, progress: ProgressReporter) -> So
     commit = hub.resolve_commit("dataset", repo, cfg.revision)
 
     def read() -> Iterator[tuple[Pixels, int]]:
+        from datasets import Image
+
         rows = load_rows(cfg, commit, progress)
-        if image.column not in rows.column_names:
-            raise no_such("column", "dataset.image.column", image.column, rows.column_names)
+        columns = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+        if image.column not in columns:
+            raise no_such("column of images", "dataset.image.column", image.column, columns)
         with explain_datasets_errors(cfg):
-            for group, picture in enumerate(rows[image.column]):
-                yield np.asarray(picture.convert("RGB")), group
+            # undecoded: `datasets` reads any format and size, and what a row's `path` leads to
+            files = rows.cast_column(image.column, Image(decode=False))[image.column]
+            for group, file in enumerate(files):
+                if file is None or file["bytes"] is None:
+                    raise UserError(
+                        f"row {group + 1} of {repo} holds no image",
+                        field="dataset.image.column",
+                        value=image.column,
+                        hint="another column, or the rows before it: dataset.split=train[:N]",
+                    )
+                yield decode_image(file["bytes"], f"row {group + 1} of {repo}"), group
 
     return f"{repo}@{commit}", read
 

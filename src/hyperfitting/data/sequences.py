@@ -11,8 +11,9 @@ depend on the tokenizer:
    change the training sequences.
 
 As a prefix, a document counts as long enough for n tokens if it has n words, since a word is at
-least one token: so the same documents are taken for every tokenizer, at the price of documents
-that have n tokens but not n words. The few that a tokenizer makes shorter are skipped.
+least one token (and so are two Chinese or Japanese characters): so the same documents are taken for
+every tokenizer, at the price of documents that have n tokens but not n words. The few that a
+tokenizer makes shorter are skipped.
 """
 
 import json

@@ -178,13 +178,14 @@ def _files(cfg: TextsConfig, progress: ProgressReporter) -> _Source:
             )
         names = {str(file.relative_to(path.parent)): file for file in files}
         source_id = fingerprint(names)
+    is_txt = {file: file_format(file) == ".txt" for file in files}
 
     def read() -> Iterator[str]:
         for file in files:
-            is_txt = file_format(file) == ".txt"
-            yield from _group_rows(read_rows(file, cfg), cfg, rows_are_lines=is_txt)
+            yield from _group_rows(read_rows(file, cfg), cfg, rows_are_lines=is_txt[file])
 
-    return _Source(source_id, {"reader": READERS_VERSION, **_row_config(cfg)}, read)
+    row_config = _row_config(cfg, rows_are_lines=all(is_txt.values()))
+    return _Source(source_id, {"reader": READERS_VERSION, **row_config}, read)
 
 
 def _no_such_file(path: Path) -> UserError:
@@ -245,15 +246,19 @@ _SOURCES: dict[str, Callable[[TextsConfig, ProgressReporter], _Source]] = {
 }
 
 
-def _row_config(cfg: TextsConfig) -> dict[str, Any]:
-    chat = {"chat": True} if cfg.chat else {}
-    return {"text_field": cfg.text_field, "document_start": cfg.document_start, **chat}
+def _row_config(cfg: TextsConfig, rows_are_lines: bool = False) -> dict[str, Any]:
+    config = {"text_field": cfg.text_field, "document_start": cfg.document_start}
+    if cfg.document_start is not None and not rows_are_lines:
+        config["row_end"] = "\n"
+    return config | ({"chat": True} if cfg.chat else {})
 
 
 def _group_rows(
     rows: Iterable[str], cfg: TextsConfig, rows_are_lines: bool = False
 ) -> Iterator[str]:
     """Group rows into documents, stripped of surrounding white space; empty ones are dropped.
+
+    Rows that are joined are lines: one that does not end with a newline gets one.
 
     Args:
         rows: texts of a column, or lines of a .txt file.
@@ -270,7 +275,7 @@ def _group_rows(
         if starts and starts.match(row.rstrip("\r\n")) and document:
             yield from filter(None, ["".join(document).strip()])
             document = []
-        document.append(row)
+        document.append(row if row.endswith("\n") else f"{row}\n")
     yield from filter(None, ["".join(document).strip()])
 
 

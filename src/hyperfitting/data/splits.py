@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
 """A word, or a run of punctuation."""
+CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+"""Chinese and Japanese characters, which are written without spaces."""
+_CJK_CHAR = re.compile(f"[{CJK}]")
+_CHARS_PER_WORD = 2
+"""CJK characters of a word; seven tokenizers put at most 1.8 into a token (docs/data.md)."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,20 @@ def uniform_hash(salt: str, text: str) -> float:
 
 
 def count_words(text: str) -> int:
-    """Return the number of words and runs of punctuation in a text."""
-    return sum(1 for _ in WORD.finditer(text))
+    """Return the number of words and runs of punctuation in a text.
+
+    Of a Chinese or Japanese text, which has few spaces, the number of pairs of characters.
+    """
+    return _n_words(*_counts(text))
+
+
+def _counts(text: str) -> tuple[int, int]:
+    """Return the numbers of runs between spaces or punctuation, and of CJK characters."""
+    return sum(1 for _ in WORD.finditer(text)), len(_CJK_CHAR.findall(text))
+
+
+def _n_words(n_runs: int, n_cjk: int) -> int:
+    return max(n_runs, n_cjk // _CHARS_PER_WORD)
 
 
 def cut_passages(documents: list[str], length: int) -> list[str]:
@@ -85,10 +102,11 @@ def cut_passages(documents: list[str], length: int) -> list[str]:
 
 def _cut_document(document: str, length: int) -> Iterator[str]:
     paragraphs: list[str] = []
-    n_words = 0
+    n_runs = n_cjk = 0
     for paragraph in document.split("\n\n"):
         paragraphs.append(paragraph)
-        n_words += count_words(paragraph)
-        if n_words >= length:
+        more_runs, more_cjk = _counts(paragraph)
+        n_runs, n_cjk = n_runs + more_runs, n_cjk + more_cjk
+        if _n_words(n_runs, n_cjk) >= length:
             yield "\n\n".join(paragraphs)
-            paragraphs, n_words = [], 0
+            paragraphs, n_runs, n_cjk = [], 0, 0

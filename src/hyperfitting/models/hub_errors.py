@@ -179,6 +179,8 @@ def _explain(
     if isinstance(error, RuntimeError):  # by hf_xet
         problem = f"the {'upload' if upload_field else 'download'} failed: {first_line(error)}"
         hint = "run again; HF_HUB_DISABLE_XET=1 does it without the Xet protocol"
+    elif isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
+        problem = " ".join(str(error).split())  # what the Hub objects to in a README.md
     elif isinstance(error, (ValueError, KeyError, TypeError, AttributeError, AssertionError)):
         problem = f"{_hub()} gives an answer that is not a Hub's, such as a web page"
         hint = "log in to the network if it has a login page; check the proxy and HF_ENDPOINT"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperfitting.errors import UserError
+from hyperfitting.fields import at_least
 from hyperfitting.formatting import estimate, printable_line
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
@@ -229,6 +230,8 @@ def read_records_of(task: Task, home: Path) -> dict[str, Record]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    at_least("--resamples", arguments.resamples, 100)
+    at_least("--seed", arguments.seed, 0)
     require_evalica()
     folder = study_folder(arguments.study)
     task = read_task(folder)

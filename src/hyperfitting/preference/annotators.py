@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from hyperfitting.preference.items import Choice, Item, Task
-from hyperfitting.preference.judgments import Judgment
+from hyperfitting.preference.judgments import JUDGE, Judgment
 from hyperfitting.preference.results import AnnotatorSummary
 
 _MIN_PREFERENCES = 20
@@ -65,7 +65,7 @@ def _exclusions(task: Task, summary: AnnotatorSummary) -> Iterator[str]:
     rule = task.exclusion
     if summary.checks and summary.failed_checks > rule.max_failed_checks * summary.checks:
         yield f"failed {summary.failed_checks} of {summary.checks} checks"
-    seconds = summary.median_seconds
+    seconds = None if summary.name.startswith(JUDGE) else summary.median_seconds
     if seconds is not None and seconds < rule.min_median_seconds:
         yield f"took {seconds:.1f} s per item"
     left = summary.left_share

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hyperfitting.errors import UserError, no_such
+from hyperfitting.fields import at_least
 from hyperfitting.preference.design import Design, gold_items, make_task
 from hyperfitting.preference.items import (
     ASPECT_QUESTIONS,
@@ -56,6 +57,9 @@ def read_records(paths: Sequence[Path]) -> dict[str, Record]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    at_least("--items", arguments.items, 1)
+    for name in ("checks", "repeats", "seed"):
+        at_least(f"--{name}", getattr(arguments, name), 0)
     records = read_records(arguments.paths)
     if arguments.runs:
         _check_runs(arguments.runs, records)
