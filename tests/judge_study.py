@@ -9,9 +9,9 @@ import pytest
 
 from hyperfitting.preference.cli import main
 from hyperfitting.preference.items import read_task, write_task
+from hyperfitting.preference.judge_reliability import report_on_judges
 from hyperfitting.preference.judge_report import JudgeReport
 from hyperfitting.preference.judge_server import Budget, ServerJudge
-from hyperfitting.preference.judge_trust import report_on_judges
 from tests.awkward_study import make_item, make_task
 from tests.openai_server import OpenAIServer
 

@@ -339,7 +339,7 @@ def test_it_works_without_javascript(browser: Browser, serve: Serve) -> None:
     plain.close()
 
 
-def test_forwarded_headers_are_believed_of_trusted_proxies_alone(serve: Serve) -> None:
+def test_forwarded_headers_are_read_from_trusted_proxies_alone(serve: Serve) -> None:
     server = serve(make_study(["alice"]), "--public-url", "http://127.0.0.1:1/study")
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.7"}
 

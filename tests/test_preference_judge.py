@@ -90,7 +90,7 @@ def test_an_invalid_answer_is_asked_for_once_more_and_then_never_again(
     report = report_of(study)
     assert report.usage is not None
     assert (report.usage.questions, report.usage.invalid, report.usage.requests) == (12, 12, 24)
-    assert not report.believed
+    assert not report.reliable
     assert report.reasons == ["no item was answered in both orders"]
 
 

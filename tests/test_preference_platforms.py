@@ -219,4 +219,4 @@ def test_transformers_serve_of_a_random_model_is_a_judge_that_says_nothing(
     report = written.judges["random"]
     assert report.usage is not None
     assert (report.usage.questions, report.usage.invalid) == (2, 2)
-    assert not report.believed
+    assert not report.reliable

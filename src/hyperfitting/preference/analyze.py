@@ -37,7 +37,7 @@ from hyperfitting.preference.items import (
     Task,
     read_task,
 )
-from hyperfitting.preference.judge_trust import report_on_judges
+from hyperfitting.preference.judge_reliability import report_on_judges
 from hyperfitting.preference.judgments import Judgment, read_judgments, validate
 from hyperfitting.preference.pairing import text_hashes
 from hyperfitting.preference.ranking import require_evalica

@@ -169,7 +169,7 @@ class Task(StrictModel):
     votes: int = Field(ge=1, description="annotators for each item")
     exclusion: ExclusionRule = Field(default=ExclusionRule())
     max_flip_rate: float = Field(
-        default=0.3, ge=0, le=1, description="a judge that flips more often is not believed"
+        default=0.3, ge=0, le=1, description="a judge that flips more often is not reliable"
     )
     texts: dict[str, str] = Field(
         description="hash of a side's texts in the record, by `run/side`: tables refuse a record "

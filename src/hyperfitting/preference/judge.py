@@ -1,8 +1,8 @@
-"""`hyperfit-preference judge`: a model judges what people judge, and how far to believe it.
+"""`hyperfit-preference judge`: a model judges what people judge, and how reliable it is.
 
 The model gets the items and the words that people get, each item in both orders. Its answers are
 kept as they come and never asked for twice: the same command resumes. Its judgments join those of
-people in `judgments.jsonl`, and `judge.json` says how far it is to be believed.
+people in `judgments.jsonl`, and `judge.json` says how reliable it is.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from hyperfitting.preference.judge_answers import (
 )
 from hyperfitting.preference.judge_local import load_local_judge
 from hyperfitting.preference.judge_prompt import parse
+from hyperfitting.preference.judge_reliability import report_on_judges
 from hyperfitting.preference.judge_report import JUDGE_FILE, JudgeReport
 from hyperfitting.preference.judge_server import Budget, ServerJudge, check_base_url, read_key
-from hyperfitting.preference.judge_trust import report_on_judges
 from hyperfitting.preference.judgments import (
     JUDGE,
     Answer,
@@ -167,7 +167,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def describe(name: str, report: JudgeReport) -> Iterator[str]:
-    """Yield the lines that tell how far a judge is to be believed."""
+    """Yield the lines that tell how reliable a judge is."""
 
     def shown(value: Estimate | None) -> str:
         return formatting.estimate(value, "{:.2f}") or "-"
@@ -193,7 +193,7 @@ def describe(name: str, report: JudgeReport) -> Iterator[str]:
         yield f"{other[:10]:10} alpha {shown(agreed.alpha)}"
     for reason in report.reasons:
         yield f"no ranking {reason}"
-    for preference in report.preferences if report.believed else ():
+    for preference in report.preferences if report.reliable else ():
         yield (
             f"wins       {preference.first} against {preference.second}: "
             f"{shown(preference.win_rate)}, of one length {shown(preference.length_controlled)}"
@@ -202,7 +202,7 @@ def describe(name: str, report: JudgeReport) -> Iterator[str]:
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `judge`."""
-    parser = commands.add_parser("judge", help="have a model judge, and see how far to believe it")
+    parser = commands.add_parser("judge", help="have a model judge, and measure its reliability")
     parser.add_argument("study", type=Path, metavar="STUDY", help="folder with task.json")
     parser.add_argument("--model", required=True, help="as the server names it; a folder; a Hub id")
     where = parser.add_mutually_exclusive_group(required=True)

@@ -1,7 +1,7 @@
-"""`judge.json`: how far the judges of a study are to be believed, as typed classes.
+"""`judge.json`: how reliable the judges of a study are, as typed classes.
 
-`judge_trust` computes it. Everything but the usage is of the items that the judge answered in both
-orders.
+`judge_reliability` computes it. Everything but the usage is of the items that the judge answered in
+both orders.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from hyperfitting.preference.judge_answers import Usage
 from hyperfitting.runtime.files import read_versioned, write_json
 from hyperfitting.runtime.strict_model import StrictModel
 
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 JUDGE_FILE = "judge.json"
 
 
@@ -41,7 +41,7 @@ class Preference(StrictModel):
 class JudgeReport(StrictModel):
     """One judge."""
 
-    believed: bool = Field(description="whether its preferences may be reported")
+    reliable: bool = Field(description="whether its preferences may be reported")
     reasons: list[str] = Field(description="why not")
     usage: Usage | None = Field(description="what was asked; null: answers are not kept here")
     items: int = Field(description="normal items answered in both orders")
@@ -70,7 +70,7 @@ class JudgeReport(StrictModel):
     )
     with_judges: dict[str, Agreement] = Field(description="with the verdicts of other judges")
     preferences: list[Preference] = Field(
-        description="by pair of systems; also of a judge that is not believed, to see why"
+        description="by pair of systems; also of a judge that is not reliable, to see why"
     )
 
 

@@ -44,7 +44,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--public-url", metavar="URL", help="where a reverse proxy serves it, with its path")
     add(
         "--trusted-proxies", nargs="+", metavar="IP", default=[],
-        help="addresses or networks whose X-Forwarded headers are believed (default: none)",
+        help="addresses or networks whose X-Forwarded headers are trusted (default: none)",
     )  # fmt: skip
     add("--database", type=Path, metavar="FILE", help=f"default: {DATABASE_FILE} in the folder")
     add("--export", action="store_true", help=f"only add the answers to {JUDGMENTS_FILE}")

@@ -1,4 +1,4 @@
-"""How far a judge is to be believed: flips under swapped order, biases, agreement with people.
+"""How reliable a judge is: flips under swapped order, biases, agreement with people.
 
 A judge's verdict on an item is the text it prefers in both orders, else a tie (as in MT-bench;
 Zheng et al., 2023). A judge whose answer changes with the order on more than the study's
@@ -116,7 +116,7 @@ class JudgeTrust:
                 f"{flip_rate.n} items (at most {limit:.0%} are allowed)"
             )
         return JudgeReport(
-            believed=not reasons,
+            reliable=not reasons,
             reasons=reasons,
             usage=None,
             items=len(self._normal),

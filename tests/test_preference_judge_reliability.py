@@ -1,4 +1,4 @@
-"""How far a model as judge is believed: order, length, and agreement with people."""
+"""How reliable a model is as judge: order, length, and agreement with people."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +19,8 @@ from hyperfitting.preference.items import (
 )
 from hyperfitting.preference.judge import ask_judge
 from hyperfitting.preference.judge_bias import PRIOR_SD, fit_logistic
+from hyperfitting.preference.judge_reliability import report_on_judges
 from hyperfitting.preference.judge_report import read_judge_file
-from hyperfitting.preference.judge_trust import report_on_judges
 from hyperfitting.preference.judgments import Answer, append, make_judgment
 from tests.awkward_study import make_item, make_task
 from tests.judge_study import (
@@ -47,21 +47,21 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path)
 
 
-def test_a_judge_that_always_takes_a_is_not_believed(server: OpenAIServer, study: Path) -> None:
+def test_a_judge_that_always_takes_a_is_not_reliable(server: OpenAIServer, study: Path) -> None:
     ask_judge(study, "model", judge_of(study, server))
     report = report_of(study)
     assert report.flip_rate is not None
     assert report.reversal_rate is not None
     assert report.left_rate is not None
     assert (report.flip_rate.mean, report.reversal_rate.mean, report.left_rate.mean) == (1, 1, 1)
-    assert not report.believed
+    assert not report.reliable
     assert "100% of 6 items" in report.reasons[0]
     (preference,) = report.preferences
     assert preference.win_rate.mean == 0.5
     assert preference.position_effect.mean > 2
 
 
-def test_a_judge_by_length_is_believed_but_its_length_controlled_win_rate_is_even(
+def test_a_judge_by_length_is_reliable_but_its_length_controlled_win_rate_is_even(
     server: OpenAIServer, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def test_a_judge_by_length_is_believed_but_its_length_controlled_win_rate_is_eve
     server.reply = longer
     ask_judge(tmp_path, "model", judge_of(tmp_path, server, concurrency=4))
     report = report_of(tmp_path)
-    assert report.believed
+    assert report.reliable
     assert report.flip_rate is not None
     assert report.longer_rate is not None
     assert (report.flip_rate.mean, report.longer_rate.mean) == (0, 1)
