@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from hyperfitting.record.schema import Timings
-from hyperfitting.reporting.claims.ledger import Ledger, build_ledger, load_sweeps
+from hyperfitting.reporting.claims.ledger import Ledger, Sweeps, build_ledger, load_sweeps
 from hyperfitting.reporting.claims.render import markdown, write_page
 from hyperfitting.reporting.claims.schema import SCALES, read_claims
 from hyperfitting.reporting.cli import main
@@ -73,6 +73,64 @@ def test_the_command_writes_the_same_numbers_for_people_and_programs(
     ledger = Ledger.model_validate_json((tmp_path / "docs/claims.json").read_text("utf-8"))
     assert (tmp_path / "docs/claims.md").read_text("utf-8") == markdown(ledger)
     assert "not tested" in capsys.readouterr().out
+
+
+def test_an_update_keeps_numbers_whose_runs_are_not_at_hand_and_judges_them_again(
+    tmp_path: Path,
+) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    high = claim(id="p1-y", criteria=[criterion(above=0.4)])
+    earlier = build_ledger([claim(), high], runs)
+    none = Sweeps({})
+    kept = build_ledger([claim(), high], none, earlier)
+    assert (earlier.kept, kept.kept) == (0, 2)
+    for before, after in zip(earlier.entries, kept.entries, strict=True):
+        old, new = before.outcomes["embedded"], after.outcomes["embedded"]
+        assert (new.verdict, new.p, new.adjusted_p) == (old.verdict, old.p, old.adjusted_p)
+        assert [item.estimate for item in new.evidence] == [i.estimate for i in old.evidence]
+    assert "2 claims have numbers that were computed earlier" in markdown(kept)
+    # the family of Holm's method is that of the claims there are now
+    alone = build_ledger([claim()], none, earlier).entries[0].outcomes["embedded"]
+    assert alone.adjusted_p == alone.p
+    # another criterion is not decided by the number of the old one
+    for changed in (criterion(above=0.5), criterion(value={"length": 96}, above=0.4)):
+        ledger = build_ledger([claim(id="p1-y", criteria=[changed])], none, earlier)
+        assert ledger.entries[0].outcomes["embedded"].verdict == "not tested"
+
+
+def test_an_update_takes_the_runs_that_are_at_hand(tmp_path: Path) -> None:
+    earlier = build_ledger([claim()], sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)}))
+    runs = sweeps(tmp_path / "y", {"tuned_0": record(BASE, TUNED)})
+    updated = build_ledger([claim()], runs, earlier)
+    assert updated == build_ledger([claim()], runs)
+    assert updated.entries[0].outcomes["embedded"].verdict == "not reproduced"
+
+
+def test_the_command_updates_a_ledger_and_refuses_one_of_another_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sweep(tmp_path / "sweeps/x", {}, {"tuned_0": record(TUNED, BASE)})
+    (tmp_path / "empty").mkdir()
+    docs = tmp_path / "docs"
+
+    def report(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as done:
+            main(["claims", *arguments, "--to", str(docs)])
+        return int(done.value.code or 0)
+
+    assert report(str(tmp_path / "empty"), "--update") != 0
+    assert "--update" in capsys.readouterr().err
+    assert report(str(tmp_path / "sweeps")) == 0
+    path = docs / "claims.json"
+    full = Ledger.model_validate_json(path.read_text("utf-8"))
+    assert report(str(tmp_path / "empty"), "--update") == 0
+    updated = Ledger.model_validate_json(path.read_text("utf-8"))
+    assert updated.counts("embedded") == full.counts("embedded")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"version": 3}))
+    before = path.read_bytes()
+    assert report(str(tmp_path / "empty"), "--update") != 0
+    assert "version" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_a_folder_that_does_not_exist_is_an_error_without_a_traceback(

@@ -50,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         default=_REPORTS,
         help="folder of claims.md and claims.json, such as docs (default: %(default)s)",
     )
+    ledger.add_argument(
+        "--update",
+        action="store_true",
+        help="keep what claims.json in that folder has of runs that are not among these sweeps",
+    )
     ledger.set_defaults(run=_claims)
     return parser
 
@@ -71,7 +76,7 @@ def _claims(arguments: argparse.Namespace) -> None:
                 valid="a sweep, or a folder of sweeps",
                 hint="hyperfit experiment=seeds",
             )
-    ledger = claims.build(arguments.folders)
+    ledger = claims.build(arguments.folders, arguments.to if arguments.update else None)
     for path in claims.write_ledger(ledger, arguments.to):
         print(f"claims     {path}")
     print(claims.summary(ledger))

@@ -41,29 +41,35 @@ RunsBySeed = Mapping[int, Sequence[RunEntry]]
 class Evidence(StrictModel):
     """What the records say of a criterion."""
 
+    criterion: Criterion = Field(description="the number, and where it lies if the claim holds")
     label: str = Field(description="what the number is called")
-    format: str = Field(description="how the number is written")
     model: str | None = Field(description="label of the model; null: the sweep has one model only")
     value: float = Field(description="mean over seeds")
     minus: float | None = Field(description="the number that is compared with it")
     estimate: float = Field(description="the number that is judged: `value`, less `minus`")
     ci95: tuple[float, float] | None = Field(description="its 95% interval; null: none")
-    above: float | None = Field(description="lower end of the claimed region; null: open")
-    below: float | None = Field(description="upper end; null: open")
     holds: bool = Field(
-        description="whether the estimate lies in the region; if `observed`, that of any seed"
+        description="whether the estimate lies in the region; any seed's if one observation decides"
     )
     p: float | None = Field(
         description="of the hypothesis that it lies outside; null: not tested, a single number"
     )
-    observed: bool = Field(description="one observation decides")
     observed_in: int | None = Field(
-        default=None, description="seeds whose number lies in the region; null: not `observed`"
+        default=None,
+        description="seeds whose number lies in the region; null: one observation does not decide",
     )
     unit: str = Field(description="what the interval is over: `seeds`, `texts`, or empty")
     n: int = Field(description="of these")
     seeds: list[int] = Field(description="of the runs")
     runs: list[str] = Field(description="their folders, as `SWEEP/RUN`")
+    kept: bool = Field(
+        default=False, description="of the earlier ledger: the records were not at hand"
+    )
+
+    @property
+    def is_untested(self) -> bool:
+        """Whether it has no p-value although one observation does not decide."""
+        return self.p is None and not self.criterion.observed
 
 
 @dataclass(frozen=True)
@@ -105,18 +111,15 @@ def judge(
     p_values = [p for p in (tested.p_above, tested.p_below) if p is not None]
     entries = [run for seed in seeds for run in [*runs[seed], *(others or {}).get(seed, ())]]
     return Evidence(
+        criterion=criterion,
         label=criterion.label,
-        format=criterion.value.format,
         model=model,
         value=_mean(values),
         minus=_mean(subtracted) if subtracted else None,
         estimate=tested.estimate.mean,
         ci95=tested.estimate.ci95,
-        above=criterion.above,
-        below=criterion.below,
         holds=bool(observed_in) if criterion.observed else criterion.holds(tested.estimate.mean),
         p=max(p_values) if p_values and not criterion.observed else None,
-        observed=criterion.observed,
         observed_in=observed_in,
         unit=tested.unit,
         n=tested.estimate.n,

@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from hyperfitting.errors import UserError
 from hyperfitting.metrics.multiple_tests import holm
 from hyperfitting.reporting.claims.evidence import Evidence, judge
 from hyperfitting.reporting.claims.quantities import NotMeasuredError
 from hyperfitting.reporting.claims.schema import SCALES, Claim, Criterion, Quantity, Scale
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords, load_sweep
+from hyperfitting.runtime.files import first_problem
 from hyperfitting.runtime.strict_model import StrictModel
 from hyperfitting.sweep.spec import SPEC_FILE
 
-LEDGER_VERSION = 3
+LEDGER_VERSION: Literal[4] = 4
 LEVEL = 0.05
 Verdict = Literal["reproduced", "partly", "not reproduced", "implied", "not tested"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "partly", "not reproduced", "implied", "not tested")
@@ -83,12 +85,20 @@ class CountedSweep(StrictModel):
 class Ledger(StrictModel):
     """All claims."""
 
-    version: int = Field(default=LEDGER_VERSION, description="of this format")
+    version: Literal[4] = Field(default=LEDGER_VERSION, description="of this format")
     counted: list[CountedSweep] = Field(
         default=[], description="of the experiments with several sweeps: the newest complete one"
     )
     tests: int = Field(description="claims with a p-value, at any scale: the family of Holm")
     entries: list[Entry] = Field(description="in the order of conf/claims.yaml")
+
+    @property
+    def kept(self) -> int:
+        """Claims with evidence of an earlier ledger."""
+        return sum(
+            any(item.kept for outcome in entry.outcomes.values() for item in outcome.evidence)
+            for entry in self.entries
+        )
 
     def counts(self, scale: Scale) -> dict[Verdict, int]:
         """Return how many claims have each verdict at a scale."""
@@ -159,13 +169,39 @@ def _newest_complete(sweeps: Sequence[SweepRecords]) -> SweepRecords:
     return max(by_name, key=lambda sweep: (sweep.is_complete, sweep.finished_at))
 
 
-def build_ledger(claims: Sequence[Claim], sweeps: Sweeps) -> Ledger:
+def read_ledger(path: Path) -> Ledger:
+    """Return the ledger in a claims.json.
+
+    Raises:
+        UserError: there is none, or one of another version.
+    """
+    try:
+        return Ledger.model_validate_json(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise UserError(
+            f"holds no ledger that can be updated: {problem}",
+            field="--to",
+            value=path,
+            valid=f"a claims.json of version {LEDGER_VERSION}",
+            hint="without --update all claims are computed from the sweeps given",
+        ) from error
+
+
+def build_ledger(claims: Sequence[Claim], sweeps: Sweeps, earlier: Ledger | None = None) -> Ledger:
     """Return all claims with their verdicts.
+
+    Args:
+        claims: those of conf/claims.yaml.
+        sweeps: the runs that decide them.
+        earlier: a ledger whose evidence is kept for criteria that these runs do not measure;
+            verdicts and adjusted p-values are computed again.
 
     Raises:
         UserError: a record is damaged.
     """
-    outcomes = {(claim.id, scale): _outcome(claim, sweeps, scale)
+    kept = [] if earlier is None else list(earlier.entries)
+    outcomes = {(claim.id, scale): _outcome(claim, sweeps, scale, _evidence_of(kept, claim, scale))
                 for claim in claims for scale in SCALES}  # fmt: skip
     tested = {key: outcome.p for key, outcome in outcomes.items() if outcome.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
@@ -187,7 +223,13 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps) -> Ledger:
     return Ledger(counted=list(sweeps.counted), tests=len(tested), entries=entries)
 
 
-def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale) -> Outcome:
+def _evidence_of(entries: Sequence[Entry], claim: Claim, scale: Scale) -> list[Evidence]:
+    """Return the evidence of a claim in the entries of a ledger."""
+    return [item for entry in entries if entry.id == claim.id
+            for item in entry.outcomes[scale].evidence]  # fmt: skip
+
+
+def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale, earlier: Sequence[Evidence]) -> Outcome:
     """Return a claim's evidence; its verdict waits for the adjusted p-values of all claims."""
     if claim.not_tested:
         return Outcome(reason=claim.not_tested, command=claim.command)
@@ -198,7 +240,7 @@ def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale) -> Outcome:
         evidence = [
             item
             for criterion in criteria
-            for item in _evidence(criterion, sweeps, scale, claim.model)
+            for item in _evidence(criterion, sweeps, scale, claim.model, earlier)
         ]
     except NotMeasuredError as error:
         return Outcome(reason=str(error), command=claim.command or _command(criteria, scale))
@@ -215,6 +257,27 @@ def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale) -> Outcome:
 
 
 def _evidence(
+    criterion: Criterion,
+    sweeps: Sweeps,
+    scale: Scale,
+    model: str | None,
+    earlier: Sequence[Evidence],
+) -> list[Evidence]:
+    """Return what the runs say of a criterion, by model; without runs, the earlier evidence.
+
+    Raises:
+        NotMeasuredError: there is neither.
+    """
+    try:
+        return _measured(criterion, sweeps, scale, model)
+    except NotMeasuredError:
+        kept = [item for item in earlier if item.criterion == criterion]
+        if not kept:
+            raise
+        return [item.model_copy(update={"kept": True}) for item in kept]
+
+
+def _measured(
     criterion: Criterion, sweeps: Sweeps, scale: Scale, model: str | None
 ) -> list[Evidence]:
     runs = _by_model(sweeps, criterion.value, scale, model)
@@ -273,6 +336,6 @@ def _decided(outcome: Outcome, adjusted_p: float | None) -> Outcome:
 
 def _is_certain(evidence: Sequence[Evidence], adjusted_p: float | None) -> bool:
     """Return whether every criterion is observed, or tested and significant."""
-    if any(item.p is None and not item.observed for item in evidence):
+    if any(item.is_untested for item in evidence):
         return False
     return adjusted_p is None or adjusted_p < LEVEL

@@ -25,10 +25,12 @@ _INTRO = f"""\
 # Claims
 
 What both papers claim, and what the records here say of it. Drawn by
-`hyperfit-report claims outputs/sweeps --to docs`; the same as data is [{JSON}]({JSON}). The claims
-and the numbers that decide them are in [`conf/claims.yaml`](../conf/claims.yaml): add runs, also
-with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again. Of several sweeps of
-one experiment the newest complete one counts, by the time in its records.
+`hyperfit-report claims outputs/sweeps --to docs --update`; the same as data is [{JSON}]({JSON}).
+The claims and the numbers that decide them are in [`conf/claims.yaml`](../conf/claims.yaml): add
+runs, also with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again. `--update`
+keeps the numbers of runs that are not among the sweeps given, as long as their criterion is the
+same; verdicts and adjusted p-values are computed again. Of several sweeps of one experiment the
+newest complete one counts, by the time in its records.
 
 - **reproduced**: every number of ours lies where the claim has it, and the adjusted p-value of the
   opposite is below {LEVEL}.
@@ -125,6 +127,11 @@ def _counts(ledger: Ledger) -> list[str]:
         cells = " | ".join(str(counts[verdict]) for verdict in VERDICTS)
         lines.append(f"| {len(ledger.entries)}, `scale={scale}` | {cells} |")
     notes = [f"p-values are adjusted for {ledger.tests} tested claims.", *counted_lines(ledger)]
+    if ledger.kept:
+        notes.append(
+            f"{ledger.kept} claims have numbers that were computed earlier, from records that were "
+            f"not at hand when this page was drawn (`kept` in {JSON})."
+        )
     return [*lines, *(line for note in notes for line in ("", markdown_text(note)))]
 
 
@@ -175,7 +182,7 @@ def _remarks(outcome: Outcome) -> list[str]:
     if outcome.evidence:
         n_seeds = min(len(item.seeds) for item in outcome.evidence)
         remarks.append("one seed" if n_seeds == 1 else f"{n_seeds} seeds")
-    untested = any(item.p is None and not item.observed for item in outcome.evidence)
+    untested = any(item.is_untested for item in outcome.evidence)
     if untested and not outcome.implied_by:
         remarks.append(f"a number without interval ({MIN_SEEDS} seeds give one)")
     if any(not item.holds and _reaches(item) for item in outcome.evidence):
@@ -188,8 +195,8 @@ def _reaches(evidence: Evidence) -> bool:
     if evidence.ci95 is None:
         return False
     low, high = evidence.ci95
-    above_ok = evidence.above is None or high > evidence.above
-    return above_ok and (evidence.below is None or low < evidence.below)
+    above, below = evidence.criterion.above, evidence.criterion.below
+    return (above is None or high > above) and (below is None or low < below)
 
 
 def ours_lines(outcome: Outcome) -> list[str]:
@@ -198,7 +205,7 @@ def ours_lines(outcome: Outcome) -> list[str]:
 
 
 def _ours_line(evidence: Evidence) -> str:
-    form = evidence.format
+    form = evidence.criterion.value.format
     difference = evidence.minus is not None
     number = formatting.estimate(
         Estimate(evidence.estimate, evidence.ci95, evidence.n), form, signed=difference
