@@ -1,4 +1,4 @@
-"""Tuned model and validation as artifacts: what makes which of them anew, and kills in between."""
+"""Tuned model and validation as artifacts: what rebuilds which of them, and kills in between."""
 
 import gc
 import weakref

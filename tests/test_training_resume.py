@@ -70,7 +70,7 @@ def test_a_checkpoint_whose_history_is_lost_starts_anew(
     monkeypatch.undo()
     (tmp_path / "cut" / "history.jsonl").write_text("")
     assert run_training(cfg, base, tmp_path / "cut")[0] == expected
-    assert "starts anew" in caplog.text
+    assert "starts over" in caplog.text
 
 
 def test_a_complete_training_is_not_repeated(
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_logged_and_training_starts_anew(
     (tmp_path / "w" / "checkpoint-1.0-of-1.pt").write_bytes(b"PK half a file")
     rows, _ = run_training(cfg, base, tmp_path / "w")
     assert rows == expected
-    assert "starts anew" in caplog.text
+    assert "starts over" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(

@@ -60,30 +60,39 @@ _REMEDIES: dict[Resource, tuple[str, str, str, str]] = {
 """What is used up, the limit and its unit, and what to try."""
 
 
+class LoggedError(Exception):
+    """A failure that is in the log file, with the message that is still to be shown."""
+
+
 class ReportedError(Exception):
     """A failure whose message has been shown or recorded already."""
 
 
 @contextmanager
-def report_failures() -> Iterator[None]:
-    """Print and log a failure raised in this context.
-
-    Raises:
-        ReportedError: in place of the exception.
-    """
-    with log_failures(lambda message: print_error(f"error: {message}")):
-        yield
-
-
-@contextmanager
-def log_failures(on_failure: Callable[[str], None]) -> Iterator[None]:
-    """Log a failure raised in this context, with its traceback, in the Hydra job's log file.
+def record_failures(on_failure: Callable[[str], None]) -> Iterator[None]:
+    """Log a failure raised in this context, and record its message.
 
     Args:
         on_failure: called with the message for the user.
 
     Raises:
         ReportedError: in place of the exception.
+    """
+    try:
+        with log_failures():
+            yield
+    except LoggedError as error:
+        on_failure(str(error))
+        raise ReportedError(str(error)) from error.__cause__
+
+
+@contextmanager
+def log_failures() -> Iterator[None]:
+    """Log a failure raised in this context, with its traceback, in the Hydra job's log file.
+
+    Raises:
+        LoggedError: in place of the exception, with the message for the user. `exit_status` shows
+            it: at the end, below what Hydra prints of a failed job.
     """
     try:
         yield
@@ -94,8 +103,7 @@ def log_failures(on_failure: Callable[[str], None]) -> Iterator[None]:
         message = explain(error, Path(hydra_cfg.runtime.output_dir) / f"{hydra_cfg.job.name}.log")
         log.debug("%s", message)
         logging.getLogger("hyperfitting.traceback").info("failed", exc_info=error)
-        on_failure(message)
-        raise ReportedError(message) from error
+        raise LoggedError(message) from error
 
 
 def exit_status(task: Callable[[], Any]) -> int:
@@ -134,7 +142,8 @@ def _exit_status(task: Callable[[], Any]) -> int:
         if print_traceback:
             traceback.print_exc()
         if not isinstance(error, ReportedError):
-            print_error("error: " + explain(error, None))
+            message = str(error) if isinstance(error, LoggedError) else explain(error, None)
+            print_error(f"error: {message}")
         return 1
     except SystemExit as end:
         if end.code == 1 and isinstance(end.__context__, BrokenPipeError):  # by rich

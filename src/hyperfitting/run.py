@@ -91,7 +91,7 @@ def task(cfg: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         run_in_sweep(cfg)
         return
-    with failures.report_failures():
+    with failures.log_failures():
         config = from_hydra(cfg)
         choose_scale({}, config.scale)  # only experiments have scales
         if config.plan:
@@ -154,7 +154,7 @@ def run_in_sweep(cfg: DictConfig) -> None:
         if not locked or folder.is_finished(config):
             return
         reporter = StatusReporter(folder)
-        with failures.log_failures(reporter.failed):
+        with failures.record_failures(reporter.failed):
             check_pin(folder.path.parent)
             if folder.record_path.exists():
                 folder.set_aside()

@@ -97,7 +97,7 @@ def _check_packages() -> None:
 def _reading(path: Path) -> Iterator[None]:
     """Let transformers read a GGUF file fast inside this context.
 
-    On its own it parses the header for tokenizer, config and weights anew, in half a million slices
+    On its own it parses the header for tokenizer, config and weights, in half a million slices
     of a `np.memmap`, each far slower than one of an array; and makes the table of tensor names
     again for every module. Here the file is parsed once, as an array, and a table made once.
 

@@ -43,7 +43,7 @@ def explain_errors(
             "the login token holds characters that no token has",
             field=upload_field or f"{repo_type}.path",
             value=repo,
-            hint="set HF_TOKEN anew, or log in with `hf auth login`",
+            hint="set HF_TOKEN to a new token, or log in with `hf auth login`",
         ) from None
     except Exception as error:
         explained = _explain(error, repo_type, repo, revision, upload_field)
@@ -131,7 +131,7 @@ def damaged(repo_type: RepoType, repo: str, problem: str) -> UserError:
         f"a downloaded file is damaged: {problem}",
         field=f"{repo_type}.path",
         value=repo,
-        hint="run again: it is downloaded anew; if that repeats, a proxy or mirror on the way "
+        hint="run again: it is downloaded again; if that repeats, a proxy or mirror on the way "
         "changes files",
     )
 

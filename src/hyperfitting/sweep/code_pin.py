@@ -55,7 +55,7 @@ def pinned_code(folder: Path) -> CodeVersion | None:
     """Return the code that the sweep in a folder is pinned to; none: no sweep, or unknown."""
     try:
         return read_sweep_spec(folder).code if (folder / SPEC_FILE).is_file() else None
-    except UserError:  # damaged or of another version: it is written anew
+    except UserError:  # damaged or of another version: it is written again
         return None
 
 

@@ -111,7 +111,7 @@ class Checkpoint:
                 if exhausted_resource(error):
                     raise  # the checkpoint is kept
                 log.warning(
-                    "%s cannot be read (%s): training starts anew", self._folder / name, error
+                    "%s cannot be read (%s): training starts over", self._folder / name, error
                 )
                 failed = 1
                 break
@@ -201,7 +201,7 @@ def _select_rows(shards: Sequence[tuple[int, int, int, Tensor]], start: int, len
             f"the optimizer's state ({type(tensor).__name__}) cannot be resharded",
             field="hardware.num_processes",
             valid="as many as before",
-            hint="or delete the checkpoint, to start anew",
+            hint="or delete the checkpoint, to start over",
         )
     if n_rows == total:  # replicated: every rank has all rows
         return tensor[start : start + length].clone()

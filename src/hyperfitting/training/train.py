@@ -223,7 +223,7 @@ def _resume(
         try:
             metrics = TrainingHistory(work, state.dist, done.n_rows, done.epoch)
         except ValueError as error:
-            log.warning("the checkpoint cannot be used (%s): training starts anew", error)
+            log.warning("the checkpoint cannot be used (%s): training starts over", error)
             checkpoint.delete()
         else:
             state.load_state_dict(state_dict)
