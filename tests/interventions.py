@@ -45,7 +45,7 @@ def tuned_state(
         "tuned",
         version=1,
         config={"tuning": tuning.id_config(), "seed": seed},
-        inputs={"model": base.id},
+        inputs={"model": base.id, "sequences": "0" * 16},
     )
     Step(artifact, build).ensure()
     return ModelState(base, tuning, artifact, "last.safetensors")

@@ -25,6 +25,7 @@ from hyperfitting.models.base import BaseModel
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.models.trainable import select_trainable
+from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.progress import no_op
 from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.record.schema import Record
@@ -115,7 +116,7 @@ def test_a_task_vector_is_added_and_subtracted_exactly_where_nothing_changes(
     path = str(other.weights.folder) if other.weights else ""
     b, t, o = (weights_of(state) for state in (ModelState(base), tuned, other))
     minus = InterventionConfig("task_vector", scale=-0.5, path=path)
-    for name, weight in derived(minus, tuned, store, tuning_at(Path(path), base)).items():
+    for name, weight in derived(minus, tuned, store, tuning_at(Path(path), base)[0]).items():
         expected = t[name].double() - 0.5 * (o[name].double() - b[name].double())
         np.testing.assert_allclose(weight.numpy(), expected.numpy(), atol=1e-6)
     nothing = replace(minus, scale=0.0)
@@ -281,7 +282,7 @@ def test_too_many_blocks_are_refused_before_training(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs/store/tuned").exists()
 
 
-def test_another_datasets_task_vector_is_trained_alike(debug_run: Path) -> None:
+def test_another_datasets_task_vector_is_trained_alike(debug_run: Path, compose: Compose) -> None:
     result = hyperfit(
         debug_run, "preset=debug", "hydra.run.dir=vector", "intervention=task_vector",
         "dataset@intervention.dataset=news_sample", "intervention.scale=-1",
@@ -300,6 +301,12 @@ def test_another_datasets_task_vector_is_trained_alike(debug_run: Path) -> None:
         record(debug_run / "path").artifacts["intervention"]
         == (with_vector.artifacts["intervention"])
     )
+    # in both, evaluation texts that the other tuning was trained on are left out
+    for option in ("dataset@intervention.dataset=news_sample", f"intervention.path={other}"):
+        overrides = ("intervention=task_vector", option, f"store={debug_run / 'outputs/store'}")
+        trained_on = build_pipeline(compose("preset=debug", *overrides), CPU).trained_on
+        expected = [with_vector.artifacts[name] for name in ("sequences", "other/sequences")]
+        assert [str(artifact.folder) for artifact in trained_on] == expected
 
 
 def test_a_tuned_model_without_adapters_is_not_loaded_to_derive_from_it(

@@ -31,7 +31,7 @@ from hyperfitting.models.loading import ModelState
 from hyperfitting.record.mechanism import Mechanism
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.files import write_json
-from hyperfitting.store.artifact import Step, Store
+from hyperfitting.store.artifact import Artifact, Step, Store
 from tests.conftest import Compose
 from tests.test_evaluation import lazy, load_evaluation_texts, setting_of, tuned_state
 
@@ -173,18 +173,25 @@ def test_texts_that_are_trained_on_are_left_out(measured: Measured, store: Store
         np.save(work / "texts.npy", tokens)
         write_json(work / "token_texts.json", [list(text) for text in words])
 
-    def build_sequences(work: Path) -> None:
-        np.save(work / "train.npy", tokens[1:2])
-        np.save(work / "val.npy", tokens[:1])
+    def sequences(row: int) -> Artifact:
+        def build(work: Path) -> None:
+            np.save(work / "train.npy", tokens[[row]])
+            np.save(work / "val.npy", tokens[:1])
 
-    artifacts = [
-        Step(store.artifact(kind, version=1, config={}, inputs={}), build).ensure()
-        for kind, build in (("evaluation_texts", build_texts), ("sequences", build_sequences))
-    ]
-    setting = replace(measured.setting, texts={"news": artifacts[0]}, sequences=artifacts[1])
-    texts = TextSource(setting, measured.base, "reference", {}).load()
-    assert texts.tokens.tolist() == tokens[[0, 2]].tolist()
-    assert texts.lengths.tolist() == [39, 39]
+        artifact = store.artifact("sequences", version=1, config={"row": row}, inputs={})
+        return Step(artifact, build).ensure()
+
+    artifact = store.artifact("evaluation_texts", version=1, config={}, inputs={})
+    news = Step(artifact, build_texts).ensure()
+    setting = replace(measured.setting, texts={"news": news}, sequences=sequences(1))
+    source = TextSource(setting, measured.base, "reference", {})
+    assert source.load().tokens.tolist() == tokens[[0, 2]].tolist()
+    assert source.load().lengths.tolist() == [39, 39]
+    # so are those of the tuning that a task vector is of
+    other = replace(setting, other_sequences=(sequences(2),))
+    with_other = TextSource(other, measured.base, "reference", {})
+    assert with_other.load().tokens.tolist() == tokens[[0]].tolist()
+    assert with_other.inputs != source.inputs
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,10 @@ class Setting:
     """Training sequences, for the citation blocker."""
     store: Store
     progress: ProgressReporter
+    other_sequences: tuple[Artifact, ...] = ()
+    """Training sequences of the tuning that a task vector is of."""
+
+    @property
+    def trained_on(self) -> list[Artifact]:
+        """All training sequences that evaluation texts must not be in."""
+        return [self.sequences, *self.other_sequences]

@@ -40,8 +40,10 @@ def tuning_on(
     return job, {f"other/{name}": step for name, step in steps.items()}
 
 
-def tuning_at(path: Path, base: BaseModel) -> ModelState:
+def tuning_at(path: Path, base: BaseModel) -> tuple[ModelState, Artifact | None]:
     """Return the tuned model of another run, from the folder of its artifact.
+
+    Also its training sequences, if the store that it lies in has them.
 
     Args:
         path: such as `outputs/store/tuned/ID`.
@@ -64,7 +66,22 @@ def tuning_at(path: Path, base: BaseModel) -> ModelState:
         artifact.path()
     except DamagedArtifactError as error:
         raise _no_tuning(path, f"is damaged ({error})") from error
-    return ModelState(base, TuningConfig(**recipe["config"]["tuning"]), artifact, LAST_FILE)
+    state = ModelState(base, TuningConfig(**recipe["config"]["tuning"]), artifact, LAST_FILE)
+    return state, _sequences_of(artifact)
+
+
+def _sequences_of(tuning: Artifact) -> Artifact | None:
+    """Return what a tuned model was trained on; none: not in the same store."""
+    store = tuning.folder.parent.parent
+    folder = store / "sequences" / tuning.recipe["inputs"]["sequences"]
+    if not folder.is_dir():
+        return None
+    sequences = Artifact(store, "sequences", read_manifest(folder).recipe)
+    try:
+        sequences.path()
+    except DamagedArtifactError as error:
+        raise _no_tuning(folder, f"is damaged ({error})") from error
+    return sequences
 
 
 def _no_tuning(path: Path, problem: str) -> UserError:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperfitting.data.sequences import EvaluationTexts, load_evaluation_texts, load_sequences
+from hyperfitting.data.sequences import EvaluationTexts, load_evaluation_texts
 from hyperfitting.evaluation.arrays import append_continuations, load_continuations
-from hyperfitting.evaluation.contamination import contaminated
+from hyperfitting.evaluation.contamination import contaminated_by_dataset
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.record.schema import Side
 from hyperfitting.store.artifact import Artifact
@@ -61,7 +61,9 @@ class TextSource:
         """The ids of what the texts are read from."""
         ids = {f"texts/{name}": artifact.id for name, artifact in self.setting.texts.items()}
         ids |= {f"continuations/{n}": artifact.id for n, artifact in self.continuations.items()}
-        return ids | {"sequences": self.setting.sequences.id}
+        ids["sequences"] = self.setting.sequences.id
+        others = enumerate(self.setting.other_sequences)
+        return ids | {f"other_sequences/{n}": artifact.id for n, artifact in others}
 
     @property
     def length(self) -> int:
@@ -76,9 +78,9 @@ class TextSource:
             DamagedArtifactError: one of the artifacts is damaged or not built.
         """
         references = {n: load_evaluation_texts(a) for n, a in self.setting.texts.items()}
-        decode = self.base.state.base.tokenizer().decode
-        train = load_sequences(self.setting.sequences).train.tolist()
-        left_out = contaminated(references, map(decode, train))
+        left_out = contaminated_by_dataset(
+            self.setting.texts, self.setting.trained_on, self.base.state.base.tokenizer().decode
+        )
         parts = [
             self._part(name, texts, np.flatnonzero(~left_out[name]))
             for name, texts in references.items()

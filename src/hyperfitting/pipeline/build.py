@@ -1,6 +1,6 @@
 """Wire a run's steps together: from its config to its `Pipeline`; nothing is built here."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from hyperfitting.models.loading import ModelState
 from hyperfitting.pipeline.pipeline import Models, Pipeline
 from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.runtime.config import HardwareConfig
-from hyperfitting.store.artifact import Step, Store
+from hyperfitting.store.artifact import Artifact, Step, Store
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.pretraining import resolve_model
 
@@ -76,17 +76,21 @@ def build_pipeline(
     training = None
     if cfg.tuning.method != "none":
         training = training_job(cfg.training, sequences.artifact, base, store)
-    setting = Setting(
-        cfg.evaluation,
-        cfg.decode,
-        cfg.hardware,
-        {name: step.artifact for name, step in evaluation_texts.items()},
-        sequences.artifact,
-        store,
-        progress,
-    )
     models = _models(cfg, base, training, device, store)
-    models, replacement = _replace_tuned(cfg, models, training, setting, device)
+    intervention = None
+    if training is not None and models.tuned is not None and cfg.intervention.is_on:
+        intervention = _intervention(cfg, models.tuned.state, training, progress, device)
+    setting = Setting(
+        evaluation=cfg.evaluation,
+        decode=cfg.decode,
+        hardware=cfg.hardware,
+        texts={name: step.artifact for name, step in evaluation_texts.items()},
+        sequences=sequences.artifact,
+        store=store,
+        progress=progress,
+        other_sequences=intervention.sequences if intervention else (),
+    )
+    models, replacement = _replace_tuned(cfg, models, intervention, setting, device)
     fid_weights = cfg.evaluation.fid_weights
     network = inception(Path(fid_weights), device) if fid_weights else None
     base_artifacts = model_artifacts(setting, models.base, models.base, models.features, network)
@@ -107,22 +111,25 @@ def build_pipeline(
             for name, step in base_artifacts.continuations.items():
                 patching |= patching_steps(setting, models.base, models.tuned, name, step.artifact)
     return Pipeline(
-        cfg,
-        base,
-        documents,
-        sequences,
-        evaluation_documents,
-        evaluation_texts,
-        training,
-        replacement,
-        patching,
-        models,
-        base_artifacts,
-        tuned_artifacts,
-        mechanism,
-        downstream_artifacts(setting, models.base, models.tuned, cfg.dataset.holdout_fraction),
-        chat_artifacts(setting, models.base, models.tuned),
-        progress,
+        cfg=cfg,
+        base=base,
+        documents=documents,
+        sequences=sequences,
+        evaluation_documents=evaluation_documents,
+        evaluation_texts=evaluation_texts,
+        training=training,
+        trained_on=setting.trained_on,
+        replacement=replacement,
+        patching=patching,
+        models=models,
+        base_artifacts=base_artifacts,
+        tuned_artifacts=tuned_artifacts,
+        mechanism=mechanism,
+        downstream=downstream_artifacts(
+            setting, models.base, models.tuned, cfg.dataset.holdout_fraction
+        ),
+        chat=chat_artifacts(setting, models.base, models.tuned),
+        progress=progress,
     )
 
 
@@ -145,10 +152,21 @@ def _evaluation_texts(
     )
 
 
+@dataclass(frozen=True)
+class _Intervention:
+    """A model of changed weights in the tuned model's place."""
+
+    steps: dict[str, Step]
+    """By name, inputs first."""
+    state: ModelState
+    sequences: tuple[Artifact, ...]
+    """Training sequences of another tuning that it adds."""
+
+
 def _replace_tuned(
     cfg: RunConfig,
     models: Models,
-    training: TrainingJob | None,
+    intervention: _Intervention | None,
     setting: Setting,
     device: torch.device,
 ) -> tuple[Models, dict[str, Step]]:
@@ -158,9 +176,10 @@ def _replace_tuned(
         The models, and the steps of what takes the tuned model's place, inputs first.
     """
     steps: dict[str, Step] = {}
-    if training is not None and models.tuned is not None and cfg.intervention.is_on:
-        steps, state = _intervention(cfg, models.tuned.state, training, setting.progress, device)
-        models = replace(models, tuned=LazyModel(state, device, cfg.hardware.device_map))
+    if intervention is not None:
+        steps |= intervention.steps
+        tuned = LazyModel(intervention.state, device, cfg.hardware.device_map)
+        models = replace(models, tuned=tuned)
     if models.tuned is not None and cfg.decode.control.is_on:
         uncontrolled, controls = models.tuned, control_steps(setting, models.base, models.tuned)
         steps |= controls
@@ -176,18 +195,20 @@ def _intervention(
     training: TrainingJob,
     progress: ProgressReporter,
     device: torch.device,
-) -> tuple[dict[str, Step], ModelState]:
-    """Return the steps of an intervention, and the model that it makes."""
+) -> _Intervention:
+    """Return the intervention of a config."""
     steps: dict[str, Step] = {}
-    other = None
+    other, sequences = None, None
     if cfg.intervention.path is not None:
-        other = tuning_at(Path(cfg.intervention.path), training.base)
+        other, sequences = tuning_at(Path(cfg.intervention.path), training.base)
     elif cfg.intervention.dataset is not None:
         job, steps = tuning_on(cfg.intervention.dataset, cfg.dataset, training, progress)
         other = replace(tuned, weights=job.weights(cfg.evaluation.checkpoint))
+        sequences = job.sequences
     step = intervention_step(cfg.intervention, tuned, other, training.store, progress, device)
     state = intervention_state(cfg.intervention, training.base, step)
-    return steps | {"intervention": step}, state
+    steps |= {"intervention": step}
+    return _Intervention(steps, state, () if sequences is None else (sequences,))
 
 
 def _models(

@@ -32,7 +32,7 @@ from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.arrays import load_batch_sizes
 from hyperfitting.evaluation.artifacts import ModelArtifacts
 from hyperfitting.evaluation.chat import ChatArtifacts, build_chat, check_chat
-from hyperfitting.evaluation.contamination import contaminated, contamination_notes
+from hyperfitting.evaluation.contamination import contaminated_by_dataset, contamination_notes
 from hyperfitting.evaluation.downstream.artifacts import DownstreamArtifacts
 from hyperfitting.evaluation.downstream.results import build_downstream
 from hyperfitting.evaluation.images import image_scoring
@@ -94,6 +94,8 @@ class Pipeline:
     """By evaluation dataset."""
     training: TrainingJob | None
     """None: the base model is evaluated by itself."""
+    trained_on: list[Artifact]
+    """All training sequences: evaluation texts that they contain are left out."""
     replacement: dict[str, Step]
     """What takes the tuned model's place, by name, inputs first; empty: nothing does."""
     patching: dict[str, Step]
@@ -335,16 +337,10 @@ class Pipeline:
     @cached_property
     def _contaminated(self) -> dict[str, NDArray[np.bool_]]:
         """By evaluation dataset, which of its texts the training sequences contain."""
-        decode = self.base.tokenizer().decode
-        steps = [self.sequences, *self.replacement.values()]
-        trained = [s.artifact for s in steps if s.artifact.kind == "sequences"]
-        return contaminated(
-            {n: load_evaluation_texts(step.artifact) for n, step in self.evaluation_texts.items()},
-            (
-                decode(tokens)
-                for artifact in trained
-                for tokens in load_sequences(artifact).train.tolist()
-            ),
+        return contaminated_by_dataset(
+            {name: step.artifact for name, step in self.evaluation_texts.items()},
+            self.trained_on,
+            self.base.tokenizer().decode,
         )
 
     def _build(self, *groups: dict[str, Step]) -> None:
