@@ -37,7 +37,7 @@ debug: setup ## The same on a random-initialized tiny model, in seconds
 dashboard: setup ## Serve the latest reports to this machine's browser
 	$(BIN)/hyperfit-dashboard pages $(ARGS)
 
-test: setup ## All tests that take no minutes by themselves, those on the real model included
+test: setup ## Unit tests and those on the real model (some 6 minutes)
 	$(PYTEST) -m "not exhaustive and not distributed and not server" $(ARGS)
 
 test-integration: setup ## The other tests: several processes, clusters, servers, all cases of long ones
@@ -62,7 +62,7 @@ format: setup ## Format, and fix what ruff can fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-docs: setup ## Generate docs/metrics.md and the format of results.json from the code
+docs: setup ## Generate the pages of docs/ that describe config fields, metrics and results.json
 	$(BIN)/python -m hyperfitting.reporting.docs
 
 constraints: setup ## Write the versions installed now to constraints.txt

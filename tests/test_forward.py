@@ -34,6 +34,13 @@ class SmallMemory:
         return self._model(input_ids=input_ids, **options)
 
 
+def test_logits_without_a_distribution_are_an_error(base: BaseModel) -> None:
+    model = load(base).eval()
+    model.get_input_embeddings().weight.data[int(TEXTS[5, 2])] = torch.nan
+    with pytest.raises(FloatingPointError, match="no distribution"):
+        compute_token_stats(model, TEXTS, 3)
+
+
 def test_out_of_memory_halves_the_batch_and_scores_every_text(
     base: BaseModel, caplog: pytest.LogCaptureFixture
 ) -> None:

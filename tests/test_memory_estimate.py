@@ -214,7 +214,7 @@ import gc, json, sys, hydra, numpy as np, torch
 from hyperfitting.config import conf_dir, from_hydra, register
 from hyperfitting.models.base import base_model
 from hyperfitting.models.loading import load
-from hyperfitting.runtime import distributed
+from hyperfitting.runtime import distributed, processes
 from hyperfitting.runtime.device import setup_torch
 from hyperfitting.store.artifact import Store
 from hyperfitting.training.activation_cache import CacheLocation
@@ -234,7 +234,7 @@ store = Store(cfg.store)
 base = base_model(cfg.model, store)
 setup_torch(cfg.hardware)
 dist = distributed.SINGLE_PROCESS
-if distributed.is_distributed():
+if processes.is_distributed():
     dist = distributed.init_process_group()
 before = peak()
 model = load(base, dist)

@@ -39,6 +39,7 @@ PARTS: dict[str, dict[str, Check]] = {
     "correctness": {
         "attention kernels": training_checks.attention_kernels,
         "CUDA graph": decoding_checks.cuda_graph,
+        "no CUDA graph": decoding_checks.no_capture,
         "token statistics": decoding_checks.token_stats,
         "citation blocker": decoding_checks.citation_blocker,
         "batch size": decoding_checks.batch_size,

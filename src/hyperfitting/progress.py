@@ -23,11 +23,11 @@ class ProgressReporter(Protocol):
         ...
 
 
-def _ignore(n: int, **shown: float) -> None:
-    pass
+def ignore_advance(n: int, **shown: float) -> None:
+    """Report nothing: an `Advance`."""
 
 
 @contextmanager
 def no_op(task: str, total: int, unit: str) -> Iterator[Advance]:
     """Report nothing."""
-    yield _ignore
+    yield ignore_advance

@@ -6,7 +6,6 @@ Heavy imports wait until a run begins, so that `--help` answers at once.
 """
 
 import logging
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -123,7 +122,7 @@ def run_single(config: RunConfig) -> None:
     name = hydra_config.job.override_dirname or f"{groups} seed={config.seed}"
     log.info("config: %s", asdict(config))
     with (
-        RunFolder(out_dir).lock(),
+        RunFolder(out_dir).lock_alone("hydra.run.dir"),
         Terminal(console) as terminal,
         track(RunInfo(name, out_dir, config, hydra_config.runtime.choices)) as tracker,
     ):
@@ -187,8 +186,7 @@ def main() -> None:
     Under torchrun rank 0 does this; the other ranks join it for the training only.
     """
     processes.limit_spinning()
-    under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if under_torchrun and int(os.environ["RANK"]) > 0:
+    if processes.is_worker_rank():
         from hyperfitting.training.worker import run_worker_rank
 
         return run_worker_rank()
@@ -201,7 +199,7 @@ def main() -> None:
     try:
         status = failures.exit_status(hydra_task)
     finally:
-        if under_torchrun:
+        if processes.is_distributed():
             from hyperfitting.runtime import distributed
 
             distributed.finish(status)

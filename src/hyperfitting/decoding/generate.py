@@ -25,7 +25,7 @@ from hyperfitting.decoding.constraints import Constraints
 from hyperfitting.decoding.contrastive import contrastive_search
 from hyperfitting.errors import UserError, exhausted_resource
 from hyperfitting.metrics.distribution import STEP_STATS
-from hyperfitting.progress import Advance
+from hyperfitting.progress import Advance, ignore_advance
 from hyperfitting.runtime import memory
 
 Tokens = NDArray[np.int32]
@@ -105,7 +105,13 @@ def continue_texts(
             batch = contexts[len(tokens) : len(tokens) + batch_size]
             try:
                 batch_tokens, batch_stats = _continue_batch(
-                    model, backend, batch, max_new_tokens, decode, constraints, advance or _no_op
+                    model,
+                    backend,
+                    batch,
+                    max_new_tokens,
+                    decode,
+                    constraints,
+                    advance or ignore_advance,
                 )  # (B, new), (S, B, new)
             except RuntimeError as error:
                 if exhausted_resource(error) != "memory":
@@ -192,7 +198,3 @@ def n_unscored_ids(model: PreTrainedModel) -> int:
 def _length_before(tokens: list[int], ids: list[int]) -> int:
     """Return the number of tokens before the first of ``ids``."""
     return next((i for i, token in enumerate(tokens) if token in ids), len(tokens))
-
-
-def _no_op(n: int, **_: float) -> None:
-    pass

@@ -57,9 +57,14 @@ def compute_token_stats(
 
     def compute(rows: slice, logits: Tensor, targets: Tensor) -> None:
         # one text at a time: a float32 copy of (B, T, V) is large
-        for row, (scores, tokens) in enumerate(zip(logits, targets, strict=True), rows.start):
-            for name, values in vars(token_stats(scores, tokens, ties_by_id)).items():
-                stats[name][row] = values.cpu().numpy()
+        by_text = [
+            token_stats(scores, tokens, ties_by_id)
+            for scores, tokens in zip(logits, targets, strict=True)
+        ]
+        for name in TOKEN_STATS:
+            stats[name][rows] = torch.stack([getattr(text, name) for text in by_text]).cpu().numpy()
+        if np.isnan(stats["loss"][rows]).any():
+            raise FloatingPointError("the logits hold NaN or infinity: there is no distribution")
 
     for_each_batch(model, texts, batch_size, compute, advance)
     return stats

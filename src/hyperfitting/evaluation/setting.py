@@ -12,6 +12,7 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.evaluation.config import EvaluationConfig
 from hyperfitting.models.loading import ModelState
 from hyperfitting.progress import ProgressReporter
+from hyperfitting.runtime import memory
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.store.artifact import Artifact, Store
 
@@ -35,6 +36,8 @@ class LazyModel:
     def release(self) -> None:
         """Free the model's memory."""
         self._model = None
+        if self._device_map is not None:  # accelerate's hooks are in reference cycles with layers
+            memory.collect_unreferenced()
 
     @property
     def label(self) -> str:

@@ -61,13 +61,16 @@ def cuda_sdpa(
     """
     n_groups = getattr(module, "num_key_value_groups", 1)
     is_float32 = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
-    if n_groups > 1 and (is_float32 or attention_mask is not None):
+    if n_groups > 1 and is_float32:
         if query.shape[2] == 1 and _is_plain(query, value, attention_mask, options):
             scaling = options.get("scaling")
             return one_token_attention(query, key, value, attention_mask, scaling), None
         if attention_mask is None:
             if is_causal is None:
                 is_causal = getattr(module, "is_causal", True)
+            length = query.shape[2]
+            if is_causal and 1 < length < key.shape[2]:  # the unused part of a static cache
+                key, value = key[:, :, :length], value[:, :, :length]
             module, key, value = _UNGROUPED, repeat_kv(key, n_groups), repeat_kv(value, n_groups)
     output: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, is_causal=is_causal, **options

@@ -163,6 +163,8 @@ def base_model(cfg: ModelConfig, store: Store, progress: ProgressReporter = no_o
     if cfg.source == "gguf":
         step = gguf.conversion_step(cfg, store, progress)
         return store_model(cfg, step, lambda: gguf.transformers_config(cfg))
+    if cfg.source != "random":
+        raise ValueError(f"a model of source {cfg.source!r} is resolved by `resolve_model`")
     step = random_init.initialization_step(cfg, store)
     return store_model(cfg, step, lambda: random_init.transformers_config(cfg))
 

@@ -9,9 +9,9 @@ import types
 from collections.abc import Iterator
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
-from hyperfitting.config import RunConfig
+from hyperfitting.config import RunConfig, conf_dir
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.fields import RECORD, RUNTIME
 from hyperfitting.sweep.config import RayConfig, SlurmConfig, SweeperConfig, WorkersConfig
@@ -33,11 +33,15 @@ with the others. `evaluation.datasets.NAME` and `intervention.dataset` have the 
 that say which documents.
 """
 
+_OPTIMIZERS = """\
+Options that set the class (`_target_`) and its keyword arguments: `optimizer.lr=1e-5` overrides
+one, and `+optimizer.NAME=VALUE` adds one that the class has. They determine `tuned`."""
+
 
 def config_page() -> str:
     """Return docs/config.md, without the remark that it is generated."""
     groups = {name: hint for name, hint in get_type_hints(RunConfig).items() if _group_of(hint)}
-    sections = [_section("Top level", RunConfig)]
+    sections = [_section("Top level", RunConfig), _optimizers()]
     for name, group in groups.items():
         sections.append(_section(f"`{name}`", group))
         parts = {part: _group_of(hint) for part, hint in get_type_hints(group).items()}
@@ -52,6 +56,28 @@ def config_page() -> str:
         for name, launcher in _LAUNCHERS.items()
     ]
     return "\n".join([_INTRO, *sections])
+
+
+def _optimizers() -> str:
+    """Return a table of the keyword arguments that each option of the group `optimizer` sets."""
+    options: dict[str, dict[str, Any]] = {
+        path.stem: cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+        for path in sorted((conf_dir() / "optimizer").glob("*.yaml"))
+    }
+    arguments = dict.fromkeys(name for values in options.values() for name in values)
+    lines = ["## `optimizer`", "", _OPTIMIZERS, ""]
+    lines += ["| field | " + " | ".join(f"`optimizer={name}`" for name in options) + " |"]
+    lines += ["|---|" + "---|" * len(options)]
+    for name in arguments:
+        cells = (
+            f"`{_yaml(values[name])}`" if name in values else "-" for values in options.values()
+        )
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _group_of(hint: Any) -> Any:

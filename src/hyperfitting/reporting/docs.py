@@ -110,7 +110,7 @@ def results_schema() -> str:
 
 
 def _section(schema: type) -> str:
-    lines = [f"## {schema.__name__}", "", (schema.__doc__ or "").strip(), ""]
+    lines = [f"## {schema.__name__}", "", " ".join((schema.__doc__ or "").split()), ""]
     lines += ["| field | type | description |", "|---|---|---|"]
     lines += [
         f"| `{name}` | {_type(hint)} | {_cell(description)} |"

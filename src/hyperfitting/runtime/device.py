@@ -4,7 +4,7 @@ import torch
 import transformers
 
 from hyperfitting.errors import UserError
-from hyperfitting.runtime import distributed, memory, numerics
+from hyperfitting.runtime import memory, numerics, processes
 from hyperfitting.runtime.config import HardwareConfig
 
 
@@ -17,7 +17,7 @@ def setup_torch(hardware: HardwareConfig) -> torch.device:
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     device = resolve_device(hardware)
-    if distributed.is_distributed():
+    if processes.is_distributed():
         memory.release_freed()
     elif device.type == "cpu":  # else a model that passes through host memory would stay there
         memory.retain_freed()

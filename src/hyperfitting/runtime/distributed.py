@@ -27,9 +27,12 @@ from torch import Tensor, nn
 
 from hyperfitting.errors import UserError
 from hyperfitting.runtime.config import HardwareConfig
+from hyperfitting.runtime.processes import is_distributed, is_worker_rank
 
 _TIMEOUT = timedelta(days=30)
 """Of gloo collectives: under torchrun, ranks above 0 wait for rank 0 to evaluate for hours."""
+_NCCL_TIMEOUT = timedelta(hours=2)
+"""The first collective waits until every rank has loaded its shards, in tens of minutes."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +137,6 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def is_distributed() -> bool:
-    """Return whether this process is one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_worker_rank() -> bool:
-    """Return whether this process is a rank above 0."""
-    return is_distributed() and int(os.environ["RANK"]) > 0
-
-
 def num_processes(hardware: HardwareConfig) -> int:
     """Return how many processes train together.
 
@@ -181,7 +174,7 @@ def init_process_group() -> DistContext:
         if gpus:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=None if gpus else _TIMEOUT
+            "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_NCCL_TIMEOUT if gpus else _TIMEOUT
         )
         _context = DistContext(rank, world_size, dist.new_group(backend="gloo", timeout=_TIMEOUT))
     return _context

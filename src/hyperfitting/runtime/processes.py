@@ -1,4 +1,4 @@
-"""Subprocesses: ending together with the parent, and the threads and GPUs that they use."""
+"""Processes: ranks, ending together with the parent, and the threads and GPUs that they use."""
 
 import os
 import threading
@@ -28,6 +28,16 @@ def exit_with_parent(parent_pid: int | None = None) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def is_distributed() -> bool:
+    """Return whether this process is one of several ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_worker_rank() -> bool:
+    """Return whether this process is a rank above 0."""
+    return is_distributed() and int(os.environ["RANK"]) > 0
 
 
 def limit_spinning() -> None:

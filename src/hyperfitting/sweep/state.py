@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
 from hyperfitting.fields import differing_fields
-from hyperfitting.progress import Advance
+from hyperfitting.progress import Advance, ignore_advance
 from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.runtime.files import write_json
 from hyperfitting.sweep.spec import read_sweep_spec
@@ -140,6 +140,26 @@ class RunFolder:
         finally:
             lock.release()
 
+    @contextmanager
+    def lock_alone(self, field: str) -> Iterator[None]:
+        """Lock it for this process.
+
+        Args:
+            field: of the config, in which the folder is set.
+
+        Raises:
+            UserError: another process holds the lock.
+        """
+        with self.lock() as acquired:
+            if not acquired:
+                raise UserError(
+                    "another process is running in this folder",
+                    field=field,
+                    value=self.path,
+                    hint=f"another {field}=DIR, or wait until it has ended",
+                )
+            yield
+
     def is_finished(self, cfg: RunConfig) -> bool:
         """Return whether it has a record, of this config."""
         return self.record_path.exists() and not self.stale_reason(cfg)
@@ -195,7 +215,7 @@ class StatusReporter:
     def progress(self, task: str, total: int, unit: str) -> Iterator[Advance]:
         """Report one task; see `hyperfitting.progress.ProgressReporter`."""
         if self._in_task:  # such as validation, within training
-            yield _ignore
+            yield ignore_advance
             return
         outer, self._in_task = self.status, True
         self.status = replace(outer, task=task, total=total, done=0, unit=unit, shown={})
@@ -222,7 +242,3 @@ class StatusReporter:
     def finished(self) -> None:
         """Report that the run finished."""
         self._folder.write_status(replace(self.status, kind="finished"))
-
-
-def _ignore(n: int, **shown: float) -> None:
-    pass

@@ -5,7 +5,6 @@ that another command is executing at the moment are waited for.
 """
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.failures import ReportedError, print_error, quote
 from hyperfitting.fields import at_least, result_settings
 from hyperfitting.formatting import make_console
+from hyperfitting.runtime import processes
 from hyperfitting.runtime.code_version import code_version
 from hyperfitting.runtime.files import refresh_directory
 from hyperfitting.store.hashing import digest
@@ -128,7 +128,7 @@ def run_sweep(
         UserError: the sweep or the config of one of its runs is invalid; no run was started.
     """
     console = make_console()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if processes.is_distributed():
         raise UserError(
             "torchrun starts the processes of one run, and this is a sweep",
             hint="without torchrun: hardware=fsdp uses all GPUs of a machine for each run, and "

@@ -19,7 +19,7 @@ from hyperfitting.fields import id_config
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.size import ModelSize, model_size
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
-from hyperfitting.runtime import distributed
+from hyperfitting.runtime import distributed, processes
 from hyperfitting.runtime.device import resolve_device
 from hyperfitting.runtime.distributed import SINGLE_PROCESS
 from hyperfitting.runtime.files import write_json
@@ -174,7 +174,7 @@ class TrainingJob:
         n = distributed.num_processes(self.cfg.hardware)
         if n == 1 or _is_complete(work):
             yield from task.run(SINGLE_PROCESS, progress)
-        elif distributed.is_distributed():
+        elif processes.is_distributed():
             dist = distributed.init_process_group()
             with distributed.workers_training():
                 dist.broadcast_object(task.to_json())  # to `run_worker_rank`

@@ -106,7 +106,12 @@ class Checkpoint:
         saved, failed = [], 0
         for name in [names[self._dist.rank]] if as_many else names:
             try:
-                saved.append(torch.load(self._folder / name, weights_only=True, map_location="cpu"))
+                # memory-mapped: resharding reads all files on every rank, and keeps its own rows
+                saved.append(
+                    torch.load(
+                        self._folder / name, weights_only=True, map_location="cpu", mmap=True
+                    )
+                )
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 if exhausted_resource(error):
                     raise  # the checkpoint is kept

@@ -29,7 +29,13 @@ from hyperfitting.training.activation_cache import CacheLocation, check_disk_spa
 from hyperfitting.training.checkpoint import Checkpoint, TrainProgress
 from hyperfitting.training.config import TrainerConfig, TrainingConfig
 from hyperfitting.training.history import TrainingHistory
-from hyperfitting.training.step import Rows, TrainState, build_train_state, train_step
+from hyperfitting.training.step import (
+    Rows,
+    TrainState,
+    build_train_state,
+    clear_gradients,
+    train_step,
+)
 from hyperfitting.training.validation import validate
 
 LAST_FILE = "last.safetensors"
@@ -100,6 +106,7 @@ def train(
                 metrics.append({"step": step, "train/loss": loss})
                 yield metrics.rows[-1]
                 advance(n_tokens, epoch=epoch + 1, loss=loss)
+            clear_gradients(state)
             signum = dist.broadcast_object(preemption.requested_signal())
             if signum is not None:
                 _save(checkpoint, TrainProgress(epoch, step, len(metrics.rows)), state, metrics)

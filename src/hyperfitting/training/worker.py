@@ -20,7 +20,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.progress import MetricsRow, ProgressReporter, no_op
-from hyperfitting.runtime import distributed, memory, preemption
+from hyperfitting.runtime import distributed, memory, preemption, processes
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.device import setup_torch
 from hyperfitting.runtime.distributed import DistContext
@@ -142,7 +142,7 @@ def run_rank(values: dict[str, Any]) -> None:
     errors = get_error_handler()
     errors.initialize()
     try:
-        if distributed.is_worker_rank():
+        if processes.is_worker_rank():
             preemption.ignore_signals()  # rank 0 decides
             logging.disable(logging.WARNING)
         else:

@@ -5,6 +5,7 @@ launches all of them at once. It requires a cache of fixed address and size.
 """
 
 import logging
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from hyperfitting.decoding.config import DecodeConfig
 from hyperfitting.runtime.distributed import is_on_one_device
 
 log = logging.getLogger(__name__)
+_not_capturable: WeakSet[PreTrainedModel] = WeakSet()
+"""Models whose decoding step cannot be captured, such as OPT, which reads tensors on the host."""
 
 
 class CudaGraphBackend(PlainBackend):
@@ -29,6 +32,7 @@ class CudaGraphBackend(PlainBackend):
         return (
             model.device.type == "cuda"
             and decode.strategy in ("greedy", "sample")
+            and model not in _not_capturable
             and is_on_one_device(model)
             and has_full_attention(model)
         )
@@ -44,7 +48,8 @@ class CudaGraphStep(CachedModel):
     """A model whose steps of one token per text are graph replays.
 
     The first step runs eagerly, is captured, and its replay is compared with the eager logits. If
-    they differ, or capturing fails, all steps run eagerly, with a warning in the log.
+    they differ, or capturing fails, all steps run eagerly, with a warning in the log, and later
+    batches use another backend.
 
     Args:
         model: in evaluation mode.
@@ -79,7 +84,8 @@ class CudaGraphStep(CachedModel):
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # the outer context restores the stream if ending the capture raises
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
                 self._logits = super().__call__(self._tokens)
             self._rewind()
             graph.replay()
@@ -87,6 +93,7 @@ class CudaGraphStep(CachedModel):
                 raise RuntimeError("its logits differ")
         except RuntimeError as error:
             log.warning("no CUDA graph of a decoding step (%s): steps run eagerly", error)
+            _not_capturable.add(self._model)
             self._rewind()
             return super().__call__(tokens)
         self.graph = graph
