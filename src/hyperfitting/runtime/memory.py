@@ -46,6 +46,8 @@ def collect_unreferenced() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -102,6 +102,8 @@ class TrainState:
         torch.set_rng_state(state["rng"]["cpu"])
         if "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"])
+        if "mps" in state["rng"]:
+            torch.mps.set_rng_state(state["rng"]["mps"])
 
 
 def build_train_state(
@@ -299,4 +301,6 @@ def _rng_state(device: torch.device) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     return states
