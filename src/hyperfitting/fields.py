@@ -102,6 +102,30 @@ def refuse_unused(cfg: Any, at: str, choice: str, allowed: tuple[str, ...] = ())
             )
 
 
+def refuse_set(cfg: Any, at: str, kind: str, needed: str, hint: str) -> None:
+    """Refuse a field that is set and enters the id of a kind of artifact that is not built.
+
+    Args:
+        cfg: the group's dataclass.
+        at: name of the group.
+        kind: of artifact.
+        needed: what is missing for it to be built.
+        hint: what to set.
+
+    Raises:
+        UserError: there is such a field.
+    """
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if field.metadata.get("enters") == kind and value != _default(field):
+            raise UserError(
+                f"changes nothing without {needed}",
+                field=f"{at}.{field.name}",
+                value=value,
+                hint=hint,
+            )
+
+
 def differing_fields(old: Any, new: Any, at: str = "") -> Iterator[str]:
     """Yield the dotted names of the fields in which two configs differ, `RUNTIME` ones left out.
 

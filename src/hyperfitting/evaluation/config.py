@@ -1,10 +1,10 @@
 """The config group `evaluation`: what the tuned and the base model are measured on."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.errors import UserError
-from hyperfitting.fields import RECORD, at_least, one_of, setting
+from hyperfitting.fields import RECORD, at_least, one_of, refuse_set, setting
 
 
 @dataclass
@@ -84,27 +84,17 @@ class EvaluationConfig:
         at_least("evaluation.patch_block", self.patch_block, 1)
         self._check_downstream()
         at_least("evaluation.chat_max_new_tokens", self.chat_max_new_tokens, 1)
-        self._refuse_unless("chat_answers", self.chat, "questions", "evaluation.chat=true")
+        if not self.chat:
+            refuse_set(self, "evaluation", "chat_answers", "questions", "evaluation.chat=true")
         at_least("evaluation.bootstrap", self.bootstrap, 100)
 
     def _check_downstream(self) -> None:
         self.downstream = list(dict.fromkeys(self.downstream))
         at_least("evaluation.downstream_num_fewshot", self.downstream_num_fewshot, 0)
         at_least("evaluation.downstream_limit", self.downstream_limit, 1)
-        hint = "evaluation.downstream=[gsm8k]"
-        self._refuse_unless("downstream", bool(self.downstream), "tasks", hint)
-
-    def _refuse_unless(self, kind: str, is_on: bool, needed: str, hint: str) -> None:
-        """Refuse a field that is set and enters a kind of artifact that there is none of."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.metadata["enters"] == kind and value != field.default and not is_on:
-                raise UserError(
-                    f"changes nothing without {needed}",
-                    field=f"evaluation.{field.name}",
-                    value=value,
-                    hint=hint,
-                )
+        if not self.downstream:
+            hint = "evaluation.downstream=[gsm8k]"
+            refuse_set(self, "evaluation", "downstream", "tasks", hint)
 
     @property
     def continuation_len(self) -> int:

@@ -1,9 +1,8 @@
 """The config group `mechanism`: what is measured to explain a tuned model."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from hyperfitting.errors import UserError
-from hyperfitting.fields import RECORD, at_least, one_of, setting
+from hyperfitting.fields import RECORD, at_least, one_of, refuse_set, setting
 
 MEASURES = ("geometry", "ranks", "weights", "lens", "loops")
 
@@ -40,13 +39,7 @@ class MechanismConfig:
         at_least("mechanism.lens_texts", self.lens_texts, 1)
         at_least("mechanism.loop_ngram", self.loop_ngram, 1)
         at_least("mechanism.loop_texts", self.loop_texts, 1)
-        readers = {"layer_geometry": "geometry", "logit_lens": "lens", "loop_steps": "loops"}
-        for field in fields(self):
-            reader, value = readers.get(field.metadata["enters"]), getattr(self, field.name)
-            if reader and reader not in self.measures and value != field.default:
-                raise UserError(
-                    f"changes nothing without the measure {reader}",
-                    field=f"mechanism.{field.name}",
-                    value=value,
-                    hint=f"mechanism.measures=[{reader}]",
-                )
+        kinds = {"geometry": "layer_geometry", "lens": "logit_lens", "loops": "loop_steps"}
+        for measure in sorted(kinds.keys() - set(self.measures)):
+            needed, hint = f"the measure {measure}", f"mechanism.measures=[{measure}]"
+            refuse_set(self, "mechanism", kinds[measure], needed, hint)
