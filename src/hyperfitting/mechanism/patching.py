@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,31 @@ and on a GPU by another backend, so where two tokens are nearly tied, `changed` 
 _STATES_FILE = "states.npy"
 
 
+@dataclass(frozen=True)
+class _RepeatedTexts:
+    """The base model's continuations of a dataset, up to where they begin to repeat themselves."""
+
+    setting: Setting
+    dataset: str
+    continuations: Artifact
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The ids of what they are read from."""
+        texts = self.setting.texts[self.dataset]
+        return {"texts": texts.id, "continuations": self.continuations.id}
+
+    def prefixes(self) -> list[NDArray[np.int64] | None]:
+        """Return `repeat_prefix` of each text."""
+        start = self.setting.evaluation.context_len
+        contexts = load_evaluation_texts(self.setting.texts[self.dataset]).tokens[:, :start]
+        samples = load_continuations(self.continuations)
+        return [
+            repeat_prefix(np.array([*context, *sample["tokens"]]), start)
+            for context, sample in zip(contexts, samples, strict=True)
+        ]
+
+
 def patching_steps(
     setting: Setting,
     base: LazyModel,
@@ -66,41 +92,46 @@ def patching_steps(
         dataset: name of the evaluation dataset.
         continuations: the base model's.
     """
+    texts = _RepeatedTexts(setting, dataset, continuations)
+    states = _patch_states_step(texts, tuned)
+    return {
+        f"patching/states/{dataset}": states,
+        f"patching/{dataset}": _patching_step(texts, base, states.artifact),
+    }
 
-    def prefixes() -> list[NDArray[np.int64] | None]:
-        start = setting.evaluation.context_len
-        contexts = load_evaluation_texts(setting.texts[dataset]).tokens[:, :start]
-        return [
-            repeat_prefix(np.array([*context, *sample["tokens"]]), start)
-            for context, sample in zip(contexts, load_continuations(continuations), strict=True)
-        ]
 
-    def build_states(work: Path) -> None:
-        texts = prefixes()
+def _patch_states_step(texts: _RepeatedTexts, tuned: LazyModel) -> Step:
+    setting = texts.setting
+
+    def build(work: Path) -> None:
+        prefixes = texts.prefixes()
         states: list[Tensor | None] = []
-        task = f"reading blocks of {tuned.label} on {dataset}"
-        with setting.progress(task, len(texts), "texts") as advance:
-            for prefix in texts:
+        task = f"reading blocks of {tuned.label} on {texts.dataset}"
+        with setting.progress(task, len(prefixes), "texts") as advance:
+            for prefix in prefixes:
                 states.append(None if prefix is None else block_outputs(tuned(), prefix))
                 advance(1)
         shape = tuned.state.base.shape()  # (L, H)
         np.save(work / _STATES_FILE, _stack(states, shape), allow_pickle=False)
 
-    inputs = {"texts": setting.texts[dataset].id, "continuations": continuations.id}
-    states_artifact = setting.store.artifact(
+    artifact = setting.store.artifact(
         "patch_states",
         version=VERSION,
         config={"loop_tokens": LOOP_TOKENS},
-        inputs=inputs | {"model": tuned.state.id},
+        inputs=texts.inputs | {"model": tuned.state.id},
     )
+    return Step(artifact, build)
+
+
+def _patching_step(texts: _RepeatedTexts, base: LazyModel, states_artifact: Artifact) -> Step:
+    setting = texts.setting
 
     def build(work: Path) -> None:
         states = np.load(states_artifact.file(_STATES_FILE), allow_pickle=False)  # (N, L, H)
-        n_blocks = states.shape[1]
-        values = {name: np.full((len(states), n_blocks), np.nan) for name in PATCHING}
-        task = f"patching {base.label} on {dataset}"
+        values = {name: np.full(states.shape[:2], np.nan) for name in PATCHING}
+        task = f"patching {base.label} on {texts.dataset}"
         with setting.progress(task, len(states), "texts") as advance:
-            for row, prefix in enumerate(prefixes()):
+            for row, prefix in enumerate(texts.prefixes()):
                 if prefix is not None:
                     model = base()
                     constraints = Constraints(
@@ -123,12 +154,9 @@ def patching_steps(
             "new_tokens": N_NEW,
             "decode": setting.decode.id_config(blocked=False),
         },
-        inputs=inputs | {"model": base.state.id, "states": states_artifact.id},
+        inputs=texts.inputs | {"model": base.state.id, "states": states_artifact.id},
     )
-    return {
-        f"patching/states/{dataset}": Step(states_artifact, build_states),
-        f"patching/{dataset}": Step(artifact, build),
-    }
+    return Step(artifact, build)
 
 
 def load_patching(steps: Sequence[Step], block: int) -> dict[str, NDArray[np.float32]]:

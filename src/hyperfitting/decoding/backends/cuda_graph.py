@@ -15,6 +15,7 @@ from hyperfitting.decoding.backends.base import CachedModel
 from hyperfitting.decoding.backends.plain import PlainBackend
 from hyperfitting.decoding.cache import has_full_attention
 from hyperfitting.decoding.config import DecodeConfig
+from hyperfitting.errors import exhausted_resource
 from hyperfitting.runtime.distributed import is_on_one_device
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,8 @@ class CudaGraphStep(CachedModel):
                 raise RuntimeError("its logits differ")
         except RuntimeError as error:
             log.warning("no CUDA graph of a decoding step (%s): steps run eagerly", error)
-            _not_capturable.add(self._model)
+            if exhausted_resource(error) is None:  # smaller batches may have the memory
+                _not_capturable.add(self._model)
             self._rewind()
             return super().__call__(tokens)
         self.graph = graph
