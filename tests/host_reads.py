@@ -23,17 +23,21 @@ class HostReads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.__name__.split(".")[0]
-        if name == "_local_scalar_dense" and args[0].is_meta:
+        if name in ("_local_scalar_dense", "is_nonzero") and args[0].is_meta:
             self.reads.append(name)
             return False if args[0].dtype == torch.bool else 0
-        if name == "_to_copy" and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
+        if (
+            name in ("_to_copy", "to")
+            and args[0].is_meta
+            and kwargs.get("device") == torch.device("cpu")
+        ):
             self.reads.append(name)
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if name == "nonzero" and args[0].is_meta:
             self.reads.append(name)
             return torch.zeros(0, args[0].dim(), dtype=torch.long, device="meta")
         result = func(*args, **kwargs)
-        if name == "_to_copy" and not args[0].is_meta and result.is_meta:
+        if name in ("_to_copy", "to") and not args[0].is_meta and result.is_meta:
             self.uploads.append(tuple(args[0].shape))
         if name in ("index", "index_put_") and args[0].is_meta:
             self._check_indices(args[1])

@@ -19,6 +19,7 @@ from hyperfitting.decoding.config import CitationBlockerConfig, DecodeConfig
 from hyperfitting.decoding.constraints import Constraints
 from hyperfitting.decoding.generate import _STRATEGIES, continue_texts
 from hyperfitting.errors import UserError
+from hyperfitting.evaluation.forward import TOKEN_STATS, compute_token_stats
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
 from hyperfitting.progress import no_op
@@ -194,6 +195,17 @@ def test_the_step_of_a_cuda_graph_reads_and_uploads_nothing(dtype: torch.dtype) 
             logits = step(context[:, :1])
     assert logits.shape == (2, VOCAB_SIZE)
     assert (host.reads, host.uploads) == ([], [])
+
+
+def test_scoring_reads_each_statistic_once_per_batch() -> None:
+    model = meta_llama().eval()
+    texts = np.zeros((12, 6), np.int32)
+    for batch_size, n_batches in ((12, 1), (4, 3)):
+        with HostReads() as host:
+            compute_token_stats(model, texts, batch_size)
+        copies = [read for read in host.reads if read in ("_to_copy", "to")]
+        assert len(copies) == n_batches * len(TOKEN_STATS)
+        assert len(host.reads) - len(copies) <= n_batches  # by transformers, for packed sequences
 
 
 def test_that_no_token_is_left_is_found_late_and_names_its_step(
