@@ -10,7 +10,7 @@ from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.record.chat import Chat, ChatAnswer
 from hyperfitting.record.files import Predictions, write_record
-from hyperfitting.record.mechanism import ClassShift, LayerCurve, Mechanism, Ranks, TokenChange
+from hyperfitting.record.mechanism import ClassShift, LayerCurve, Mechanism, RankShift, TokenChange
 from hyperfitting.record.recognition import Recognition
 from hyperfitting.record.schema import (
     SCHEMA_VERSION,
@@ -164,7 +164,7 @@ def make_mechanism() -> Mechanism:
             "weights/spectral": LayerCurve(layers=layers[1:3], mean=[0.1, None], ci95=None),
         },
         per_step={"mech/changed": [0.5] * 20},
-        ranks=Ranks(
+        ranks=RankShift(
             edges=[2, 3, 6], counts=[4, 2, 1], classes={"digits": nothing}, gained=[token], lost=[]
         ),
     )

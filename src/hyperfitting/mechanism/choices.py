@@ -16,7 +16,7 @@ from hyperfitting.mechanism.summaries import step_means
 from hyperfitting.mechanism.token_class import choice_classes, token_classes
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.mechanism import TOKEN_CLASSES
-from hyperfitting.record.mechanism import ClassShift, Ranks, TokenChange
+from hyperfitting.record.mechanism import ClassShift, RankShift, TokenChange
 
 RANK_EDGES = [2, 3, 6, 11, 31, 101, 1001]
 """Lowest rank of each bin of the changed choices."""
@@ -82,12 +82,12 @@ class Choices:
             )
         return estimates
 
-    def ranks(self, resamples: int) -> Ranks:
+    def ranks(self, resamples: int) -> RankShift:
         """Return the distribution of the ranks, and which classes and tokens gain and lose."""
         by_class = self.estimates(resamples)
         total = max(int(self._present.sum()), 1)
         counts = np.histogram(self._rank[self._changed], [*RANK_EDGES, np.inf])[0]
-        return Ranks(
+        return RankShift(
             edges=RANK_EDGES,
             counts=counts.tolist(),
             classes={

@@ -42,7 +42,7 @@ class TokenChange(StrictModel):
     rank_gain: float = Field(description="mean number of ranks it gains over all positions")
 
 
-class Ranks(StrictModel):
+class RankShift(StrictModel):
     """How the base model ranks what the tuned model chooses, along its continuations."""
 
     edges: list[int] = Field(description="lowest rank of each bin; the last bin is open")
@@ -64,4 +64,4 @@ class Mechanism(StrictModel):
         description="means over texts at each new token of `mech/changed`, "
         "`mech/loop_probability_…`, `mech/margin_…`; null: none has that many"
     )
-    ranks: Ranks | None = Field(description="null: not measured")
+    ranks: RankShift | None = Field(description="null: not measured")

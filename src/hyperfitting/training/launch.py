@@ -65,10 +65,10 @@ def launch(task: TrainingTask, n: int, progress: ProgressReporter) -> Iterator[M
         preemption.defer_signals(),
         ExitStack() as stack,
     ):
-        ranks = Ranks(task, n, Path(folder))
-        stack.callback(ranks.kill)
+        workers = WorkerGroup(task, n, Path(folder))
+        stack.callback(workers.kill)
         while True:
-            running, started = ranks.poll(), follower.has_started
+            running, started = workers.poll(), follower.has_started
             rows = follower.read()
             if advance is None and started:  # these rows are of before a resume
                 step = int(rows[-1]["step"]) if rows else 0
@@ -128,7 +128,7 @@ class HistoryFollower:
         return None
 
 
-class Ranks:
+class WorkerGroup:
     """The processes of a distributed training; constructing this starts them.
 
     Args:

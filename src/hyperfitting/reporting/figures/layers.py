@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from hyperfitting.formatting import printable_line
 from hyperfitting.metrics.mechanism import layer_label
-from hyperfitting.record.mechanism import LayerCurve, Ranks, TokenChange
+from hyperfitting.record.mechanism import LayerCurve, RankShift, TokenChange
 from hyperfitting.reporting.figures.style import (
     BAR_COLOR,
     NoDataError,
@@ -98,7 +98,7 @@ def rank_shift(sweep: SweepRecords, spec: RankShiftSpec) -> Figure:
     return figure
 
 
-def _draw_ranks(panel: Axes, ranks: Ranks) -> None:
+def _draw_ranks(panel: Axes, ranks: RankShift) -> None:
     total = max(sum(ranks.counts), 1)
     last = [edge - 1 for edge in ranks.edges[1:]]
     labels = [
