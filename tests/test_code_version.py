@@ -115,24 +115,24 @@ def pinned(folder: Path, code: CodeVersion) -> Path:
     return folder
 
 
-def test_runs_of_other_code_are_kept_apart(
+def test_runs_of_other_code_keep_their_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     console, digest = make_console(), code_version().digest
     other = pinned(tmp_path / "other", OTHER)
-    assert pinned_folder(other, "keep_apart", console) == tmp_path / f"other_{digest[:8]}"
+    assert pinned_folder(other, "new_folder", console) == tmp_path / f"other_{digest[:8]}"
     printed = capsys.readouterr().out
     assert "f" * 16 in printed and digest in printed and "code_change=continue" in printed
     assert pinned_folder(other, "continue", console) == other
     same = pinned(tmp_path / "same", code_version())
-    assert pinned_folder(same, "keep_apart", console) == same
-    assert pinned_folder(tmp_path / "new", "keep_apart", console) == tmp_path / "new"
+    assert pinned_folder(same, "new_folder", console) == same
+    assert pinned_folder(tmp_path / "new", "new_folder", console) == tmp_path / "new"
     shutil.rmtree(other / "tuned_0")
-    assert pinned_folder(other, "keep_apart", console) == other  # nothing to keep apart
+    assert pinned_folder(other, "new_folder", console) == other  # no run is of it
     with RunFolder(other / "tuned_1").lock():
-        assert pinned_folder(other, "keep_apart", console) == tmp_path / f"other_{digest[:8]}"
-    assert pinned_folder(other, "keep_apart", console) == other
-    with pytest.raises(UserError, match="keep_apart, continue"):
+        assert pinned_folder(other, "new_folder", console) == tmp_path / f"other_{digest[:8]}"
+    assert pinned_folder(other, "new_folder", console) == other
+    with pytest.raises(UserError, match="new_folder, continue"):
         pinned_folder(same, "mix", console)
     check_pin(same)
     with pytest.raises(UserError, match="the same command again"):

@@ -23,13 +23,13 @@ def pinned_folder(folder: Path, code_change: str, console: Console) -> Path:
 
     Args:
         folder: that of the command.
-        code_change: `keep_apart`, or `continue`: in the same folder all the same.
+        code_change: `new_folder`, or `continue`: in the same folder all the same.
         console: to print on.
 
     Raises:
         UserError: there is no such choice.
     """
-    one_of(_FIELD, code_change, ("keep_apart", "continue"))
+    one_of(_FIELD, code_change, ("new_folder", "continue"))
     code, pin = code_version(), pinned_code(folder)
     if pin is None or pin.digest == code.digest:
         return folder
@@ -37,18 +37,17 @@ def pinned_folder(folder: Path, code_change: str, console: Console) -> Path:
     n_running = sum(RunFolder(path).is_locked() for path in folder.glob("*/"))
     if not n_finished and not n_running:
         return folder
-    counts = f"its finished ({n_finished}) and running ({n_running}) runs"
-    begun = f"{folder.name}: {counts} are of other code: {pin}"
+    runs = f"{folder.name} has {n_finished} finished and {n_running} running runs of other code"
     if code_change == "continue":
-        console.print(f"{begun}; it continues with {code}, and its report will say so")
+        console.print(f"{runs} ({pin}); the others run with this code ({code}), as its report says")
         return folder
-    apart = folder.with_name(f"{folder.name}_{code.digest[:8]}")
+    new_folder = folder.with_name(f"{folder.name}_{code.digest[:8]}")
     console.print(
-        f"{begun}. They are kept. This is {code}, and its runs go to {apart} (trainings and texts "
-        f"that are the same are reused).\n  try:   {_FIELD}=continue to finish {folder.name} with "
-        "this code instead, or the code that began it"
+        f"{runs} ({pin}); with this code ({code}) the sweep is run again in {new_folder}, where "
+        f"artifacts with the same id are reused.\n  try:   {_FIELD}=continue to finish "
+        f"{folder.name} with this code instead, or check out the other"
     )
-    return apart
+    return new_folder
 
 
 def pinned_code(folder: Path) -> CodeVersion | None:
@@ -71,5 +70,5 @@ def check_pin(folder: Path) -> None:
     if pin is not None and pin.digest != code.digest:
         raise UserError(
             f"the sweep was begun by {pin}, and this process is {code}",
-            hint="the same command again: it keeps the runs of different code apart",
+            hint="the same command again: runs of different code get different folders",
         )

@@ -36,9 +36,9 @@ class SweeperConfig:
     """What varies between runs; see `hyperfitting.sweep.runs`."""
     scales: dict[str, Any] = field(default_factory=dict)
     """For each `scale`, additional `base_overrides` and `axes`."""
-    code_change: str = "keep_apart"
-    """For a sweep with finished or running runs of other code: `keep_apart` starts it again beside
-    it, in NAME_CODE; `continue` finishes it with this code. Artifacts are shared either way."""
+    code_change: str = "new_folder"
+    """For a sweep with finished or running runs of other code: `new_folder` runs it again in the
+    folder NAME_CODE; `continue` finishes it with this code. Artifacts are shared either way."""
     retry_failed: bool = True
     """Repeat runs that failed in an earlier command."""
     max_attempts: int = 3

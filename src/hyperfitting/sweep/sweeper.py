@@ -51,8 +51,7 @@ class Sweep:
     """All runs of a sweep, composed and checked."""
 
     name: str
-    """That of its experiment and scale; its folder has another where it is kept apart by its
-    code."""
+    """That of its experiment and scale; its folder is NAME_CODE if NAME has runs of other code."""
     folder: Path
     runs: list[SweepRun]
     configs: Mapping[str, RunConfig]

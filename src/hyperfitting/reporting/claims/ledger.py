@@ -130,8 +130,8 @@ class Sweeps:
 def load_sweeps(folders: Iterable[Path]) -> Sweeps:
     """Return the runs of the sweeps in some folders, each a sweep's or one of sweeps.
 
-    An experiment may have several sweeps at a scale, such as one that was kept apart because its
-    code is another: the newest counts, of the complete ones if there are any.
+    An experiment may have several sweeps at a scale, such as those of different code: the newest
+    counts, of the complete ones if there are any.
 
     Raises:
         UserError: a sweep is damaged.
