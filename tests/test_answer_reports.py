@@ -168,7 +168,7 @@ def test_wandb_receives_both_models_answers_and_their_metrics() -> None:
     assert logged["difference/chat/gen/ttr"] == 0.25
     assert logged["difference/chat/gen/ttr_p"] == 0.03
     assert logged["gen/ttr"] == 0.6
-    table = media(answered())["answers"]
+    table = media(answered())["answers"]()
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.data]
     assert [row["question"] for row in rows] == list(ANSWERS)
     assert rows[0] == {

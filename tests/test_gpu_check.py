@@ -22,8 +22,8 @@ def test_all_checks_run_on_a_cpu(tmp_path: Path) -> None:
     crashed_or_skipped = [f for f in findings if f["case"].startswith(("crashed", "skipped"))]
     assert not crashed_or_skipped
     needs_gpu = {f["check"] for f in findings if f["case"] == "needs a GPU"}
-    assert needs_gpu == {"out of memory, training", "out of memory, decoding"}
-    assert len({f["check"] for f in findings}) == 24
+    assert needs_gpu == {"no CUDA graph", "out of memory, training", "out of memory, decoding"}
+    assert len({f["check"] for f in findings}) == 25
 
 
 def test_kernels_are_summed_by_kind() -> None:

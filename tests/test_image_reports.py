@@ -148,11 +148,11 @@ def test_the_terminal_prints_no_colors_as_text() -> None:
 def test_wandb_receives_images_as_images(sweep: Path) -> None:
     import wandb
 
-    table = media(image_record())["texts"]
+    table = media(image_record())["texts"]()
     row = dict(zip(table.columns, table.data[1], strict=True))
     assert isinstance(row["tuned"], wandb.Image)
     pixels = np.asarray(row["tuned"].image.convert("RGBA"))
     assert np.array_equal(pixels[::32, ::32], picture(image_record(), 1, "tuned"))
     assert row["gen/row_repeat"] == 0.25
-    contexts = report_media(load_sweep(sweep), sweep)["contexts"]
+    contexts = report_media(load_sweep(sweep), sweep)["contexts"]()
     assert all(isinstance(value, wandb.Image) for value in contexts.data[0])

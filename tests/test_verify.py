@@ -319,7 +319,7 @@ def test_files_of_lines_are_compared_line_by_line(
     assert compare_artifacts(folders[0], folders[0]).kind == "bit-equal"
 
 
-def test_a_sweep_of_other_code_begins_anew_beside_it(finished: Path, tmp_path: Path) -> None:
+def test_a_sweep_of_other_code_runs_again_in_a_new_folder(finished: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "copy"))
     sweep = only_sweep(folder)
     spec = json.loads((sweep / SPEC_FILE).read_text())
@@ -329,7 +329,7 @@ def test_a_sweep_of_other_code_begins_anew_beside_it(finished: Path, tmp_path: P
     before = stamps(sweep)
     result = hyperfit(folder, *SWEEP)
     assert result.returncode == 0, result.stderr
-    assert "made by other code" in result.stdout
+    assert "2 finished and 0 running runs of other code" in " ".join(result.stdout.split())
     assert stamps(sweep) == before
     records = sweep.with_name(f"{sweep.name}_{digest[:8]}").glob(f"*/{RECORD_FILE}")
     assert sorted(path.parent.name for path in records) == ["seed=0", "seed=1"]
