@@ -50,6 +50,8 @@ ALLOWED = {
     "figure9": dict.fromkeys(
         ("26", "23", "29", "20", "19", "14", "25"), "figure9.svg, per_step of the records"
     ),
+    "updates": {"5,000": "label of the row"}
+    | dict.fromkeys(("10", "25", "156"), "epochs, experiments/updates.yaml"),
     "p2_controls": {
         "0.72": "T*, a note of the record",
         "1.34": "T*, a note of the record",
