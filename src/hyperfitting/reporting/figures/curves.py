@@ -53,8 +53,10 @@ def curves(sweep: SweepRecords, spec: CurvesSpec) -> Figure:
         raise NoDataError("no run was trained")
     for panel, key in zip(panels, spec.series, strict=True):
         panel.set(xlabel="epoch", ylabel=metric(key).axis_label)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].legend()
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    handles, names = panels[0].get_legend_handles_labels()
+    # above the panels: losses fill a corner that labels would cover
+    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), len(panels)))
     return figure
 
 
