@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hyperfitting.preference.judge_reliability import report_on_judges
 from hyperfitting.preference.judge_report import JudgeReport
 from hyperfitting.preference.judge_server import Budget, ServerJudge
 from tests.awkward_study import make_item, make_task
-from tests.openai_server import OpenAIServer
+from tests.openai_server import OpenAIServer, serving
 
 KEY = "sk-secret-0123456789"
 _TEXTS = re.compile(r"<continuation_(\w)>\n(.*?)\n</continuation", re.S)
@@ -37,6 +38,17 @@ def careful(prompt: str) -> str:
     """Prefer the text that says it is good; a tie if both or none do."""
     good = [side for side, text in texts_in(prompt).items() if "good" in text]
     return json.dumps({"choice": good[0] if len(good) == 1 else "equal"})
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with serving(always_a) as server:
+        yield server
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return write_study(tmp_path)
 
 
 def write_study(folder: Path) -> Path:

@@ -10,7 +10,13 @@ import pytest
 from playwright.sync_api import Browser
 
 from hyperfitting.record.schema import Timings
-from hyperfitting.reporting.claims.ledger import Ledger, Sweeps, build_ledger, load_sweeps
+from hyperfitting.reporting.claims.ledger import (
+    CountedSweep,
+    Ledger,
+    Sweeps,
+    build_ledger,
+    load_sweeps,
+)
 from hyperfitting.reporting.claims.render import markdown, write_page
 from hyperfitting.reporting.claims.schema import SCALES, read_claims
 from hyperfitting.reporting.cli import main
@@ -101,6 +107,9 @@ def test_an_update_keeps_numbers_whose_runs_are_not_at_hand_and_judges_them_agai
 def test_an_update_takes_the_runs_that_are_at_hand(tmp_path: Path) -> None:
     earlier = build_ledger([claim()], sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)}))
     runs = sweeps(tmp_path / "y", {"tuned_0": record(BASE, TUNED)})
+    counted = CountedSweep(experiment="table1", scale="embedded", counted="x", others=["w"])
+    earlier = earlier.model_copy(update={"counted": [counted]})
+    assert build_ledger([claim()], Sweeps({}), earlier).counted == [counted]
     updated = build_ledger([claim()], runs, earlier)
     assert updated == build_ledger([claim()], runs)
     assert updated.entries[0].outcomes["embedded"].verdict == "not reproduced"

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,19 +21,10 @@ from hyperfitting.preference.judge_local import LocalJudge
 from hyperfitting.preference.judge_prompt import messages, parse
 from hyperfitting.preference.judgments import Answer, read_judgments
 from tests.awkward_study import awkward_task, make_item, make_task
-from tests.judge_study import always_a, command, judge_of, report_of, texts_in, write_study
-from tests.openai_server import Fault, OpenAIServer, serving
+from tests.judge_study import always_a, command, judge_of, report_of, server, study, texts_in
+from tests.openai_server import Fault, OpenAIServer
 
-
-@pytest.fixture
-def server() -> Iterator[OpenAIServer]:
-    with serving(always_a) as server:
-        yield server
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    return write_study(tmp_path)
+__all__ = ["server", "study"]
 
 
 def test_a_judge_gets_every_item_in_both_orders_with_the_words_that_people_get(

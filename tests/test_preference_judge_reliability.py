@@ -1,6 +1,6 @@
 """How reliable a model is as judge: order, length, and agreement with people."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +31,12 @@ from tests.judge_study import (
     longer,
     report_of,
     run,
-    write_study,
+    server,
+    study,
 )
-from tests.openai_server import OpenAIServer, serving
+from tests.openai_server import OpenAIServer
 
-
-@pytest.fixture
-def server() -> Iterator[OpenAIServer]:
-    with serving(always_a) as server:
-        yield server
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    return write_study(tmp_path)
+__all__ = ["server", "study"]
 
 
 def test_a_judge_that_always_takes_a_is_not_reliable(server: OpenAIServer, study: Path) -> None:

@@ -1,6 +1,5 @@
 """A judge behind an OpenAI-compatible server: faults, budget, keys and addresses."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,10 @@ from hyperfitting.preference.judge_answers import answer_file
 from hyperfitting.preference.judge_server import Budget, ServerJudge, check_base_url, read_key
 from hyperfitting.preference.judgments import read_judgments
 from tests.awkward_study import make_item, make_task
-from tests.judge_study import KEY, always_a, command, judge_of, run, write_study
-from tests.openai_server import Fault, OpenAIServer, serving
+from tests.judge_study import KEY, always_a, command, judge_of, run, server, study
+from tests.openai_server import Fault, OpenAIServer
 
-
-@pytest.fixture
-def server() -> Iterator[OpenAIServer]:
-    with serving(always_a) as server:
-        yield server
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    return write_study(tmp_path)
+__all__ = ["server", "study"]
 
 
 FAULTS = {

@@ -102,7 +102,7 @@ def refuse_unused(cfg: Any, at: str, choice: str, allowed: tuple[str, ...] = ())
             )
 
 
-def refuse_set(cfg: Any, at: str, kind: str, needed: str, hint: str) -> None:
+def refuse_fields_of(cfg: Any, at: str, kind: str, needed: str, hint: str) -> None:
     """Refuse a field that is set and enters the id of a kind of artifact that is not built.
 
     Args:

@@ -122,7 +122,7 @@ def run_single(config: RunConfig) -> None:
     name = hydra_config.job.override_dirname or f"{groups} seed={config.seed}"
     log.info("config: %s", asdict(config))
     with (
-        RunFolder(out_dir).lock_alone("hydra.run.dir"),
+        RunFolder(out_dir).require_lock("hydra.run.dir"),
         Terminal(console) as terminal,
         track(RunInfo(name, out_dir, config, hydra_config.runtime.choices)) as tracker,
     ):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.errors import UserError
-from hyperfitting.fields import RECORD, at_least, one_of, refuse_set, setting
+from hyperfitting.fields import RECORD, at_least, one_of, refuse_fields_of, setting
 
 
 @dataclass
@@ -85,7 +85,9 @@ class EvaluationConfig:
         self._check_downstream()
         at_least("evaluation.chat_max_new_tokens", self.chat_max_new_tokens, 1)
         if not self.chat:
-            refuse_set(self, "evaluation", "chat_answers", "questions", "evaluation.chat=true")
+            refuse_fields_of(
+                self, "evaluation", "chat_answers", "questions", "evaluation.chat=true"
+            )
         at_least("evaluation.bootstrap", self.bootstrap, 100)
 
     def _check_downstream(self) -> None:
@@ -94,7 +96,7 @@ class EvaluationConfig:
         at_least("evaluation.downstream_limit", self.downstream_limit, 1)
         if not self.downstream:
             hint = "evaluation.downstream=[gsm8k]"
-            refuse_set(self, "evaluation", "downstream", "tasks", hint)
+            refuse_fields_of(self, "evaluation", "downstream", "tasks", hint)
 
     @property
     def continuation_len(self) -> int:

@@ -4,39 +4,31 @@ Within one dataset the split prevents it. But a training set may hold documents 
 that is evaluated, and only the training sequences themselves show whether any was trained on.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyperfitting.data.duplicates import MIN_CONTAINMENT, N, containment
-from hyperfitting.data.sequences import EvaluationTexts, load_evaluation_texts, load_sequences
+from hyperfitting.data.sequences import EvaluationTexts, load_sequences
 from hyperfitting.errors import UserError
 from hyperfitting.store.artifact import Artifact
 
 
-def contaminated_by_dataset(
-    texts: Mapping[str, Artifact],
-    sequences: Sequence[Artifact],
-    decode: Callable[[list[int]], str],
-) -> dict[str, NDArray[np.bool_]]:
-    """Return which evaluation texts training sequences contain, as `contaminated` does.
+def training_texts(
+    sequences: Iterable[Artifact], decode: Callable[[list[int]], str]
+) -> Iterator[str]:
+    """Yield the training sequences of `sequences` artifacts, as text.
 
     Args:
-        texts: artifacts of evaluation texts, by dataset.
-        sequences: artifacts of training sequences.
+        sequences: the artifacts.
         decode: returns the text of token ids.
 
     Raises:
-        UserError: no text would be left.
         DamagedArtifactError: one of the artifacts is damaged or not built.
     """
-    train = (
-        decode(tokens)
-        for artifact in sequences
-        for tokens in load_sequences(artifact).train.tolist()
-    )
-    return contaminated({name: load_evaluation_texts(a) for name, a in texts.items()}, train)
+    for artifact in sequences:
+        yield from map(decode, load_sequences(artifact).train.tolist())
 
 
 def contaminated(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hyperfitting.fields import RECORD, at_least, one_of, refuse_set, setting
+from hyperfitting.fields import RECORD, at_least, one_of, refuse_fields_of, setting
 
 MEASURES = ("geometry", "ranks", "weights", "lens", "loops")
 
@@ -42,4 +42,4 @@ class MechanismConfig:
         kinds = {"geometry": "layer_geometry", "lens": "logit_lens", "loops": "loop_steps"}
         for measure in sorted(kinds.keys() - set(self.measures)):
             needed, hint = f"the measure {measure}", f"mechanism.measures=[{measure}]"
-            refuse_set(self, "mechanism", kinds[measure], needed, hint)
+            refuse_fields_of(self, "mechanism", kinds[measure], needed, hint)

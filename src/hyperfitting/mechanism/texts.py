@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hyperfitting.data.sequences import EvaluationTexts, load_evaluation_texts
 from hyperfitting.evaluation.arrays import append_continuations, load_continuations
-from hyperfitting.evaluation.contamination import contaminated_by_dataset
+from hyperfitting.evaluation.contamination import contaminated, training_texts
 from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.record.schema import Side
 from hyperfitting.store.artifact import Artifact
@@ -78,9 +78,8 @@ class TextSource:
             DamagedArtifactError: one of the artifacts is damaged or not built.
         """
         references = {n: load_evaluation_texts(a) for n, a in self.setting.texts.items()}
-        left_out = contaminated_by_dataset(
-            self.setting.texts, self.setting.trained_on, self.base.state.base.tokenizer().decode
-        )
+        decode = self.base.state.base.tokenizer().decode
+        left_out = contaminated(references, training_texts(self.setting.trained_on, decode))
         parts = [
             self._part(name, texts, np.flatnonzero(~left_out[name]))
             for name, texts in references.items()

@@ -32,7 +32,11 @@ from hyperfitting.data.tokenization import token_text_in_context
 from hyperfitting.evaluation.arrays import load_batch_sizes
 from hyperfitting.evaluation.artifacts import ModelArtifacts
 from hyperfitting.evaluation.chat import ChatArtifacts, build_chat, check_chat
-from hyperfitting.evaluation.contamination import contaminated_by_dataset, contamination_notes
+from hyperfitting.evaluation.contamination import (
+    contaminated,
+    contamination_notes,
+    training_texts,
+)
 from hyperfitting.evaluation.downstream.artifacts import DownstreamArtifacts
 from hyperfitting.evaluation.downstream.results import build_downstream
 from hyperfitting.evaluation.images import image_scoring
@@ -337,10 +341,9 @@ class Pipeline:
     @cached_property
     def _contaminated(self) -> dict[str, NDArray[np.bool_]]:
         """By evaluation dataset, which of its texts the training sequences contain."""
-        return contaminated_by_dataset(
-            {name: step.artifact for name, step in self.evaluation_texts.items()},
-            self.trained_on,
-            self.base.tokenizer().decode,
+        return contaminated(
+            {n: load_evaluation_texts(step.artifact) for n, step in self.evaluation_texts.items()},
+            training_texts(self.trained_on, self.base.tokenizer().decode),
         )
 
     def _build(self, *groups: dict[str, Step]) -> None:

@@ -46,10 +46,12 @@ def report_on_judges(study: Path) -> JudgeFile:
             by_item = judged.setdefault(judgment.annotator.removeprefix(JUDGE), {})
             by_item.setdefault(judgment.item, []).append(judgment)
     votes = Votes(task, [judgment for judgment in judgments if not judgment.is_model])
-    trusts = {name: JudgeTrust(task, by_item, votes) for name, by_item in judged.items()}
+    reliabilities = {
+        name: JudgeReliability(task, by_item, votes) for name, by_item in judged.items()
+    }
     reports = {}
-    for name, trust in trusts.items():
-        others = {other: t.verdicts for other, t in trusts.items() if other != name}
+    for name, trust in reliabilities.items():
+        others = {other: t.verdicts for other, t in reliabilities.items() if other != name}
         reports[name] = trust.report(others).model_copy(update={"usage": judge_usage(study, name)})
     report = JudgeFile(task=task.content_hash, judges=reports)
     write_judge_file(study, report)
@@ -80,7 +82,7 @@ class Votes:
         return agreement(krippendorff_alpha, table, RESAMPLES, self._seed)
 
 
-class JudgeTrust:
+class JudgeReliability:
     """The figures of one judge.
 
     Args:

@@ -14,6 +14,7 @@ from omegaconf import MISSING, OmegaConf
 from hyperfitting.config import RunConfig, conf_dir
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.fields import RECORD, RUNTIME
+from hyperfitting.reporting.tables import markdown_cell
 from hyperfitting.sweep.config import RayConfig, SlurmConfig, SweeperConfig, WorkersConfig
 
 _LAUNCHERS = {"workers": WorkersConfig, "slurm": SlurmConfig, "ray": RayConfig}
@@ -104,7 +105,7 @@ def _section(title: str, group: Any) -> str:
             {RUNTIME: "-", RECORD: "record"}.get(enters, f"`{enters}`"),
             described.get(field.name, "") + _readers(field),
         )  # fmt: skip
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
     return "\n".join([*lines, ""])
 
 

@@ -241,6 +241,11 @@ def markdown_text(text: str) -> str:
     return _MARKDOWN_MARKUP.sub(r"\\\g<0>", printable_line(text))
 
 
+def markdown_cell(text: str) -> str:
+    """Return Markdown for a cell of a table."""
+    return text.replace("|", r"\|")
+
+
 def to_csv(table: Table) -> str:
     """Return a table as CSV, one line for each number, ours or published."""
     out = io.StringIO()

@@ -141,7 +141,7 @@ class RunFolder:
             lock.release()
 
     @contextmanager
-    def lock_alone(self, field: str) -> Iterator[None]:
+    def require_lock(self, field: str) -> Iterator[None]:
         """Lock it for this process.
 
         Args:

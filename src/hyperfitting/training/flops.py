@@ -6,6 +6,7 @@ multiplied.
 """
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 from hyperfitting.data.config import DatasetConfig
@@ -13,7 +14,7 @@ from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.size import ModelSize, forward_flops
 from hyperfitting.training.config import TrainingConfig
 
-CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29, "mps": 2**26}
+CHUNK_BYTES = defaultdict(lambda: 2**26, {"cpu": 2**27, "cuda": 2**29})
 """Bytes of the logits that training holds at once, by device type."""
 _CPU_PASS_TOKENS = 512
 """Tokens of a forward pass on a CPU: matrices of this many rows are as fast as larger ones."""

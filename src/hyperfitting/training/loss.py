@@ -39,7 +39,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
         grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         total = torch.zeros((), device=states.device)
-        chunk_rows = max(16, CHUNK_BYTES.get(device, 2**26) // (4 * len(weight)))
+        chunk_rows = max(16, CHUNK_BYTES[device] // (4 * len(weight)))
         with torch.autocast(device, enabled=False):
             for start in range(0, len(states), chunk_rows):
                 chunk = states[start : start + chunk_rows].to(matrix.dtype)  # (R, H)

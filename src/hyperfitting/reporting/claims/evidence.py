@@ -63,7 +63,7 @@ class Evidence(StrictModel):
     seeds: list[int] = Field(description="of the runs")
     runs: list[str] = Field(description="their folders, as `SWEEP/RUN`")
     kept: bool = Field(
-        default=False, description="of the earlier ledger: the records were not at hand"
+        default=False, description="of the earlier ledger: its runs were not among the sweeps given"
     )
 
     @property

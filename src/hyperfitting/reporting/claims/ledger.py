@@ -16,19 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from hyperfitting.errors import UserError
 from hyperfitting.metrics.multiple_tests import holm
 from hyperfitting.reporting.claims.evidence import Evidence, judge
 from hyperfitting.reporting.claims.quantities import NotMeasuredError
 from hyperfitting.reporting.claims.schema import SCALES, Claim, Criterion, Quantity, Scale
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords, load_sweep
-from hyperfitting.runtime.files import first_problem
+from hyperfitting.runtime.files import read_versioned
 from hyperfitting.runtime.strict_model import StrictModel
 from hyperfitting.sweep.spec import SPEC_FILE
 
-LEDGER_VERSION: Literal[4] = 4
+LEDGER_VERSION = 4
 LEVEL = 0.05
 Verdict = Literal["reproduced", "partly", "not reproduced", "implied", "not tested"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "partly", "not reproduced", "implied", "not tested")
@@ -85,7 +84,7 @@ class CountedSweep(StrictModel):
 class Ledger(StrictModel):
     """All claims."""
 
-    version: Literal[4] = Field(default=LEDGER_VERSION, description="of this format")
+    version: int = Field(default=LEDGER_VERSION, description="of this format")
     counted: list[CountedSweep] = Field(
         default=[], description="of the experiments with several sweeps: the newest complete one"
     )
@@ -173,19 +172,17 @@ def read_ledger(path: Path) -> Ledger:
     """Return the ledger in a claims.json.
 
     Raises:
-        UserError: there is none, or one of another version.
+        UserError: there is none, it is invalid, or of another version.
     """
-    try:
-        return Ledger.model_validate_json(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
-        raise UserError(
-            f"holds no ledger that can be updated: {problem}",
-            field="--to",
-            value=path,
-            valid=f"a claims.json of version {LEDGER_VERSION}",
-            hint="without --update all claims are computed from the sweeps given",
-        ) from error
+    return read_versioned(
+        path,
+        Ledger,
+        "version",
+        LEDGER_VERSION,
+        field="--to",
+        value=path.parent,
+        hint="without --update all claims are computed from the sweeps given",
+    )
 
 
 def build_ledger(claims: Sequence[Claim], sweeps: Sweeps, earlier: Ledger | None = None) -> Ledger:
@@ -200,9 +197,16 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps, earlier: Ledger | None
     Raises:
         UserError: a record is damaged.
     """
-    kept = [] if earlier is None else list(earlier.entries)
-    outcomes = {(claim.id, scale): _outcome(claim, sweeps, scale, _evidence_of(kept, claim, scale))
-                for claim in claims for scale in SCALES}  # fmt: skip
+    kept = {
+        (entry.id, scale): outcome.evidence
+        for entry in (earlier.entries if earlier else ())
+        for scale, outcome in entry.outcomes.items()
+    }
+    outcomes = {
+        (claim.id, scale): _outcome(claim, sweeps, scale, kept.get((claim.id, scale), ()))
+        for claim in claims
+        for scale in SCALES
+    }
     tested = {key: outcome.p for key, outcome in outcomes.items() if outcome.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     entries = [
@@ -220,13 +224,12 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps, earlier: Ledger | None
         )
         for claim in claims
     ]
-    return Ledger(counted=list(sweeps.counted), tests=len(tested), entries=entries)
-
-
-def _evidence_of(entries: Sequence[Entry], claim: Claim, scale: Scale) -> list[Evidence]:
-    """Return the evidence of a claim in the entries of a ledger."""
-    return [item for entry in entries if entry.id == claim.id
-            for item in entry.outcomes[scale].evidence]  # fmt: skip
+    counted = [
+        sweep
+        for sweep in (earlier.counted if earlier else ())
+        if (sweep.experiment, sweep.scale) not in sweeps.runs_of
+    ]
+    return Ledger(counted=[*counted, *sweeps.counted], tests=len(tested), entries=entries)
 
 
 def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale, earlier: Sequence[Evidence]) -> Outcome:

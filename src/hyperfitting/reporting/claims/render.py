@@ -9,7 +9,7 @@ from hyperfitting.reporting.claims.evidence import MIN_SEEDS, Evidence
 from hyperfitting.reporting.claims.ledger import LEVEL, VERDICTS, Entry, Ledger, Outcome
 from hyperfitting.reporting.claims.schema import SCALES, Scale
 from hyperfitting.reporting.index import CLAIMS_PAGE
-from hyperfitting.reporting.tables import markdown_text
+from hyperfitting.reporting.tables import markdown_cell, markdown_text
 from hyperfitting.runtime.files import write_json, write_text
 
 MARKDOWN, JSON, PAGE = "claims.md", "claims.json", CLAIMS_PAGE
@@ -129,8 +129,8 @@ def _counts(ledger: Ledger) -> list[str]:
     notes = [f"p-values are adjusted for {ledger.tests} tested claims.", *counted_lines(ledger)]
     if ledger.kept:
         notes.append(
-            f"{ledger.kept} claims have numbers that were computed earlier, from records that were "
-            f"not at hand when this page was drawn (`kept` in {JSON})."
+            f"{ledger.kept} claims have numbers that were computed earlier, from runs that are not "
+            f"among the sweeps that this page was drawn from (`kept` in {JSON})."
         )
     return [*lines, *(line for note in notes for line in ("", markdown_text(note)))]
 
@@ -153,7 +153,7 @@ def _table(entries: list[Entry], scales: list[Scale], links: set[str]) -> list[s
         outcomes = [entry.outcomes[scale] for scale in scales]
         if not any(outcome.evidence for outcome in outcomes):
             continue
-        cells = [f"{_cell(entry.claim)} ({entry.source})", _cell(entry.theirs)]
+        cells = [f"{markdown_cell(entry.claim)} ({entry.source})", markdown_cell(entry.theirs)]
         for outcome in outcomes:
             cells += [_ours(outcome, links), _verdict(outcome)]
         lines.append("| " + " | ".join(cells) + " |")
@@ -230,18 +230,13 @@ def _untested(entries: list[Entry]) -> list[str]:
         reasons = dict.fromkeys(markdown_text(outcome.reason) for outcome in outcomes)
         commands = dict.fromkeys(f"`{o.command}`" for o in outcomes if o.command)
         cells = [
-            f"{_cell(entry.claim)} ({entry.source})",
-            _cell(entry.theirs),
+            f"{markdown_cell(entry.claim)} ({entry.source})",
+            markdown_cell(entry.theirs),
             "; ".join(reasons),
             "<br>".join(commands),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def _cell(text: str) -> str:
-    """Return a text of conf/claims.yaml, which is Markdown, for a cell of a table."""
-    return text.replace("|", r"\|")
 
 
 def _tested(ledger: Ledger, scale: Scale) -> bool:
