@@ -15,7 +15,12 @@ from hyperfitting.evaluation.scoring import Comparison
 from hyperfitting.mechanism import ranks
 from hyperfitting.mechanism.choices import Choices
 from hyperfitting.mechanism.hidden_states import layer_states
-from hyperfitting.mechanism.logit_lens import lens_choices, lens_logits, parted_from, settled_from
+from hyperfitting.mechanism.logit_lens import (
+    divergence_depth,
+    lens_choices,
+    lens_logits,
+    prediction_depth,
+)
 from hyperfitting.mechanism.loops import compute_loop_steps, last_occurrences
 from hyperfitting.mechanism.ranks import TokenShift, compute_token_shift
 from hyperfitting.mechanism.token_class import token_classes
@@ -177,8 +182,8 @@ def test_the_lens_of_an_inner_block_is_that_of_its_norm_and_head(base: BaseModel
 def test_where_a_choice_settles_and_two_models_part() -> None:
     tuned = np.array([[1, 5, 3], [2, 5, 4], [9, 5, 3], [2, 5, 3]])[:, None]  # (4, 1, 3)
     base = np.array([[1, 5, 7], [2, 6, 8], [9, 6, 3], [2, 6, 9]])[:, None]
-    assert settled_from(tuned).tolist() == [[3, 0, 2]]
-    assert parted_from(base, tuned).tolist() == [[4, 1, 3]]
+    assert prediction_depth(tuned).tolist() == [[3, 0, 2]]
+    assert divergence_depth(base, tuned).tolist() == [[4, 1, 3]]
 
 
 @given(st.lists(st.integers(0, 3), max_size=20), st.integers(1, 3))

@@ -103,9 +103,9 @@ def test_a_record_has_all_measures(measured: Measured) -> None:
     changed = mechanism.per_layer["weights/mlp.down_proj.weight"].mean
     assert all(value > 0 for value in changed)
     assert mechanism.per_layer["weights/mlp.up_proj.weight"].mean == [0, 0, 0]
-    settled = mechanism.per_layer["lens/tuned_settled"].mean
-    assert settled == sorted(settled) and settled[-1] == 1
-    assert mechanism.per_layer["lens/parted"].mean[-1] == 1
+    decided = mechanism.per_layer["lens/tuned_final_choice"].mean
+    assert decided == sorted(decided) and decided[-1] == 1
+    assert mechanism.per_layer["lens/diverged"].mean[-1] == 1
     assert len(mechanism.per_step["mech/margin_base_tuned"]) == 10
 
 

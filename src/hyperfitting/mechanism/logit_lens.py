@@ -138,7 +138,7 @@ def lens_logits(model: PreTrainedModel, input_ids: Tensor, states: Tensor) -> Te
     return logits
 
 
-def settled_from(choices: Ids) -> NDArray[np.int64]:
+def prediction_depth(choices: Ids) -> NDArray[np.int64]:
     """Return from which layer on the choice is that of the last one.
 
     Args:
@@ -150,7 +150,7 @@ def settled_from(choices: Ids) -> NDArray[np.int64]:
     return _constant_from(choices == choices[-1])
 
 
-def parted_from(base: Ids, tuned: Ids) -> NDArray[np.int64]:
+def divergence_depth(base: Ids, tuned: Ids) -> NDArray[np.int64]:
     """Return from which layer on two models' choices differ.
 
     Args:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hyperfitting.mechanism.geometry import TOKEN_MEANS, WITHOUT_OUTLIERS, Geometry
 from hyperfitting.mechanism.hidden_states import EMBEDDING, FINAL_NORM, layer_names
-from hyperfitting.mechanism.logit_lens import LensChoices, parted_from, settled_from
+from hyperfitting.mechanism.logit_lens import LensChoices, divergence_depth, prediction_depth
 from hyperfitting.mechanism.loops import LoopSteps
 from hyperfitting.mechanism.resampling import Floats, Resampling, curve_of, estimate
 from hyperfitting.mechanism.weight_change import OUTPUT_LAYER, ParameterChange
@@ -125,34 +125,35 @@ def weight_estimates(changes: Sequence[ParameterChange]) -> dict[str, Estimate]:
 
 
 def lens_curves(choices: LensChoices, resamples: int) -> tuple[Curves, dict[str, Estimate]]:
-    """Return by block the share of choices that have settled, agree and have parted; and means.
+    """Return shares of positions by block, and the mean prediction and divergence depth.
 
-    `base_settled`, `tuned_settled`: share of positions at which the lens shows the model's own
-    final choice from here on. `same_choice`: at which both lenses show the same token. `parted`: of
-    the positions at which the models end with different choices, the share at which their lenses
-    differ from here on.
+    `base_final_choice`, `tuned_final_choice`: positions at which the lens shows the model's final
+    choice at this and all later blocks. `same_choice`: at which both lenses show the same token.
+    `diverged`: of the positions at which the final choices differ, those at which the lenses differ
+    at this and all later blocks.
     """
     n_layers, n_texts, _ = choices.base.shape
     layers = layer_names(n_layers - 1)[:-1]
     resampling = Resampling(n_texts, resamples)
     present = choices.base[-1] >= 0  # (N, T)
-    settled = {m: settled_from(getattr(choices, m)) for m in _MODELS}
-    parted = parted_from(choices.base, choices.tuned)
-    parts = parted < n_layers
+    predicted = {model: prediction_depth(getattr(choices, model)) for model in _MODELS}
+    divergence = divergence_depth(choices.base, choices.tuned)
+    differ = divergence < n_layers
     depth = np.arange(n_layers)[:, None, None]
     shares = {
-        f"{model}_settled": ((depth >= first) & present, present)
-        for model, first in settled.items()
+        f"{model}_final_choice": ((depth >= first) & present, present)
+        for model, first in predicted.items()
     }
     shares["same_choice"] = ((choices.base == choices.tuned) & present, present)
-    shares["parted"] = ((depth >= parted) & parts, parts)
+    shares["diverged"] = ((depth >= divergence) & differ, differ)
     curves = {
         name: curve_of(layers, [resampling.ratio(h.sum(1), of.sum(1)) for h in holds])
         for name, (holds, of) in shares.items()
     }
     sums = {
-        f"mech/lens_settled_{model}": (first * present, present) for model, first in settled.items()
-    } | {"mech/lens_parted": (parted * parts, parts)}
+        f"mech/prediction_depth_{model}": (first * present, present)
+        for model, first in predicted.items()
+    } | {"mech/divergence_depth": (divergence * differ, differ)}
     estimates = {key: resampling.ratio(v.sum(1), of.sum(1)) for key, (v, of) in sums.items()}
     return curves, {key: value for key, value in estimates.items() if value is not None}
 

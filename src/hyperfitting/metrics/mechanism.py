@@ -40,10 +40,10 @@ LAYER_LABELS = {
     "frobenius": "relative change (Frobenius)",
     "spectral": "relative change (spectral)",
     "effective_rank": "effective rank of the change",
-    "tuned_settled": "tuned: choice settled",
-    "base_settled": "base: choice settled",
+    "tuned_final_choice": "tuned: final choice",
+    "base_final_choice": "base: final choice",
     "same_choice": "same choice of both",
-    "parted": "parted, of those that end apart",
+    "diverged": "diverged, where the final choices differ",
     "base_attention_mean": "base, mean of heads",
     "tuned_attention_mean": "tuned, mean of heads",
     "base_attention_max": "base, strongest head",
@@ -124,18 +124,18 @@ METRICS: dict[str, dict[str, Any]] = {
         form="{:.1f}",
     ),
     **{
-        f"mech/lens_settled_{model}": _entry(
-            f"block at which the {model} model's choice settles",
+        f"mech/prediction_depth_{model}": _entry(
+            f"prediction depth, {model}",
             f"first block from which on the logit lens shows the {model} model's final choice",
             "blocks",
             "{:.1f}",
         )
         for model in ("tuned", "base")
     },
-    "mech/lens_parted": _entry(
-        "block at which the models part",
-        "first block from which on the logit lenses of base and tuned differ, where they end with "
-        "different choices",
+    "mech/divergence_depth": _entry(
+        "divergence depth",
+        "first block from which on the logit lenses of base and tuned model show different tokens, "
+        "where their final choices differ",
         "blocks",
         "{:.1f}",
     ),

@@ -32,6 +32,15 @@ reference texts: (N, text_len - 1) arrays in the order of the samples."""
 
 _RUNS = "outputs/runs"
 _CHECKSUM_LINE = re.compile(r"([0-9a-f]{64})  ([^/\\]+)")
+_RENAMED_IN_10 = {
+    "mech/lens_settled_base": "mech/prediction_depth_base",
+    "mech/lens_settled_tuned": "mech/prediction_depth_tuned",
+    "mech/lens_parted": "mech/divergence_depth",
+    "lens/base_settled": "lens/base_final_choice",
+    "lens/tuned_settled": "lens/tuned_final_choice",
+    "lens/parted": "lens/diverged",
+}
+"""Keys of `mechanism`, which version 10 of the format renamed."""
 _REPORTED_PREDICTIONS = ("tuned/top1", "tuned/rank", "base/rank")
 """Those that figures are drawn of."""
 
@@ -124,12 +133,14 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 
     Version 6 added `mechanism`, version 7 `image`, `recognition` and `downstream`, version 8 `chat`
     and the tasks of `downstream` by name, which no run before measured; version 9 the tokens of
-    answers, and when the record was made. Version 5 and the first records of version 6 have `git`
-    instead of `code`, and no `machine`.
+    answers, and when the record was made; version 10 renamed the measures of the logit lens.
+    Version 5 and the first records of version 6 have `git` instead of `code`, and no `machine`.
     """
-    if values.get("schema_version") not in (5, 6, 7, 8):
+    if values.get("schema_version") not in (5, 6, 7, 8, 9):
         return values
-    values = {"mechanism": None, **values, "schema_version": 9}
+    values = {"mechanism": None, **values, "schema_version": 10}
+    if isinstance(mechanism := values["mechanism"], dict):
+        values["mechanism"] = {name: _renamed(part) for name, part in mechanism.items()}
     if "git" not in values:
         return values
     git = values["git"] and {**values["git"], "diff_sha256": None}
@@ -138,6 +149,12 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     machine = {"cpu": "unknown", "cores": 0, "threads": 0, "system": "unknown"}
     kept = {name: value for name, value in values.items() if name != "git"}
     return kept | {"code": code, "machine": machine}
+
+
+def _renamed(part: Any) -> Any:
+    if not isinstance(part, dict):
+        return part
+    return {_RENAMED_IN_10.get(key, key): value for key, value in part.items()}
 
 
 def read_predictions(folder: Path) -> dict[str, NDArray[Any]] | None:

@@ -22,7 +22,7 @@ from hyperfitting.runtime.code_version import CodeVersion
 from hyperfitting.runtime.machine import Machine
 from hyperfitting.runtime.strict_model import StrictModel
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 Side = Literal["tuned", "base", "reference"]
 NAMED_GROUPS = ("model", "dataset", "decode")
 """Config groups whose choice has a name that reports show."""
