@@ -5,7 +5,7 @@ The plan walks the same steps as a run (`Pipeline.steps`). No model is loaded an
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from hyperfitting.store.artifact import Store
 from hyperfitting.store.manifest import read_manifest
 from hyperfitting.sweep.throughput import DeviceSpec, Throughput, device_spec
 from hyperfitting.sweep.workers import parallel_seconds
-from hyperfitting.training.flops import dtype_bytes, training_disk_bytes
+from hyperfitting.training.flops import dtype_bytes, trained_bytes, training_disk_bytes
 from hyperfitting.training.memory import (
     FRAMEWORK_BYTES,
     MemoryEstimate,
@@ -66,8 +66,8 @@ class PlannedMemory:
     """None: nothing has to be trained."""
     hint: str
     """What would lower the larger of the two."""
-    host: float = 0.0
-    """Beside a GPU's, while an intervention's weights are derived."""
+    host: Mapping[str, float] = field(default_factory=dict)
+    """Host memory beside a GPU's, by what takes it."""
 
     @property
     def peak(self) -> float:
@@ -212,23 +212,28 @@ def _plan_memory(
     if "geometry" in cfg.mechanism.measures:  # all of its sums are on the first GPU
         n_texts = cfg.evaluation.n_texts * len(cfg.evaluation_datasets)
         evaluation += geometry_bytes(size, n_texts)
-    deriving = 0.0
+    on_host, deriving = {}, 0.0
     if cfg.intervention.is_on:
         deriving = derivation_bytes(cfg.intervention, cfg.tuning, size, cfg.model.dtype)
-    if spec.device_type == "cpu":
-        evaluation, deriving = max(evaluation, deriving + FRAMEWORK_BYTES["cpu"]), 0.0
+        on_host["deriving the weights of an intervention"] = deriving
+    if trains:
+        written = trained_bytes(cfg.tuning, size, cfg.model.dtype)
+        on_host["writing the trained parameters, by rank 0,"] = written
+    if spec.device_type == "cpu":  # part of the process's memory
+        evaluation = max(evaluation, deriving + FRAMEWORK_BYTES["cpu"])
+        on_host = {}
     hint = "hardware.device_map=auto, with several GPUs; model.dtype=bfloat16; a smaller model"
     if compares:
         hint = f"mechanism=none, which needs one model in memory and not two; {hint}"
     if not trains:
-        return PlannedMemory(spec.memory_bytes, evaluation, None, hint, deriving)
+        return PlannedMemory(spec.memory_bytes, evaluation, None, hint, on_host)
     shape = cfg.dataset.n_train, cfg.dataset.seq_len
     training = estimate_memory(
         cfg.training, shape, pipeline.base, store, spec.device_type, spec.memory_bytes
     )
     if training.peak >= evaluation:
         hint = reduction_hint(training, cfg.training)
-    return PlannedMemory(spec.memory_bytes, evaluation, training, hint, deriving)
+    return PlannedMemory(spec.memory_bytes, evaluation, training, hint, on_host)
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -241,8 +246,8 @@ def show(plan: Plan, console: Console) -> None:
             if size
         )
         console.print(f"training: {parts}", highlight=False, soft_wrap=True)
-    if host := max((run.memory.host for run in plan.unfinished if run.memory), default=0.0):
-        text = f"deriving the weights of an intervention takes {decimal(int(host))} of host memory"
+    for purpose, size in _host_memory(plan).items():
+        text = f"{purpose} takes {decimal(int(size))} of host memory"
         console.print(text, highlight=False, soft_wrap=True)
     for problem in _memory_problems(plan):
         console.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -272,6 +277,15 @@ def plan_table(plan: Plan) -> Table:
             cells = [duration(run.seconds), *sizes]
         table.add_row(run.name, run.todo, *cells)
     return table
+
+
+def _host_memory(plan: Plan) -> dict[str, float]:
+    """Return the most host memory that any run needs beside a GPU's, by what takes it."""
+    needs: dict[str, float] = {}
+    for run in plan.unfinished:
+        for purpose, size in (run.memory.host if run.memory else {}).items():
+            needs[purpose] = max(size, needs.get(purpose, 0.0))
+    return needs
 
 
 def _memory_problems(plan: Plan) -> list[str]:

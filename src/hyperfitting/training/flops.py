@@ -99,6 +99,11 @@ def is_cached_on_gpu(n_bytes: float, free: float, trained: float) -> bool:
     return n_bytes <= (free - 3 * trained) / 4  # three quarters are left for the batch
 
 
+def trained_bytes(tuning: TuningConfig, size: ModelSize, dtype: str) -> float:
+    """Return the bytes of the trained parameters, of a base model with weights in ``dtype``."""
+    return dtype_bytes(tuning.trained_dtype(dtype)) * n_trained_parameters(tuning, size)
+
+
 def training_disk_bytes(
     cfg: TrainingConfig, data: DatasetConfig | SequenceCounts, size: ModelSize, dtype: str
 ) -> float:
@@ -110,8 +115,7 @@ def training_disk_bytes(
         size: of the base model.
         dtype: of its weights.
     """
-    element = dtype_bytes(cfg.tuning.trained_dtype(dtype))
-    weights = 2 * element * n_trained_parameters(cfg.tuning, size)
+    weights = 2 * trained_bytes(cfg.tuning, size, dtype)
     if not cfg.uses_activation_cache:
         return weights
     return weights + activation_bytes(cfg, (data.n_train, data.seq_len), size.hidden_size)
