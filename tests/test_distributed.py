@@ -1,11 +1,14 @@
 """Several processes that train one model: the numbers of one, whichever rank dies."""
 
+import multiprocessing
+import os
+import runpy
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import psutil
@@ -14,6 +17,7 @@ import torch
 import transformers.distributed
 from accelerate import dispatch_model
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed import fsdp
@@ -29,6 +33,7 @@ from hyperfitting.models import loading
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.progress import MetricsRow
+from hyperfitting.runtime import preemption
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.distributed import (
     SINGLE_PROCESS,
@@ -89,11 +94,55 @@ def assert_same(actual: Any, expected: Any) -> None:
         torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
 
 
+class ForkedPopen:
+    """`Popen` of `python -m MODULE JOB` for torch's launcher: a fork, which has all imports."""
+
+    def __init__(self, args: list[str], env: dict[str, str], stdout: TextIO, **_: Any) -> None:
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=_run_module, args=(args[1:], env, stdout.fileno()))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit status; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end of the process.
+
+        Raises:
+            TimeoutExpired: it took longer.
+        """
+        self._process.join(timeout)
+        if (status := self.poll()) is None:
+            raise subprocess.TimeoutExpired("a rank", timeout or 0.0)
+        return status
+
+
+def _run_module(arguments: list[str], env: dict[str, str], stdout: int) -> None:
+    os.setsid()
+    os.dup2(stdout, 1)
+    os.environ.clear()
+    os.environ.update(env)
+    for signum in (signal.SIGINT, *preemption.SIGNALS):
+        signal.signal(signum, signal.SIG_DFL)
+    option, module, *sys.argv[1:] = arguments
+    assert option == "-m"
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+@pytest.fixture
+def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that start at once: importing torch and transformers takes longer than they train."""
+    monkeypatch.setattr(subprocess_handler, "Popen", ForkedPopen)
+
+
 def many(*cases: tuple[str, str, int]) -> Any:
     """Mark all cases: they take minutes together."""
     return [pytest.param(*case, marks=pytest.mark.distributed) for case in cases]
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.parametrize(
     ("architecture", "tuning", "n"),
     many(
@@ -117,6 +166,7 @@ def test_several_processes_train_to_the_numbers_of_one(
 
 
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.parametrize(
     "more",
     [
@@ -184,6 +234,7 @@ def test_transformers_without_a_plan_in_its_arguments_gets_it_from_the_config(
 
 
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_ranks")
 def test_an_error_of_every_rank_is_one_message(compose: Compose, tmp_path: Path) -> None:
     cfg = compose(*SHAPE, "optimizer.lr=1e30", "hardware.num_processes=2")
     with pytest.raises(UserError, match=r"^training diverged in epoch 1, step") as error:
@@ -252,6 +303,7 @@ def test_after_any_death_the_training_resumes_in_any_number_of_processes(tmp_pat
 
 
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.parametrize("optimizer", ["adam_bf16", "adam_8bit"])
 def test_bfloat16_models_learn_as_in_one_process(
     compose: Compose, tmp_path: Path, optimizer: str
