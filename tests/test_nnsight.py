@@ -75,7 +75,7 @@ def test_patched_texts_are_those_of_nnsight(any_base: BaseModel) -> None:
     model, tuned = model_pair(any_base, 0.2)
     constraints = Constraints(DecodeConfig("greedy", stop_at_eos=True, seed=0), [], 4)
     states = block_outputs(tuned, np.append(PREFIX, 0))
-    ours = patched_continuations(model, PREFIX, states, constraints)[:, :N_STEPS]
+    ours = patched_continuations(model, PREFIX, states, constraints)[1:, :N_STEPS]
     base, patch = Traced(model), Traced(tuned).states(torch.as_tensor(PREFIX[None]))
     theirs = [
         base.patched_continuation(block, patch[block + 1][0, -1]) for block in range(len(states))

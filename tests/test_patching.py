@@ -14,9 +14,12 @@ from hyperfitting.errors import UserError
 from hyperfitting.mechanism.patching import (
     N_NEW,
     block_outputs,
+    in_random_direction,
+    patch_effect,
     patched_continuations,
     repeat_prefix,
 )
+from hyperfitting.mechanism.patching_steps import PATCHING
 from hyperfitting.metrics.diversity import LOOP_TOKENS
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.layers import blocks
@@ -68,11 +71,14 @@ def test_patched_texts_are_those_of_a_plain_hooked_forward_pass(any_base: BaseMo
     states = block_outputs(tuned, np.append(PREFIX, 0))
     tokens = patched_continuations(model, PREFIX, states, NO_CONSTRAINTS)
     expected = [patched_by_hand(model, tuned, block) for block in range(len(states))]
-    assert tokens.tolist() == expected
+    assert tokens[1:].tolist() == expected
+    unpatched = patched_by_hand(model, model, 0)  # its own states change nothing
+    assert tokens[0].tolist() == unpatched
     own = block_outputs(model, np.append(PREFIX, 0))
-    unpatched = patched_continuations(model, PREFIX, own, NO_CONSTRAINTS)
-    assert len({tuple(row) for row in unpatched.tolist()}) == 1  # its own states change nothing
-    assert any(row != unpatched[0].tolist() for row in expected)
+    assert {
+        tuple(row) for row in patched_continuations(model, PREFIX, own, NO_CONSTRAINTS).tolist()
+    } == {tuple(unpatched)}
+    assert any(row != unpatched for row in expected)
     assert not any(block._forward_hooks for block in blocks(model))
 
 
@@ -86,7 +92,37 @@ def test_the_last_blocks_output_alone_decides_the_next_token(base: BaseModel) ->
         expected = tuned(torch.as_tensor(PREFIX[None])).logits[0, -1].argmax()
     states = block_outputs(tuned, np.append(PREFIX, 0))
     tokens = patched_continuations(model, PREFIX, states, NO_CONSTRAINTS)
-    assert tokens[-1, 0] == expected
+    assert tokens[-1, 0] == expected  # the last row is of the last block
+
+
+def test_the_control_is_as_far_in_a_direction_of_its_own() -> None:
+    generator = np.random.default_rng(0)
+    states, others = (
+        torch.tensor(generator.normal(size=(6, 4_000)), dtype=torch.float32) for _ in range(2)
+    )
+    control = in_random_direction(states, others, seed=1)
+    moved, distance = (control - states).numpy(), (others - states).numpy()
+    np.testing.assert_allclose(
+        np.linalg.norm(moved, axis=1), np.linalg.norm(distance, axis=1), rtol=1e-5
+    )
+    cosines = np.corrcoef(np.concatenate([moved, distance])) - np.eye(12)
+    assert np.abs(cosines).max() < 5 / np.sqrt(4_000)  # no block shares a direction
+    assert in_random_direction(states, others, seed=1).equal(control)
+    assert not in_random_direction(states, others, seed=2).equal(control)
+    unmoved = in_random_direction(states, states, seed=1)
+    assert unmoved.equal(states)
+
+
+def test_a_text_that_does_not_repeat_unpatched_does_not_count() -> None:
+    unit = np.arange(LOOP_TOKENS)
+    prefix = np.concatenate([unit, [50]])
+    repeating = np.resize(unit, N_NEW)
+    other = np.concatenate([[60], np.arange(100, 99 + N_NEW)])
+    changed, broken = patch_effect(prefix, np.stack([repeating, repeating, other]))
+    assert changed.tolist() == [0, 1]
+    assert broken.tolist() == [0, 1]
+    for measured in patch_effect(prefix, np.stack([other, repeating, other])):
+        assert np.isnan(measured).all()
 
 
 def test_a_repeat_begins_where_a_span_was_seen_before() -> None:
@@ -118,7 +154,7 @@ def test_a_run_measures_one_block_and_a_sweep_shares_all(debug_run: Path) -> Non
         assert result.returncode == 0, result.stderr
         assert len(list((store / "patching").glob("*/manifest.json"))) == 1
     patched = record(debug_run / "patched_4")
-    for name in ("changed", "broken"):
+    for name in PATCHING:
         estimate = patched.overall.tuned[f"patch/{name}"]
         assert estimate.n == 4  # all base texts of the debug run are loops
         assert 0 <= estimate.mean <= 1

@@ -330,6 +330,18 @@ _ALL = (
         per_text=per_text.of_patching("broken"),
     ),
     Metric(
+        "patch/random_changed",
+        "next token changed by a random patch",
+        "the same, of a state as far from the base model's, in a random direction: the control",
+        per_text=per_text.of_patching("random_changed"),
+    ),
+    Metric(
+        "patch/random_broken",
+        "loop broken by a random patch",
+        "the same, of a state as far from the base model's, in a random direction: the control",
+        per_text=per_text.of_patching("random_broken"),
+    ),
+    Metric(
         "train/loss",
         "training loss",
         "next-token loss on the training sequences, averaged over an epoch's optimizer steps",

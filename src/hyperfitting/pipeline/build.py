@@ -17,7 +17,7 @@ from hyperfitting.mechanism.artifacts import MechanismArtifacts, mechanism_artif
 from hyperfitting.mechanism.controls import control_state, control_steps
 from hyperfitting.mechanism.interventions import intervention_state, intervention_step
 from hyperfitting.mechanism.other_tuning import tuning_at, tuning_on
-from hyperfitting.mechanism.patching import patching_steps
+from hyperfitting.mechanism.patching_steps import patching_steps
 from hyperfitting.metrics import mauve
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.config import ModelConfig

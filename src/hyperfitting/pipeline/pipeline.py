@@ -47,7 +47,7 @@ from hyperfitting.evaluation.setting import LazyModel
 from hyperfitting.mechanism.artifacts import MechanismArtifacts
 from hyperfitting.mechanism.notes import replacement_notes
 from hyperfitting.mechanism.parts import check_last_blocks
-from hyperfitting.mechanism.patching import check_block, load_patching
+from hyperfitting.mechanism.patching_steps import check_block, load_patching
 from hyperfitting.mechanism.results import build_mechanism
 from hyperfitting.models.base import BaseModel
 from hyperfitting.progress import MetricsRow, ProgressReporter
