@@ -168,11 +168,17 @@ def test_numbers_without_values_by_text_are_tested_by_their_intervals(tmp_path: 
         ([criterion(above=0.5)], "reproduced"),
         ([criterion(above=0.5), criterion(below=0.7)], "reproduced"),
         ([criterion(above=0.5, below=0.7)], "reproduced"),
-        ([criterion(above=0.599)], "partly"),  # inside, but not significantly
+        ([criterion(above=0.599)], "inconclusive"),  # inside, but not significantly
+        ([criterion(above=0.605)], "inconclusive"),  # outside, but the interval is not
+        ([criterion(above=0.5), criterion(above=0.605)], "inconclusive"),
+        ([criterion(above=0.599), criterion(above=0.7)], "partly"),
+        ([criterion(above=0.605), criterion(above=0.7)], "not reproduced"),
         ([criterion(above=0.5), criterion(above=0.7)], "partly"),
         ([criterion(above=0.7)], "not reproduced"),
-        ([criterion(value={"statistic": "max"}, above=0.5)], "partly"),  # no interval
+        ([criterion(value={"statistic": "max"}, above=0.5)], "inconclusive"),  # no interval
+        ([criterion(value={"statistic": "max"}, above=0.7)], "inconclusive"),
         ([criterion(value={"statistic": "max"}, above=0.5, observed=True)], "reproduced"),
+        ([criterion(value={"statistic": "max"}, above=0.7, observed=True)], "not reproduced"),
     ],
 )
 def test_a_verdict_follows_from_region_and_p_value(
@@ -200,7 +206,7 @@ def test_many_claims_raise_the_p_value_that_each_needs(tmp_path: Path) -> None:
     alone = only(claims[:1], runs).outcomes["embedded"]
     assert (alone.verdict, alone.p, alone.adjusted_p) == ("reproduced", 1 / 64, 1 / 64)
     among = only(claims, runs).outcomes["embedded"]
-    assert (among.verdict, among.adjusted_p) == ("partly", 4 / 64)
+    assert (among.verdict, among.adjusted_p) == ("inconclusive", 4 / 64)
 
 
 def test_numbers_of_other_texts_are_not_paired(tmp_path: Path) -> None:
@@ -212,7 +218,7 @@ def test_numbers_of_other_texts_are_not_paired(tmp_path: Path) -> None:
     }
     compared = claim(criteria=[criterion(minus={"labels": {"system": "base"}}, above=0)])
     outcome = only([compared], sweeps(tmp_path / "x", records)).outcomes["embedded"]
-    assert (outcome.verdict, outcome.p, outcome.evidence[0].ci95) == ("partly", None, None)
+    assert (outcome.verdict, outcome.p, outcome.evidence[0].ci95) == ("inconclusive", None, None)
 
 
 def test_what_has_not_run_is_not_tested_and_has_the_command(tmp_path: Path) -> None:
@@ -286,7 +292,7 @@ def _strengths(folder: Path, values: np.ndarray, seeds: int = 1, **changes: Any)
     return Sweeps({("table1", "embedded"): runs})
 
 
-@pytest.mark.parametrize(("slope", "verdict"), [(0.3, "reproduced"), (0.03, "partly")])
+@pytest.mark.parametrize(("slope", "verdict"), [(0.3, "reproduced"), (0.03, "inconclusive")])
 def test_a_rank_correlation_is_tested_over_texts(
     slope: float, verdict: str, tmp_path: Path
 ) -> None:

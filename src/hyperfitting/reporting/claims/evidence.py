@@ -71,6 +71,18 @@ class Evidence(StrictModel):
         """Whether it has no p-value although one observation does not decide."""
         return self.p is None and not self.criterion.observed
 
+    @property
+    def contradicts(self) -> bool:
+        """Whether the number lies outside the region with its whole interval.
+
+        That something occurs is contradicted where it was not observed.
+        """
+        if self.holds:
+            return False
+        if self.criterion.observed:
+            return True
+        return self.ci95 is not None and not self.criterion.overlaps(*self.ci95)
+
 
 @dataclass(frozen=True)
 class _Tested:

@@ -2,8 +2,10 @@
 
 - reproduced: all numbers lie where the claim has them, with an adjusted p-value below 0.05 (a claim
   that something occurs needs no test);
-- partly: they do but it is not significant or cannot be tested, or only some of several do;
-- not reproduced: none does;
+- partly: some of several do, and others lie outside with their whole 95% interval;
+- not reproduced: none does, and one at least lies outside with its whole interval;
+- inconclusive: all else: they do but it is not significant or cannot be tested, or they do not but
+  the intervals reach into the claimed region;
 - implied: all do, but by construction or by the number of another claim: not counted as evidence;
 - not tested: no number here, or one of another model than the claim is about.
 
@@ -14,7 +16,7 @@ claim with several criteria is the largest of theirs, since all must hold.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -27,10 +29,10 @@ from hyperfitting.runtime.files import read_versioned
 from hyperfitting.runtime.strict_model import StrictModel
 from hyperfitting.sweep.spec import SPEC_FILE
 
-LEDGER_VERSION = 4
+LEDGER_VERSION = 5
 LEVEL = 0.05
-Verdict = Literal["reproduced", "partly", "not reproduced", "implied", "not tested"]
-VERDICTS: tuple[Verdict, ...] = ("reproduced", "partly", "not reproduced", "implied", "not tested")
+Verdict = Literal["reproduced", "partly", "not reproduced", "inconclusive", "implied", "not tested"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _MODEL_AXIS = "model"
 
 
@@ -327,13 +329,13 @@ def _decided(outcome: Outcome, adjusted_p: float | None) -> Outcome:
     if outcome.reason:
         return outcome
     holding = [item.holds for item in outcome.evidence]
-    verdict: Verdict = "partly"
+    verdict: Verdict = "inconclusive"
     if outcome.implied_by:
         verdict = "implied"
-    elif not any(holding):
-        verdict = "not reproduced"
     elif all(holding) and _is_certain(outcome.evidence, adjusted_p):
         verdict = "reproduced"
+    elif any(item.contradicts for item in outcome.evidence):
+        verdict = "partly" if any(holding) else "not reproduced"
     return outcome.model_copy(update={"verdict": verdict, "adjusted_p": adjusted_p})
 
 

@@ -36,9 +36,11 @@ newest complete one counts, by the time in its records.
   opposite is below {LEVEL}.
   A claim that something occurs is reproduced by one observation, without a test: with one seed of
   several, and how many is shown.
-- **partly**: they lie there but not significantly or without an interval, or only some of several
-  do.
-- **not reproduced**: none lies there.
+- **partly**: some of several numbers lie there, and others lie outside with their whole 95%
+  interval.
+- **not reproduced**: none lies there, and one at least lies outside with its whole 95% interval.
+- **inconclusive**: all else. They lie there, but not significantly or without an interval; or they
+  do not, but their intervals reach into the claimed region.
 - **implied**: they lie there, but by construction, or as the numbers of another claim: no evidence
   of its own, and not among the tested ones.
 - **not tested**: no number here, or one of another model than the claim is about ("another model");
@@ -50,7 +52,13 @@ text, and p-values are of sign flips: a verdict of one seed says nothing about t
 verdict has its number of seeds. Shares of
 texts are tested with the exact binomial test; rank correlations by the share of resamples that lie
 outside; numbers whose values by text are not kept, with the normal distribution that has their
-interval. p-values are one-sided and adjusted together by Holm's method.
+interval. p-values are one-sided and adjusted together by Holm's method. Intervals over seeds are of
+the same evaluation texts: they do not have the variation between texts.
+
+The regions were written down on 2026-11-28, when most of these experiments had been run once at
+`scale=embedded`. A published number, a range or a direction leaves no choice of them; thresholds
+that the papers do not give (stated in the claim's text, such as "below 0.1 nats") could have been
+chosen to fit, so that only their sign is evidence.
 
 That P2's controls, ranks and geometry are of TinyLlama is inferred: P2 has other numbers for the
 original Qwen2.5 1.5B. At `scale=embedded` the model has 135 million parameters, is tuned to

@@ -148,6 +148,12 @@ class Criterion(StrictModel):
             self.below is None or number < self.below
         )
 
+    def overlaps(self, low: float, high: float) -> bool:
+        """Return whether a part of an interval lies in the region."""
+        return (self.above is None or high > self.above) and (
+            self.below is None or low < self.below
+        )
+
 
 class Claim(StrictModel):
     """A claim of a paper."""
