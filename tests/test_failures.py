@@ -21,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperfitting.config import conf_dir, register
+from hyperfitting.config_errors import quote
 from hyperfitting.errors import UserError, exhausted_resource
-from hyperfitting.failures import exit_status, explain, quote
+from hyperfitting.failures import exit_status, explain
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
 from tests.cli import command, environment

@@ -44,7 +44,7 @@ def test_a_record_without_what_was_added_last_is_read(tmp_path: Path, version: i
         del values["chat"]
     del values["timings"]["finished_at"]
     (tmp_path / RECORD_FILE).write_text(json.dumps(values | {"schema_version": version}), "utf-8")
-    assert read_record(tmp_path / RECORD_FILE) == record
+    assert read_record(str(tmp_path / RECORD_FILE)) == record
 
 
 def test_measures_of_the_logit_lens_are_read_under_their_new_names(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_measures_of_the_logit_lens_are_read_under_their_new_names(tmp_path: Pat
         text = text.replace(f'"{new}"', f'"{old}"')
     values = json.loads(text) | {"schema_version": 9}
     (tmp_path / RECORD_FILE).write_text(json.dumps(values), "utf-8")
-    assert read_record(tmp_path / RECORD_FILE) == record
+    assert read_record(str(tmp_path / RECORD_FILE)) == record
 
 
 def test_a_record_of_any_other_version_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from hyperfitting.metrics.estimate import Difference, Estimate
@@ -93,7 +94,29 @@ def test_a_picture_of_a_record_loads_nothing(tmp_path: Path) -> None:
     assert "type-token" in svg
 
 
-def test_progress_is_silent_without_a_terminal() -> None:
+def test_without_a_terminal_a_long_task_is_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, now = io.StringIO(), [0.0]
+    monkeypatch.setattr("hyperfitting.reporting.terminal.time.monotonic", lambda: now[0])
+    console = Console(file=file, force_terminal=False, width=20)
+    with (
+        Terminal(console) as terminal,
+        terminal.progress("training \x1b[2J[/x]", 100, "steps") as advance,
+        terminal.progress("reading", 0, "files") as advance_unknown,
+    ):
+        for second in range(1, 101):
+            now[0] = float(second)
+            advance(1, loss=1.25)
+        advance_unknown(3)
+    assert file.getvalue().splitlines() == [
+        "training  [2J[/x]: 10 of 100 steps, about 1 min 30 s left, loss 1.25",
+        "training  [2J[/x]: 70 of 100 steps, about 30 s left, loss 1.25",
+        "reading: 3 files",
+    ]
+
+
+def test_short_tasks_are_silent_without_a_terminal() -> None:
     file = io.StringIO()
     with (
         Terminal(Console(file=file, force_terminal=False)) as terminal,

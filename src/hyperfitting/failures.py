@@ -6,10 +6,8 @@ Tracebacks go to the run's log file; ``HYDRA_FULL_ERROR=1`` prints them.
 import io
 import logging
 import os
-import re
 import resource
 import select
-import shlex
 import signal
 import sys
 import traceback
@@ -19,10 +17,11 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperfitting.errors import Resource, UserError, escape, exhausted_resource, no_such
+from hyperfitting.config_errors import explain_config
+from hyperfitting.errors import Resource, UserError, escape, exhausted_resource
 from hyperfitting.formatting import first_line
 from hyperfitting.runtime import preemption
 from hyperfitting.runtime.files import folder_error
@@ -32,9 +31,6 @@ log = logging.getLogger(__name__)
 INTERRUPTED = 128 + signal.SIGINT
 _CLOSED_PIPE = 128 + signal.SIGPIPE
 """The status of a process that SIGPIPE ended."""
-_AMBIGUOUS = re.compile("Ambiguous value for argument '(.*)'")
-_FIELD = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*", re.ASCII)
-_QUOTES = "\"'"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _RESUMES = "the same command resumes where it stopped"
 _REMEDIES: dict[Resource, tuple[str, str, str, str]] = {
@@ -60,8 +56,11 @@ _REMEDIES: dict[Resource, tuple[str, str, str, str]] = {
 """What is used up, the limit and its unit, and what to try."""
 
 
-class LoggedError(Exception):
-    """A failure that is in the log file, with the message that is still to be shown."""
+class LoggedError(BaseException):
+    """A failure that is in the log file, with the message that is still to be shown.
+
+    It is no `Exception`: Hydra would print the overrides of the failed job above the message.
+    """
 
 
 class ReportedError(Exception):
@@ -92,7 +91,7 @@ def log_failures() -> Iterator[None]:
 
     Raises:
         LoggedError: in place of the exception, with the message for the user. `exit_status` shows
-            it: at the end, below what Hydra prints of a failed job.
+            it.
     """
     try:
         yield
@@ -136,7 +135,7 @@ def _exit_status(task: Callable[[], Any]) -> int:
         return _end_by_signal(f"interrupted; {_RESUMES}", INTERRUPTED)
     except Preempted as preempted:
         return _end_by_signal(f"received {preempted}; {_RESUMES}", 128 + preempted.signum)
-    except Exception as error:
+    except (Exception, LoggedError) as error:
         if _is_output_closed(error):
             return _CLOSED_PIPE
         if print_traceback:
@@ -183,7 +182,7 @@ def _print_in_any_encoding() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _is_output_closed(error: Exception) -> bool:
+def _is_output_closed(error: BaseException) -> bool:
     """Return whether the reader of an output has gone, as in ``hyperfit | head``."""
     if not isinstance(error, BrokenPipeError):
         return False  # (and a BrokenPipeError may be of a pipe to another process)
@@ -235,7 +234,7 @@ def explain(error: BaseException, log_file: Path | None) -> str:
             "tuning=none, to check the base model itself"
         )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _explain_config(error)
+        return explain_config(error)
     if _is_of_output_folder(error):
         folder = Path(os.fsdecode(error.filename))
         return str(folder_error(folder, error, "hydra.run.dir", "another hydra.run.dir=DIR"))
@@ -262,40 +261,3 @@ def _limit(name: str, unit: str) -> str:
     """Return the limit of a resource that is set for this process, in parentheses; "": none."""
     soft, _ = resource.getrlimit(getattr(resource, name))
     return "" if soft == resource.RLIM_INFINITY else f" (limit: {soft} {unit})"
-
-
-def _explain_override(override: str, problem: str) -> str:
-    """Return the message of an override that Hydra's grammar does not accept, with it quoted."""
-    name, _, value = override.partition("=")
-    valid = "FIELD=VALUE; a VALUE with any of = , ; # ( ) { } [ ] or non-ASCII letters in quotes"
-    hint = ""
-    if value and _FIELD.fullmatch(name):
-        hint = shlex.quote(f"{name}={quote(value.strip(_QUOTES))}")
-    return str(UserError(f"{override}: {problem}", valid=valid, hint=hint))
-
-
-def quote(text: str) -> str:
-    """Return a text as a quoted value in Hydra's grammar of overrides."""
-    # backslashes are escapes only where they precede a quote
-    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and "\\" + m[2]), text)
-    return f'"{escaped}"'
-
-
-def _explain_config(error: BaseException) -> str:
-    """Return Hydra's message, with near matches for an option or field that does not exist."""
-    if isinstance(error, OverrideParseException):
-        return _explain_override(str(error.override), "cannot be read as FIELD=VALUE")
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return str(no_such("option", group, option, error.options))
-    if ambiguous := _AMBIGUOUS.match(str(error)):
-        problem = "is a list of values, so that a sweep is meant: add -m"
-        return _explain_override(ambiguous[1], problem)
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, OmegaConfBaseException):
-        parent, name = cause.parent_node, str(cause.key)
-        if parent is not None and hasattr(parent, "keys") and name not in list(parent.keys()):
-            field = cause.full_key or name
-            return str(no_such("field", field, name, parent.keys(), value="…"))
-        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
-    return "\n  ".join(text for text in str(error).splitlines() if text.strip())

@@ -216,10 +216,10 @@ def _check_count(
     hint = f"more texts, another {limiting}"
     if cfg.sequences == "prefix":
         hint += ", or dataset.sequences=packed"
+    if n_documents == 1:
+        hint = f"dataset.document_start=REGEX, as one text is one document without it; {hint}"
     if available:
-        hint = f"{field}={available}, {hint}"
-    else:
-        hint += "; one text is one document, unless dataset.document_start says where others begin"
+        hint = f"{field}={available}, {hint}; or preset=smollm2_135m, which has small sizes"
     raise UserError(
         reason,
         field=field,

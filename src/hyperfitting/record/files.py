@@ -110,12 +110,13 @@ def newest_record() -> Path:
     return records[-1]
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path | str) -> Record:
     """Return the record in a results.json.
 
     Raises:
         UserError: the file is no record, is invalid, or is of another version.
     """
+    path = Path(path)
     return read_versioned(
         path,
         Record,

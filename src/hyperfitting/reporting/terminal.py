@@ -6,6 +6,7 @@ Texts of models and datasets are shown literally: no markup, no terminal control
 import io
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from hyperfitting.formatting import printable
+from hyperfitting.formatting import duration, printable, printable_line
 from hyperfitting.metrics.registry import metric
 from hyperfitting.progress import Advance
 from hyperfitting.record.files import read_record
@@ -36,6 +37,9 @@ from hyperfitting.reporting.repetition_highlight import spans
 from hyperfitting.runtime.files import write_text
 
 SAMPLES_SHOWN = 2
+FIRST_LINE_S = 10.0
+LINE_INTERVAL_S = 60.0
+"""Seconds until a task's first line of progress, and between two, where there is no terminal."""
 _SLICE_METRIC = "gen/ttr"
 """The metric that datasets and shorter lengths have a row of."""
 _STYLES = ("", "yellow", "red", "bold red", "bold white on red")
@@ -53,8 +57,35 @@ class _Throughput(ProgressColumn):
         return Text("  ".join(parts), style="cyan")
 
 
+class _Lines:
+    """Progress of a task as lines of a log: at first after `FIRST_LINE_S` seconds."""
+
+    def __init__(self, console: Console, task: str, total: int, unit: str) -> None:
+        self._console = console
+        self._task, self._total, self._unit = task, total, unit
+        self._done = 0
+        self._start = time.monotonic()
+        self._next = self._start + FIRST_LINE_S
+
+    def advance(self, n: int, **shown: float) -> None:
+        """Count units, and print a line if it is time."""
+        self._done += n
+        now = time.monotonic()
+        if now < self._next or not self._done:
+            return
+        self._next = now + LINE_INTERVAL_S
+        parts = [f"{self._task}: {self._done:,} {self._unit}"]
+        if self._total:
+            left = (now - self._start) / self._done * (self._total - self._done)
+            parts = [f"{self._task}: {self._done:,} of {self._total:,} {self._unit}"]
+            parts.append(f"about {duration(left)} left")
+        parts += [f"{name} {value:g}" for name, value in shown.items()]
+        line = ", ".join(parts)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class Terminal:
-    """Progress bars on a terminal; silent elsewhere."""
+    """Progress bars on a terminal; elsewhere a line a minute of tasks that take longer."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -81,6 +112,9 @@ class Terminal:
     @contextmanager
     def progress(self, task: str, total: int, unit: str) -> Iterator[Advance]:
         """Display one task; see `hyperfitting.progress.ProgressReporter`."""
+        if not self.console.is_terminal:
+            yield _Lines(self.console, printable_line(task), total, unit).advance
+            return
         bar = self._bars.add_task(task, total=total or None, unit=unit, shown={})
 
         def advance(n: int, **shown: float) -> None:

@@ -21,8 +21,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from hyperfitting.config import DEFAULT_SCALE, RunConfig
+from hyperfitting.config_errors import quote
 from hyperfitting.errors import UserError, no_such
-from hyperfitting.failures import quote
 from hyperfitting.fields import changes_results
 from hyperfitting.store.hashing import digest
 from hyperfitting.sweep.config import SweeperConfig

@@ -17,8 +17,9 @@ from omegaconf import open_dict
 from rich.console import Console
 
 from hyperfitting.config import RunConfig, from_hydra
+from hyperfitting.config_errors import quote
 from hyperfitting.errors import UserError
-from hyperfitting.failures import ReportedError, print_error, quote
+from hyperfitting.failures import ReportedError, print_error
 from hyperfitting.fields import at_least, result_settings
 from hyperfitting.formatting import make_console
 from hyperfitting.runtime import processes

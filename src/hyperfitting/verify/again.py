@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from hyperfitting.config import DEFAULT_SCALE, RunConfig, from_plain
+from hyperfitting.config_errors import quote
 from hyperfitting.errors import UserError
-from hyperfitting.failures import quote
 from hyperfitting.record.files import RECORD_FILE, read_record
 from hyperfitting.runtime.files import make_folder, write_text
 from hyperfitting.verify.check import Check
