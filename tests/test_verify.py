@@ -89,6 +89,24 @@ def test_an_intact_sweep_passes_every_check_and_nothing_is_written(
     assert stamps(finished) | stamps(sweep) == before
 
 
+@pytest.mark.parametrize(("of_other_code", "outcome"), [(True, "passed"), (False, "failed")])
+def test_a_metric_that_this_code_has_added_is_not_missed(
+    run: Path, of_other_code: bool, outcome: str
+) -> None:
+    def without_rep_3(record: dict[str, Any]) -> None:
+        for part in record["slices"]:
+            for group in ("tuned", "base", "reference", "difference"):
+                part[group].pop("gen/rep_3", None)
+        for values in record["per_text"].values():
+            values.pop("gen/rep_3", None)
+        if of_other_code:
+            record["code"]["digest"] = "0" * 16
+
+    edit_record(run, without_rep_3)
+    sign_again(run)
+    assert by_name(check_run(run))["scores"].outcome == outcome
+
+
 @pytest.mark.parametrize("edit", TAMPERINGS, ids=lambda edit: edit.__name__)
 def test_tampering_is_found_with_checksums_and_without(edit: Edit, run: Path) -> None:
     edit(run)

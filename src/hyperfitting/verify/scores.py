@@ -31,6 +31,7 @@ from hyperfitting.metrics.overlap import Overlap, histogram
 from hyperfitting.metrics.registry import METRICS
 from hyperfitting.record.files import Predictions
 from hyperfitting.record.schema import SIDES, Record, Side
+from hyperfitting.runtime.code_version import code_version
 from hyperfitting.verify.values import Differences
 
 RTOL, ATOL = 1e-9, 1e-12
@@ -76,14 +77,14 @@ def check_scores(record: Record, predictions: Predictions) -> ScoresCheck:
     for i, (part, other) in enumerate(zip(record.slices, expected, strict=True)):
         old, new = part.model_dump(), other.model_dump()
         for group in (*SIDES, "difference"):
-            for key in set(new[group]) - recomputation.of_modality:
+            for key in set(new[group]) - recomputation.compared:
                 del new[group][key]
             extra = set(old[group]) - set(new[group])
             for key in extra & _not_computed(missing[part.max_new_tokens]):
                 del old[group][key]
         differences.compare(old, new, f"slices[{i}]")
     for side, of_side in scores.items():
-        values = {k: v for k, v in per_text(of_side).items() if k in recomputation.of_modality}
+        values = {k: v for k, v in per_text(of_side).items() if k in recomputation.compared}
         differences.compare(record.per_text.values(side), values, f"per_text.{side}")
     lengths = {side: histogram(of_side.overlap.length) for side, of_side in scores.items()}
     differences.compare(record.overlap_histogram.model_dump(), lengths, "overlap_histogram")
@@ -123,10 +124,19 @@ class _Recomputation:
         return NgramCorpus(no_sequences, str if in_words else None)
 
     @cached_property
-    def of_modality(self) -> set[str]:
-        """Metrics of the record's texts, or of its images."""
+    def compared(self) -> set[str]:
+        """Metrics of the record's texts, or of its images.
+
+        A record of other code may lack some, which this code has added; one of this code may not.
+        """
         other = "image" if self.record.image is None else "text"
-        return {key for key, metric in METRICS.items() if metric.modality != other}
+        of_modality = {key for key, metric in METRICS.items() if metric.modality != other}
+        if self.record.code.digest == code_version().digest:
+            return of_modality
+        parts = self.record.slices
+        return of_modality & {
+            key for part in parts for side in SIDES for key in part.estimates(side)
+        }
 
     def of_side(self, side: Side) -> _SideValues:
         """Return what can be computed of a side."""
@@ -168,7 +178,7 @@ class _Recomputation:
         for key, metric in METRICS.items():
             if metric.per_text is None or metric.among_texts:
                 continue
-            if key not in self.of_modality:
+            if key not in self.compared:
                 continue
             if metric.modality == "image":  # they need the training images
                 missing.add(key)
