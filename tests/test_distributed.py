@@ -133,7 +133,11 @@ def _run_module(arguments: list[str], env: dict[str, str], stdout: int) -> None:
 
 @pytest.fixture
 def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks that start at once: importing torch and transformers takes longer than they train."""
+    """Ranks that start at once: importing torch and transformers takes longer than they train.
+
+    Not for what torch.compile compiles, such as the steps of torchao's optimizers: a fork does not
+    have the threads of inductor's pool, and waits for them forever.
+    """
     monkeypatch.setattr(subprocess_handler, "Popen", ForkedPopen)
 
 
@@ -303,7 +307,6 @@ def test_after_any_death_the_training_resumes_in_any_number_of_processes(tmp_pat
 
 
 @pytest.mark.distributed
-@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.parametrize("optimizer", ["adam_bf16", "adam_8bit"])
 def test_bfloat16_models_learn_as_in_one_process(
     compose: Compose, tmp_path: Path, optimizer: str
