@@ -245,7 +245,7 @@ def test_near_matches_are_near() -> None:
         (["lr=1e-3"], ["lr=…: no such field", "did you mean optimizer.lr?"]),
         (["trainer.learning_rate=1e-3"], ["no such field", "did you mean optimizer.lr?"]),
         (["prest=debug"], ["valid: hydra, seed", "did you mean preset?"]),
-        (["seed=0,1"], ["seed=0,1: is a list of values", "try:   -m seed=0,1"]),
+        (["seed=0,1"], ["seed=0,1: several values", "try:   -m seed=0,1\n"]),
         (
             ["evaluation.max_new_tokens=96"],
             ["evaluation.max_new_tokens is a list", "'evaluation.max_new_tokens=[VALUE]'"],

@@ -14,7 +14,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.mechanism.patching import (
     N_NEW,
     block_outputs,
-    in_random_direction,
+    norm_matched_random_patch,
     patch_effect,
     patched_continuations,
     repeat_prefix,
@@ -100,16 +100,16 @@ def test_the_control_is_as_far_in_a_direction_of_its_own() -> None:
     states, others = (
         torch.tensor(generator.normal(size=(6, 4_000)), dtype=torch.float32) for _ in range(2)
     )
-    control = in_random_direction(states, others, seed=1)
+    control = norm_matched_random_patch(states, others, seed=1)
     moved, distance = (control - states).numpy(), (others - states).numpy()
     np.testing.assert_allclose(
         np.linalg.norm(moved, axis=1), np.linalg.norm(distance, axis=1), rtol=1e-5
     )
     cosines = np.corrcoef(np.concatenate([moved, distance])) - np.eye(12)
     assert np.abs(cosines).max() < 5 / np.sqrt(4_000)  # no block shares a direction
-    assert in_random_direction(states, others, seed=1).equal(control)
-    assert not in_random_direction(states, others, seed=2).equal(control)
-    unmoved = in_random_direction(states, states, seed=1)
+    assert norm_matched_random_patch(states, others, seed=1).equal(control)
+    assert not norm_matched_random_patch(states, others, seed=2).equal(control)
+    unmoved = norm_matched_random_patch(states, states, seed=1)
     assert unmoved.equal(states)
 
 

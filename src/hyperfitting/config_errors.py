@@ -2,14 +2,14 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperfitting.errors import UserError, no_such
+from hyperfitting.errors import UserError, near_matches, no_such
 
 _AMBIGUOUS = re.compile("Ambiguous value for argument '(.*)'")
 _FIELD = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*", re.ASCII)
@@ -23,7 +23,6 @@ _OTHER_NAMES = {
     "train_batch_size": "batch_size",
     "max_length": "seq_len",
     "max_seq_length": "seq_len",
-    "beta": "betas",
 }
 """What other frameworks call some fields, such as the Trainer of transformers."""
 
@@ -39,11 +38,11 @@ def _explain_override(override: str, problem: str) -> str:
 
 
 def _explain_several_values(override: str) -> str:
-    """Return the message of values with commas between them, outside of a sweep."""
+    """Return the message of values with commas between them, without `-m`."""
     if re.search(r",\s", override):  # a sentence, or the name of a file
-        return _explain_override(override, "is read as a list of values, for a sweep")
-    problem = f"{override}: is a list of values, and this is no sweep"
-    return str(UserError(problem, hint=f"-m {override}, a sweep over them"))
+        return _explain_override(override, "is read as several values, of a multirun")
+    problem = f"{override}: several values, but this is no multirun"
+    return str(UserError(problem, hint=f"-m {override}"))
 
 
 def quote(text: str) -> str:
@@ -64,28 +63,26 @@ def _no_such_field(field: str, name: str, parent: Any) -> UserError:
     options = [str(key) for key in parent]
     if field == name:
         options += _GROUPS_WITHOUT_FIELDS
-    error = no_such("field", field, name, options, value="…")
+    root: Any = OmegaConf.to_container(parent._get_root())
     wanted = _OTHER_NAMES.get(name, name)
-    elsewhere = [path for path in _field_paths(parent._get_root()) if path.split(".")[-1] == wanted]
-    if elsewhere:
-        found = " or ".join(elsewhere[:3])
-        error = UserError(
-            error.problem, field=field, value="…", valid=error.valid, hint=f"did you mean {found}?"
-        )
-    return error
+    elsewhere = [path for path in _field_paths(root) if path.split(".")[-1] == wanted]
+    hint = f"did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
+    return UserError(
+        "no such field",
+        field=field,
+        value="…",
+        valid=", ".join(options),
+        hint=hint or near_matches(name, options),
+    )
 
 
-def _field_paths(node: Any, path: str = "") -> Iterator[str]:
-    """Yield the dotted path of every field of a config that is no group."""
-    for key in node:
-        field = f"{path}.{key}" if path else str(key)
-        value = node._get_node(key)
-        if field == "hydra":
-            continue
-        if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
-            yield from _field_paths(value, field)
+def _field_paths(config: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """Yield the dotted path of every field of a config, without those of Hydra."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and name != "hydra":
+            yield from _field_paths(value, f"{group}{name}.")
         else:
-            yield field
+            yield f"{group}{name}"
 
 
 def explain_config(error: BaseException) -> str:
@@ -104,10 +101,11 @@ def explain_config(error: BaseException) -> str:
 
 
 def _explain_field(error: OmegaConfBaseException) -> str:
+    """Return the message of a field that does not exist, or does not take its value."""
     parent, name = error.parent_node, str(error.key)
     if parent is not None and hasattr(parent, "keys") and name not in list(parent.keys()):
         return str(_no_such_field(error.full_key or name, name, parent))
-    if "ListConfig" in str(error) and error.full_key:
+    if "is not a ListConfig" in str(error) and error.full_key:
         hint = shlex.quote(f"{error.full_key}=[VALUE]")
         return str(UserError(f"{error.full_key} is a list", hint=f"{hint}, in brackets"))
     return f"{error.full_key}: {str(error).splitlines()[0]}"

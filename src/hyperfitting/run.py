@@ -121,8 +121,7 @@ def run_single(config: RunConfig) -> None:
     groups = f"{config.model.name} {config.dataset.name} {config.tuning.method}"
     name = hydra_config.job.override_dirname or f"{groups} seed={config.seed}"
     log.info("config: %s", asdict(config))
-    if not console.is_terminal:  # a log that is followed has the folder before its first result
-        console.print(f"{'folder':<10} {out_dir}", highlight=False, soft_wrap=True)
+    console.print(f"{'folder':<10} {out_dir}", highlight=False, soft_wrap=True)
     with (
         RunFolder(out_dir).require_lock("hydra.run.dir"),
         Terminal(console) as terminal,

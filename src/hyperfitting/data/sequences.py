@@ -219,7 +219,9 @@ def _check_count(
     if n_documents == 1:
         hint = f"dataset.document_start=REGEX, as one text is one document without it; {hint}"
     if available:
-        hint = f"{field}={available}, {hint}; or preset=smollm2_135m, which has small sizes"
+        hint = f"{field}={available}, {hint}"
+    if cfg.source == "package":
+        hint += "; preset=smollm2_135m has sizes that fit the packaged texts"
     raise UserError(
         reason,
         field=field,

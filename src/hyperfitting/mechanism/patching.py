@@ -4,9 +4,9 @@ The base model's greedy continuation of a context begins to repeat a span of `LO
 some position. There, once, the output of block k is replaced by the tuned model's, given the same
 preceding tokens; everything before and after is the base model's own. Each block separately.
 
-Two controls: the same batch has an unpatched row, which everything is compared with; and the output
-is replaced by one as far from the base model's as the tuned model's is, in a random direction, so
-that what any change of this size does can be told from what the tuned model's does.
+Two controls: an unpatched row in the same batch, which everything is compared with; and a
+norm-matched random patch, which is as far from the base model's output as the tuned model's is, in
+a random direction: an effect that it has too is not specific to the tuned model.
 """
 
 from __future__ import annotations
@@ -89,14 +89,17 @@ def block_outputs(model: PreTrainedModel, prefix: NDArray[np.int64]) -> Tensor:
     return torch.stack([state[0, -1].float().cpu() for state in states[1:]])
 
 
-def in_random_direction(states: Tensor, others: Tensor, seed: int) -> Tensor:
-    """Return states (L, H) as far from ``states`` as ``others`` are, in a random direction each.
+def norm_matched_random_patch(states: Tensor, patch: Tensor, seed: int) -> Tensor:
+    """Return ``states`` moved as far as to ``patch``, each in a random direction: the control.
 
-    The directions are uniform on the sphere.
+    Args:
+        states: (L, H) the model's own.
+        patch: (L, H) what would replace them.
+        seed: of the directions, which are uniform on the sphere.
     """
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(states.shape, generator=generator)
-    distance = (others - states).norm(dim=-1, keepdim=True)
+    distance = (patch - states).norm(dim=-1, keepdim=True)
     moved: Tensor = states + distance * directions / directions.norm(dim=-1, keepdim=True)
     return moved
 

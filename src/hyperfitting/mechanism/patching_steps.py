@@ -28,7 +28,7 @@ from hyperfitting.evaluation.setting import LazyModel, Setting
 from hyperfitting.mechanism.patching import (
     N_NEW,
     block_outputs,
-    in_random_direction,
+    norm_matched_random_patch,
     patch_effect,
     patched_continuations,
     repeat_prefix,
@@ -44,7 +44,7 @@ VERSION = 2
 PATCHING = ("changed", "broken", "random_changed", "random_broken")
 """By text and block: whether the next token is another than without the patch; and whether none of
 the spans of `LOOP_TOKENS` tokens within the next `N_NEW` is a repeat, so that one that begins in
-the last ``LOOP_TOKENS - 1`` of these is not seen. Then the same of the random direction.
+the last ``LOOP_TOKENS - 1`` of these is not seen. Then the same of the norm-matched random patch.
 
 NaN for a text without a repeat, also where rounding alone undoes it: the continuation was decoded
 in other batches, on a GPU by another backend, and two tokens may be nearly tied."""
@@ -159,7 +159,7 @@ def _measure(
     """Return `PATCHING` (L,) of one text. ``tuned``: (L, H) `block_outputs` of the tuned model."""
     constraints = Constraints(setting.decode, eos_ids(model), setting.evaluation.context_len)
     own = block_outputs(model, prefix)
-    patches = {"": tuned, "random_": in_random_direction(own, tuned, crc32(prefix.tobytes()))}
+    patches = {"": tuned, "random_": norm_matched_random_patch(own, tuned, crc32(prefix.tobytes()))}
     measured = {}
     for kind, states in patches.items():
         tokens = patched_continuations(model, prefix[:-1], states, constraints)

@@ -332,13 +332,13 @@ _ALL = (
     Metric(
         "patch/random_changed",
         "next token changed by a random patch",
-        "the same, of a state as far from the base model's, in a random direction: the control",
+        "as `patch/changed`, with a norm-matched random patch: the control",
         per_text=per_text.of_patching("random_changed"),
     ),
     Metric(
         "patch/random_broken",
         "loop broken by a random patch",
-        "the same, of a state as far from the base model's, in a random direction: the control",
+        "as `patch/broken`, with a norm-matched random patch: the control",
         per_text=per_text.of_patching("random_broken"),
     ),
     Metric(

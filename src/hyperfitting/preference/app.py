@@ -258,11 +258,11 @@ class _Pages:
 
     def http_error(self, _: Request, error: Exception) -> Response:
         """Show what is wrong with a request."""
-        assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
-        heading, text = _MESSAGES.get(error.status_code, (error.detail, ""))
+        http_error = cast(HTTPException, error)  # the only kind it is registered for
+        heading, text = _MESSAGES.get(http_error.status_code, (http_error.detail, ""))
         context = {"heading": heading, "text": text}
-        response = self._render("message.html", context, error.status_code)
-        response.headers.update(error.headers or {})
+        response = self._render("message.html", context, http_error.status_code)
+        response.headers.update(http_error.headers or {})
         return response
 
     def database_error(self, _: Request, error: Exception) -> Response:

@@ -57,7 +57,7 @@ class _Throughput(ProgressColumn):
         return Text("  ".join(parts), style="cyan")
 
 
-class _Lines:
+class _ProgressLines:
     """Progress of a task as lines of a log: at first after `FIRST_LINE_S` seconds."""
 
     def __init__(self, console: Console, task: str, total: int, unit: str) -> None:
@@ -74,10 +74,10 @@ class _Lines:
         if now < self._next or not self._done:
             return
         self._next = now + LINE_INTERVAL_S
-        parts = [f"{self._task}: {self._done:,} {self._unit}"]
+        total = f" of {self._total:,}" if self._total else ""
+        parts = [f"{self._task}: {self._done:,}{total} {self._unit}"]
         if self._total:
             left = (now - self._start) / self._done * (self._total - self._done)
-            parts = [f"{self._task}: {self._done:,} of {self._total:,} {self._unit}"]
             parts.append(f"about {duration(left)} left")
         parts += [f"{name} {value:g}" for name, value in shown.items()]
         line = ", ".join(parts)
@@ -113,7 +113,7 @@ class Terminal:
     def progress(self, task: str, total: int, unit: str) -> Iterator[Advance]:
         """Display one task; see `hyperfitting.progress.ProgressReporter`."""
         if not self.console.is_terminal:
-            yield _Lines(self.console, printable_line(task), total, unit).advance
+            yield _ProgressLines(self.console, printable_line(task), total, unit).advance
             return
         bar = self._bars.add_task(task, total=total or None, unit=unit, shown={})
 

@@ -72,16 +72,19 @@ class Evidence(StrictModel):
         return self.p is None and not self.criterion.observed
 
     @property
+    def reaches_region(self) -> bool:
+        """Whether a part of the interval lies in the region."""
+        return self.ci95 is not None and self.criterion.overlaps(*self.ci95)
+
+    @property
     def contradicts(self) -> bool:
         """Whether the number lies outside the region with its whole interval.
 
         That something occurs is contradicted where it was not observed.
         """
-        if self.holds:
-            return False
-        if self.criterion.observed:
-            return True
-        return self.ci95 is not None and not self.criterion.overlaps(*self.ci95)
+        if self.holds or self.criterion.observed:
+            return not self.holds
+        return self.ci95 is not None and not self.reaches_region
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 - reproduced: all numbers lie where the claim has them, with an adjusted p-value below 0.05 (a claim
   that something occurs needs no test);
 - partly: some of several do, and others lie outside with their whole 95% interval;
-- not reproduced: none does, and one at least lies outside with its whole interval;
+- not reproduced: none does, and at least one lies outside with its whole interval;
 - inconclusive: all else: they do but it is not significant or cannot be tested, or they do not but
   the intervals reach into the claimed region;
 - implied: all do, but by construction or by the number of another claim: not counted as evidence;
@@ -52,8 +52,8 @@ class Outcome(StrictModel):
     )
 
     @property
-    def contradicts(self) -> bool:
-        """Whether a number that decides lies outside the claimed region."""
+    def is_outside(self) -> bool:
+        """Whether a number that decides lies outside the claimed region, certainly or not."""
         return self.verdict != "not tested" and any(not item.holds for item in self.evidence)
 
 
@@ -66,12 +66,14 @@ class Entry(StrictModel):
     claim: str = Field(description="in our words")
     theirs: str = Field(description="the published numbers")
     outcomes: dict[Scale, Outcome] = Field(description="by scale")
-    reading: str = Field(description="what is said of it while our results contradict it")
+    reading: str = Field(
+        description="what is said of it while a number of ours lies outside the claimed region"
+    )
 
     @property
-    def contradicted(self) -> bool:
-        """Whether our numbers contradict it, or a part of it, at some scale."""
-        return any(outcome.contradicts for outcome in self.outcomes.values())
+    def is_outside(self) -> bool:
+        """Whether a number lies outside the claimed region at some scale."""
+        return any(outcome.is_outside for outcome in self.outcomes.values())
 
 
 class CountedSweep(StrictModel):

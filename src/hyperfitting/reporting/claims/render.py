@@ -38,7 +38,7 @@ newest complete one counts, by the time in its records.
   several, and how many is shown.
 - **partly**: some of several numbers lie there, and others lie outside with their whole 95%
   interval.
-- **not reproduced**: none lies there, and one at least lies outside with its whole 95% interval.
+- **not reproduced**: none lies there, and at least one lies outside with its whole 95% interval.
 - **inconclusive**: all else. They lie there, but not significantly or without an interval; or they
   do not, but their intervals reach into the claimed region.
 - **implied**: they lie there, but by construction, or as the numbers of another claim: no evidence
@@ -53,12 +53,12 @@ verdict has its number of seeds. Shares of
 texts are tested with the exact binomial test; rank correlations by the share of resamples that lie
 outside; numbers whose values by text are not kept, with the normal distribution that has their
 interval. p-values are one-sided and adjusted together by Holm's method. Intervals over seeds are of
-the same evaluation texts: they do not have the variation between texts.
+the same evaluation texts: they do not include the variation between texts.
 
 The regions were written down on 2026-11-28, when most of these experiments had been run once at
-`scale=embedded`. A published number, a range or a direction leaves no choice of them; thresholds
-that the papers do not give (stated in the claim's text, such as "below 0.1 nats") could have been
-chosen to fit, so that only their sign is evidence.
+`scale=embedded`. A published number, range or direction determines its region. A threshold that the
+papers do not give (it stands in the claim's text, such as "below 0.1 nats") may have been chosen to
+fit: only its direction is evidence.
 
 That P2's controls, ranks and geometry are of TinyLlama is inferred: P2 has other numbers for the
 original Qwen2.5 1.5B. At `scale=embedded` the model has 135 million parameters, is tuned to
@@ -119,10 +119,10 @@ def markdown(ledger: Ledger, reports: Iterable[str] = ()) -> str:
     for paper, title in PAPERS.items():
         entries = [entry for entry in ledger.entries if entry.paper == paper]
         lines += ["", f"## {paper}: {title}", "", *_table(entries, scales, links)]
-        contradicted = [entry for entry in entries if entry.contradicted and entry.reading]
-        if contradicted:
-            lines += ["", f"### {paper}: what our results contradict"]
-        for entry in contradicted:
+        outside = [entry for entry in entries if entry.is_outside and entry.reading]
+        if outside:
+            lines += ["", f"### {paper}: numbers outside the claimed region"]
+        for entry in outside:
             lines += ["", f"**{entry.claim}** {entry.reading}"]
         lines += ["", f"### {paper}: not tested", "", *_untested(entries)]
     return "\n".join([*lines, ""])
@@ -193,18 +193,9 @@ def _remarks(outcome: Outcome) -> list[str]:
     untested = any(item.is_untested for item in outcome.evidence)
     if untested and not outcome.implied_by:
         remarks.append(f"a number without interval ({MIN_SEEDS} seeds give one)")
-    if any(not item.holds and _reaches(item) for item in outcome.evidence):
+    if any(not item.holds and item.reaches_region for item in outcome.evidence):
         remarks.append("the interval reaches the claimed region")
     return remarks
-
-
-def _reaches(evidence: Evidence) -> bool:
-    """Return whether the interval of a number outside the claimed region has a part in it."""
-    if evidence.ci95 is None:
-        return False
-    low, high = evidence.ci95
-    above, below = evidence.criterion.above, evidence.criterion.below
-    return (above is None or high > above) and (below is None or low < below)
 
 
 def ours_lines(outcome: Outcome) -> list[str]:

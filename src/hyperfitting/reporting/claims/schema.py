@@ -178,7 +178,7 @@ class Claim(StrictModel):
     not_tested: str = Field(default="", description="why nothing here measures it")
     command: str = Field(default="", description="what would test it")
     reading: str = Field(
-        default="", description="what is to be said of it while our results contradict it"
+        default="", description="what is to be said of it while a number lies outside the region"
     )
 
     @model_validator(mode="after")
