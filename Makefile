@@ -37,7 +37,7 @@ debug: setup ## The same on a random-initialized tiny model, in seconds
 dashboard: setup ## Serve the latest reports to this machine's browser
 	$(BIN)/hyperfit-dashboard pages $(ARGS)
 
-test: setup ## Unit tests and those on the real model (some 6 minutes)
+test: setup ## Unit tests and those on the real model (some 8 minutes)
 	$(PYTEST) -m "not exhaustive and not distributed and not server" $(ARGS)
 
 test-integration: setup ## The other tests: several processes, clusters, servers, all cases of long ones
