@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import util
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -67,6 +68,14 @@ def installed(cwd: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
+def start_in_fork(target: Callable[..., object], *args: Any) -> ForkServerProcess:
+    """Call a function of a module in a new process, a fork of the server; return the process."""
+    process = _server.Process(target=target, args=args)
+    with mock.patch.dict(os.environ, environment(), clear=True):  # that of the server
+        process.start()
+    return process
+
+
 class Fork:
     """A command in a fork, with the methods of `subprocess.Popen`; it leads a process group."""
 
@@ -80,11 +89,7 @@ class Fork:
         self._output = tempfile.TemporaryDirectory(prefix="hyperfit-")
         for stream in ("stdout", "stderr"):
             Path(self._output.name, stream).touch()
-        self._process = _server.Process(
-            target=_run, args=(cwd, list(arguments), env, self._output.name, before)
-        )
-        with mock.patch.dict(os.environ, environment(), clear=True):  # that of the server
-            self._process.start()
+        self._process = start_in_fork(_run, cwd, list(arguments), env, self._output.name, before)
         self.pid: int = self._process.pid or 0
 
     def poll(self) -> int | None:

@@ -1,6 +1,6 @@
 """Several processes that train one model: the numbers of one, whichever rank dies."""
 
-import multiprocessing
+import functools
 import os
 import runpy
 import signal
@@ -32,7 +32,7 @@ from hyperfitting.models import loading
 from hyperfitting.models.base import BaseModel, base_model
 from hyperfitting.models.loading import ModelState, load
 from hyperfitting.progress import MetricsRow
-from hyperfitting.runtime import preemption
+from hyperfitting.runtime import preemption, processes
 from hyperfitting.runtime.config import HardwareConfig
 from hyperfitting.runtime.distributed import (
     SINGLE_PROCESS,
@@ -45,7 +45,7 @@ from hyperfitting.training.activation_cache import CacheLocation
 from hyperfitting.training.artifact import TrainingJob, training_job
 from hyperfitting.training.history import read_rows
 from hyperfitting.training.step import build_train_state
-from tests.cli import below, environment, hyperfit
+from tests.cli import below, environment, hyperfit, start_in_fork
 from tests.conftest import Compose
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 512}
@@ -94,12 +94,14 @@ def assert_same(actual: Any, expected: Any) -> None:
 
 
 class ForkedPopen:
-    """`Popen` of `python -m MODULE JOB` for torch's launcher: a fork, which has all imports."""
+    """`Popen` of `python -m MODULE JOB` for torch's launcher: a fork with all imports.
+
+    Of the fork server of `tests.cli`, which has one thread. A fork of this process would inherit
+    the locks that its other threads hold at that moment, such as one of libc, and wait for them.
+    """
 
     def __init__(self, args: list[str], env: dict[str, str], stdout: TextIO, **_: Any) -> None:
-        context = multiprocessing.get_context("fork")
-        self._process = context.Process(target=_run_module, args=(args[1:], env, stdout.fileno()))
-        self._process.start()
+        self._process = start_in_fork(_run_module, args[1:], env, stdout.name)
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
@@ -118,13 +120,16 @@ class ForkedPopen:
         return status
 
 
-def _run_module(arguments: list[str], env: dict[str, str], stdout: int) -> None:
+def _run_module(arguments: list[str], env: dict[str, str], stdout: str) -> None:
     os.setsid()
-    os.dup2(stdout, 1)
+    os.dup2(os.open(stdout, os.O_WRONLY | os.O_APPEND), 1)
     os.environ.clear()
     os.environ.update(env)
     for signum in (signal.SIGINT, *preemption.SIGNALS):
         signal.signal(signum, signal.SIG_DFL)
+    # the parent is the server, which ends with the process of the tests
+    end_with_server = functools.partial(processes.exit_with_parent, None)
+    processes.exit_with_parent = lambda _: end_with_server()
     option, module, *sys.argv[1:] = arguments
     assert option == "-m"
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -132,11 +137,7 @@ def _run_module(arguments: list[str], env: dict[str, str], stdout: int) -> None:
 
 @pytest.fixture
 def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks that start at once: importing torch and transformers takes longer than they train.
-
-    Not for what torch.compile compiles, such as the steps of torchao's optimizers: a fork does not
-    have the threads of inductor's pool, and waits for them forever.
-    """
+    """Ranks that start at once: importing torch and transformers takes longer than they train."""
     monkeypatch.setattr(subprocess_handler, "Popen", ForkedPopen)
 
 
@@ -246,6 +247,7 @@ def test_an_error_of_every_rank_is_one_message(compose: Compose, tmp_path: Path)
 
 
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.parametrize("optimizer", ["adam_bf16", "adam_8bit"])
 def test_bfloat16_models_learn_as_in_one_process(
     compose: Compose, tmp_path: Path, optimizer: str
