@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
@@ -22,6 +24,7 @@ from hyperfitting.reporting.claims.schema import SCALES, read_claims
 from hyperfitting.reporting.cli import main
 from hyperfitting.reporting.index import write_index
 from hyperfitting.reporting.serve import update_claims
+from hyperfitting.runtime.code_version import Git
 from hyperfitting.sweep.spec import SPEC_FILE
 from tests.browser import open_page
 from tests.claims import BASE, TUNED, claim, criterion, record, sweeps
@@ -81,7 +84,7 @@ def test_the_command_writes_the_same_numbers_for_people_and_programs(
     assert "not tested" in capsys.readouterr().out
 
 
-def test_an_update_keeps_numbers_whose_runs_are_not_at_hand_and_judges_them_again(
+def test_an_update_keeps_numbers_whose_runs_are_not_given_and_judges_them_again(
     tmp_path: Path,
 ) -> None:
     runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
@@ -104,7 +107,7 @@ def test_an_update_keeps_numbers_whose_runs_are_not_at_hand_and_judges_them_agai
         assert ledger.entries[0].outcomes["embedded"].verdict == "not tested"
 
 
-def test_an_update_takes_the_runs_that_are_at_hand(tmp_path: Path) -> None:
+def test_an_update_takes_the_runs_that_are_given(tmp_path: Path) -> None:
     earlier = build_ledger([claim()], sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)}))
     runs = sweeps(tmp_path / "y", {"tuned_0": record(BASE, TUNED)})
     counted = CountedSweep(experiment="table1", scale="embedded", counted="x", others=["w"])
@@ -176,11 +179,17 @@ def test_the_committed_page_is_of_the_committed_data_and_claims() -> None:
     assert entries == [(c.id, c.source, c.claim, c.theirs, c.reading) for c in read_claims()]
 
 
-def _named(folder: Path, values: Sequence[float], finished_at: str | None, seeds: int = 3) -> None:
+def _named(
+    folder: Path,
+    values: Sequence[float],
+    finished_at: str | None,
+    seeds: int = 3,
+    change: str = "scale=embedded",
+) -> None:
     """Write a sweep under the name of an experiment, in any folder."""
     timings = Timings(run_seconds=1.0, build_seconds={}, finished_at=finished_at)
     records = {f"tuned_{s}": record(values, BASE, s, timings=timings) for s in range(seeds)}
-    sweep = write_sweep(folder, {}, records)
+    sweep = write_sweep(folder, {}, records, ("hyperfit", "experiment=table1", change))
     spec = json.loads((sweep / SPEC_FILE).read_text("utf-8"))
     runs = [run for run in spec["runs"] if run["name"].startswith("tuned")]
     (sweep / SPEC_FILE).write_text(json.dumps(spec | {"name": "table1_embedded", "runs": runs}))
@@ -196,7 +205,7 @@ def test_of_several_sweeps_of_an_experiment_the_newest_complete_one_counts(tmp_p
     assert item.value == pytest.approx(0.6)
     assert {run.partition("/")[0] for run in item.runs} == {"table1_embedded_0123"}
     others = "table1_embedded, table1_embedded_4567, table1_embedded_89ab"
-    line = f"4 sweeps at scale=embedded: table1_embedded_0123 counts, not {others}"
+    line = f"table1 at scale=embedded: table1_embedded_0123 counts, not {others}"
     assert line in markdown(ledger)
     assert line in write_page(ledger, tmp_path).read_text("utf-8")
 
@@ -223,3 +232,56 @@ def test_every_verdict_has_its_number_of_seeds(n_seeds: int, remark: str, tmp_pa
     records = {f"tuned_{seed}": record(TUNED, BASE, seed) for seed in range(n_seeds)}
     verdict = markdown(build_ledger([claim()], sweeps(tmp_path / "x", records)))
     assert f"<br>{remark} |" in verdict
+
+
+def test_an_update_keeps_earlier_numbers_until_a_sweep_is_complete(tmp_path: Path) -> None:
+    records = {
+        f"tuned_{seed}": record(np.array(TUNED) + seed / 100, BASE, seed) for seed in range(3)
+    }
+    earlier = build_ledger([claim()], sweeps(tmp_path / "x", records))
+    _named(tmp_path / "sweeps/a", BASE, None, seeds=1)
+    updated = build_ledger([claim()], load_sweeps([tmp_path / "sweeps"]), earlier)
+    (item,) = updated.entries[0].outcomes["embedded"].evidence
+    assert (item.kept, item.seeds) == (True, [0, 1, 2])
+    _named(tmp_path / "sweeps/b", BASE, None, seeds=3)
+    updated = build_ledger([claim()], load_sweeps([tmp_path / "sweeps"]), earlier)
+    (item,) = updated.entries[0].outcomes["embedded"].evidence
+    assert (item.kept, item.estimate) == (False, 0.0)
+
+
+def test_an_update_keeps_the_numbers_of_other_models(tmp_path: Path) -> None:
+    def of_model(folder: Path, model: str) -> Sweeps:
+        (runs,) = sweeps(folder, {"tuned_0": record(TUNED, BASE)}).runs_of.values()
+        labeled = [replace(run, labels={**run.labels, "model": model}) for run in runs]
+        return Sweeps({("table1", "embedded"): labeled})
+
+    earlier = build_ledger([claim()], of_model(tmp_path / "x", "A"))
+    updated = build_ledger([claim()], of_model(tmp_path / "y", "B"), earlier)
+    evidence = updated.entries[0].outcomes["embedded"].evidence
+    assert [(item.model, item.kept) for item in evidence] == [("A", True), ("B", False)]
+
+
+def test_a_sweep_with_other_settings_is_no_evidence_of_the_experiment(tmp_path: Path) -> None:
+    _named(tmp_path / "lr", [0.1] * 6, "2026-11-03T00:00:00Z", change="optimizer.lr=1e-9")
+    ledger = build_ledger([claim()], load_sweeps([tmp_path]))
+    assert ledger.entries[0].outcomes["embedded"].verdict == "not tested"
+    assert "table1 at scale=embedded: no sweep counts, not lr." in markdown(ledger)
+    _named(tmp_path / "whole", [0.6] * 6, "2026-11-02T00:00:00Z", change="hydra.launcher.workers=2")
+    ledger = build_ledger([claim()], load_sweeps([tmp_path]))
+    assert "whole counts, not lr." in markdown(ledger)
+
+
+def test_records_made_with_uncommitted_changes_are_not_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = record(TUNED, BASE)
+    git = Git(commit="0" * 40, dirty=True, diff_sha256=None)
+    code = found.code.model_copy(update={"git": git})
+    write_sweep(tmp_path / "x", {}, {"tuned_0": found.model_copy(update={"code": code})})
+    cases: list[tuple[tuple[str, ...], int]] = [((), 1), (("--with-changes",), 0)]
+    for more, status in cases:
+        with pytest.raises(SystemExit) as done:
+            main(["claims", str(tmp_path), "--to", str(tmp_path / "docs"), *more])
+        assert done.value.code == status
+        assert (tmp_path / "docs/claims.md").exists() == bool(more)
+    assert "uncommitted changes: tuned_0" in capsys.readouterr().err

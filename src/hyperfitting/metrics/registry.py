@@ -50,6 +50,8 @@ class Metric:
     """How one of its numbers is written."""
     per_text: PerText | None = None
     """Returns (N,) values, NaN for a text that has none."""
+    is_share: bool = False
+    """Whether the value of each text is 0 or 1."""
     among_texts: bool = False
     """Whether a text's value depends on the other texts, so that each slice has its own."""
     exp_of: str = ""
@@ -155,6 +157,7 @@ _ALL = (
         direction="lower",
         format="{:.2f}",
         per_text=per_text.of_continuations(ends_in_loop),
+        is_share=True,
         in_summary=True,
     ),
     Metric(
@@ -193,6 +196,7 @@ _ALL = (
         f"share of continuations in which that run is over {LONG_OVERLAP} tokens",
         direction="lower",
         per_text=per_text.overlap_is_long,
+        is_share=True,
     ),
     Metric(
         "gen/entropy",
@@ -322,12 +326,14 @@ _ALL = (
         "whether the next token is another one, if the output of evaluation.patch_block is the "
         "tuned model's where the base model begins to repeat itself",
         per_text=per_text.of_patching("changed"),
+        is_share=True,
     ),
     Metric(
         "patch/broken",
         "loop broken by patching",
         "whether no repeat begins in the next tokens that the base model then generates",
         per_text=per_text.of_patching("broken"),
+        is_share=True,
     ),
     Metric(
         "patch/random_changed",

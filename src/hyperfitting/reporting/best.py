@@ -1,10 +1,10 @@
-"""Which numbers of a table's column are the best, with those that are not told apart from it."""
+"""Which numbers of a table's column are the best, and which do not differ significantly from it."""
 
 from collections.abc import Mapping, Sequence
 
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.registry import Direction, metric
-from hyperfitting.reporting.cells import Cell, contexts, difference, per_text
+from hyperfitting.reporting.cells import Cell, difference_cell
 from hyperfitting.reporting.preference import PREFERENCE
 from hyperfitting.reporting.spec import ColumnSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
@@ -18,10 +18,10 @@ def best_cells(
 ) -> set[int]:
     """Return the rows whose number is the best of a column, or tied with it.
 
-    Two numbers of one run each are tied if the 95% interval of their difference, paired by text,
-    includes 0; all others (of several runs, at another than the full length, of metrics without a
-    value for each text) if their intervals overlap. No number is the best where the metric has no
-    direction, where one has no interval, or where all are tied.
+    Two numbers are tied if the 95% interval of their difference, paired by run (such as by seed)
+    and by text, includes 0; those that cannot be paired (at another than the full length, of
+    metrics without a value for each text, of other texts) if their intervals overlap. No number is
+    the best where the metric has no direction, where one has no interval, or where all are tied.
 
     Args:
         sweep: with the runs of the rows.
@@ -57,30 +57,9 @@ def _is_tied(
     estimates: tuple[Estimate, Estimate],
     column: ColumnSpec,
 ) -> bool:
-    interval = _paired_interval(sweep, labels, column)
-    if interval is None:
+    cell = difference_cell(sweep, *labels, column, column.side)
+    if cell.estimate is None or cell.estimate.ci95 is None or cell.n_finished < cell.n_runs:
         (low, high), (other_low, other_high) = (e.ci95 or (e.mean, e.mean) for e in estimates)
         return low <= other_high and other_low <= high
-    return interval[0] <= 0 <= interval[1]
-
-
-def _paired_interval(
-    sweep: SweepRecords, labels: tuple[Mapping[str, str], Mapping[str, str]], column: ColumnSpec
-) -> tuple[float, float] | None:
-    """Return the interval of the difference of two rows, paired by text; none: not comparable."""
-    runs = [sweep.labeled(row) for row in labels]
-    records = [run.record for row in runs for run in row]
-    if len(records) != 2 or records[0] is None or records[1] is None:
-        return None
-    record, other = records[0], records[1]
-    full = {None, record.overall.max_new_tokens}
-    changes_by_slice = metric(column.key).among_texts and column.dataset is not None
-    if column.length not in full or changes_by_slice:
-        return None
-    if contexts(record, column.dataset) != contexts(other, column.dataset):
-        return None
-    values = [per_text(r, column, column.side) for r in (record, other)]
-    if values[0] is None or values[1] is None:
-        return None
-    estimate = difference(record, column, values[0], values[1])
-    return None if estimate is None else estimate.ci95
+    low, high = cell.estimate.ci95
+    return low <= 0 <= high

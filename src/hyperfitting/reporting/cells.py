@@ -1,24 +1,24 @@
 """The numbers of a report: an estimate of one run, or over several, or why there is none."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
-from scipy.stats import t as student_t
 
 from hyperfitting import formatting
+from hyperfitting.metrics.crossed import mean_of_intervals, mean_over_seeds
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.registry import metric
 from hyperfitting.metrics.uncertainty import Floats, paired_difference, rank_correlation
+from hyperfitting.record.chat import CHAT
 from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.schema import Record, Side
 from hyperfitting.reporting.preference import PREFERENCE, preference_share
 from hyperfitting.reporting.spec import ColumnSpec
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords
 
-LEVEL = 0.95
 _MIN_CORRELATED = 3
 """Different values without which there is no rank correlation."""
 
@@ -28,7 +28,7 @@ class Cell:
     """A number with its interval, or why there is none."""
 
     estimate: Estimate | None = None
-    """Over texts where one run makes it, over runs where several do."""
+    """Over texts where one run makes it, over runs and texts where several do."""
     missing: str = ""
     """Why there is no estimate."""
     n_finished: int = 0
@@ -37,6 +37,10 @@ class Cell:
     """Runs that it should be of."""
     note: str = ""
     """What a reader must know of the number, or instead of it."""
+    contributions: Floats | None = field(default=None, compare=False)
+    """Of one run: (N,) contributions of the texts, whose mean the number is; none: not kept."""
+    contexts: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """Of one run: its texts; cells with the same are of the same texts. Empty: unknown."""
 
     def texts(self, form: str) -> tuple[str, str]:
         """Return it as a table shows it: the mean, and its interval with what must be known."""
@@ -53,7 +57,7 @@ def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpe
     """Return the number of the runs with some labels.
 
     The number of one run has its interval over texts; that of several that differ is their mean
-    with Student's t interval over runs.
+    with an interval over runs and texts (`metrics.crossed`).
 
     Args:
         sweep: all runs.
@@ -70,19 +74,46 @@ def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpe
     elif column.minus is None:
         cells = [_run_cell(run, column) for run in runs]
     else:
-        cells = [
-            _difference_cell(run, other, column)
-            for run in runs
-            for other in sweep.labeled({**run.labels, **column.minus})
-        ]
-        if not cells:
-            return Cell(missing="what it is compared with is not at this scale")
-    estimates = [cell.estimate for cell in cells if cell.estimate is not None]
-    if not estimates:
+        return difference_cell(sweep, labels, column.minus, column, "tuned")
+    return _over_runs(cells, column.scale)
+
+
+def difference_cell(
+    sweep: SweepRecords,
+    labels: Mapping[str, str],
+    subtracted: Mapping[str, str],
+    column: ColumnSpec,
+    side: Side,
+) -> Cell:
+    """Return the number of some runs minus that of others, paired by text and by other labels.
+
+    Args:
+        sweep: all runs.
+        labels: of the runs.
+        subtracted: labels in which the others differ.
+        column: which number.
+        side: of the others.
+    """
+    cells = [
+        _difference_cell(run, other, column, side)
+        for run in sweep.labeled(labels)
+        for other in sweep.labeled({**run.labels, **subtracted})
+    ]
+    if not cells:
+        return Cell(missing="what it is compared with is not at this scale")
+    return _over_runs(cells, column.scale)
+
+
+def _over_runs(cells: Sequence[Cell], scale: float) -> Cell:
+    """Return the mean over the runs of some cells; without any that has finished, the first."""
+    finished = [cell for cell in cells if cell.estimate is not None]
+    if not finished:
         return cells[0]
-    estimate = estimates[0] if len(cells) == 1 else over_runs(estimates)
     notes = "; ".join(dict.fromkeys(cell.note for cell in cells if cell.note))
-    return Cell(estimate.scaled(column.scale), "", len(estimates), len(cells), notes)
+    estimate = over_runs(finished).scaled(scale)
+    if len(finished) == 1 < len(cells):  # of a mean over runs, of which one is known
+        estimate = replace(estimate, ci95=None)
+    return Cell(estimate, "", len(finished), len(cells), notes)
 
 
 def _preference_cell(sweep: SweepRecords, run: RunEntry, column: ColumnSpec) -> Cell:
@@ -90,27 +121,31 @@ def _preference_cell(sweep: SweepRecords, run: RunEntry, column: ColumnSpec) -> 
     return Cell(estimate, missing, int(estimate is not None), 1, note)
 
 
-def over_runs(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the mean over runs; the interval is open with a single one.
+def over_runs(cells: Sequence[Cell]) -> Estimate:
+    """Return the mean over the runs of some cells, which have estimates.
 
     Runs with the same number are one measurement, repeated: of the base model with several seeds of
-    training, say. Their interval is that of the first, over texts.
+    training, say. Their interval is that of the first, over texts. Runs of different texts are
+    independent: their interval is Student's t over runs.
     """
-    means = np.array([estimate.mean for estimate in estimates])
-    if len(means) > 1 and np.ptp(means) == 0:
+    estimates = [cell.estimate for cell in cells if cell.estimate is not None]
+    numbers = np.array([estimate.mean for estimate in estimates])
+    if np.ptp(numbers) == 0:
         return estimates[0]
-    mean, ci95 = float(means.mean()), None
-    if len(means) > 1:
-        half = float(student_t.ppf((1 + LEVEL) / 2, len(means) - 1))
-        half *= float(means.std(ddof=1)) / len(means) ** 0.5
-        ci95 = (mean - half, mean + half)
-    return Estimate(mean, ci95, len(means))
+    texts = {cell.contexts for cell in cells}
+    if len(texts) > 1 or texts == {()}:
+        return mean_over_seeds(numbers).estimate
+    if all(cell.contributions is not None for cell in cells):
+        return mean_over_seeds(numbers, [cell.contributions for cell in cells]).estimate
+    return mean_of_intervals(numbers, estimates).estimate
 
 
 def _run_cell(run: RunEntry, column: ColumnSpec) -> Cell:
     record = run.record
-    if record is None:
-        return Cell(missing=run.missing)
+    return Cell(missing=run.missing) if record is None else _record_cell(record, column)
+
+
+def _record_cell(record: Record, column: ColumnSpec) -> Cell:
     if column.task is not None:
         return _task_cell(record.downstream, column, column.task)
     part = record.slice_at(column.length, column.dataset)
@@ -118,24 +153,32 @@ def _run_cell(run: RunEntry, column: ColumnSpec) -> Cell:
         where = " ".join(str(given) for given in (column.dataset, column.length) if given)
         return Cell(missing=f"not measured at {where}")
     if column.statistic == "max":
-        per_text = record.per_text.values(column.side).get(column.key, [])
-        values = [value for value in per_text if value is not None]
+        kept = record.per_text.values(column.side).get(column.key, [])
+        values = [value for value in kept if value is not None]
         return _measured(Estimate(max(values), None, len(values)) if values else None)
-    return _measured(record.estimate(part, column.side, column.key))
+    texts = per_text(record, column, column.side)
+    if texts is not None and metric(column.key).exp_of:
+        texts = linearized_exp(texts)
+    return replace(
+        _measured(record.estimate(part, column.side, column.key)),
+        contributions=texts,
+        contexts=tuple(contexts(record, column.dataset)),
+    )
 
 
 def _task_cell(downstream: Downstream | None, column: ColumnSpec, task: str) -> Cell:
     """Return a model's number on one downstream task or group."""
     by_side = downstream.by_name.get(task, {}) if downstream is not None else {}
     cell = _measured(by_side.get(column.side, {}).get(column.key))
+    cell = replace(cell, contexts=((task, "its questions"),))
     is_accuracy = column.key in ("down/likelihood", "down/generation")
     if downstream is not None and is_accuracy and downstream.is_at_chance(task, column.side):
         cell = replace(cell, note="at chance")
     return cell
 
 
-def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec) -> Cell:
-    """Return a run's number minus that of another run's tuned model on the same texts, paired."""
+def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec, side: Side) -> Cell:
+    """Return a run's number minus that of another run on the same texts, paired."""
     record, subtracted = run.record, other.record
     if record is None or subtracted is None:
         return Cell(missing=(run if record is None else other).missing)
@@ -143,24 +186,47 @@ def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec) -> Cell
         return Cell(missing=f"of other texts than {other.name}")
     values, subtracted_values = (
         per_text(record, column, column.side),
-        per_text(subtracted, column, "tuned"),
+        per_text(subtracted, column, side),
     )
     if values is None or subtracted_values is None:
         return Cell(missing="not measured for each text")
-    return _measured(difference(record, column, values, subtracted_values))
+    if metric(column.key).exp_of:
+        contributions = linearized_exp(values) - linearized_exp(subtracted_values)
+    else:
+        contributions = values - subtracted_values
+    return replace(
+        _measured(_difference(record, column, values, subtracted_values)),
+        contributions=contributions,
+        contexts=tuple(contexts(record, column.dataset)),
+    )
+
+
+def linearized_exp(values: Floats) -> Floats:
+    """Return the first-order contributions of (N,) values to the exponential of their mean.
+
+    Their mean is that exponential, and their variance that of the delta method.
+    """
+    mean = np.nanmean(values)
+    return np.asarray(np.exp(mean) * (1 + values - mean))
 
 
 def per_text(record: Record, column: ColumnSpec, side: Side) -> Floats | None:
-    """Return a column's values for each text of a record at full length, (N,); none: it has none.
+    """Return a column's values for each text of a record, (N,); none: they are not kept.
 
-    Of a metric that is the exponential of another one's mean, the values are those of that one.
+    They are kept at full length. Of a metric that is the exponential of another one's mean, the
+    values are those of that one.
     """
+    full = record.answers if column.dataset == CHAT else record.overall
+    if full is None or column.length not in (None, full.max_new_tokens):
+        return None
+    if metric(column.key).among_texts and column.dataset is not None:
+        return None  # each slice has its own
     values = record.text_values(side, metric(column.key).exp_of or column.key)
     of_rows = [values[row] for row in _rows(record, column.dataset)]
     return np.array(of_rows, dtype=float) if set(of_rows) - {None} else None
 
 
-def difference(
+def _difference(
     record: Record, column: ColumnSpec, values: Floats, subtracted: Floats
 ) -> Difference | None:
     """Return the difference of two models' values (see `per_text`), paired by text."""
@@ -173,32 +239,48 @@ def difference(
 
 
 def _correlation_cell(runs: Sequence[RunEntry], column: ColumnSpec, field: str) -> Cell:
-    """Return Spearman's rank correlation of a config field with a metric, over runs.
+    """Return Spearman's rank correlation of a config field with a metric, mean over seeds."""
+    by_seed: dict[float | None, list[Record]] = {}
+    for run in runs:
+        if run.record is not None and config_value(run.record, field) is not None:
+            by_seed.setdefault(config_value(run.record, "seed"), []).append(run.record)
+    cells = [_correlation_of_seed(records, column, field) for records in by_seed.values()]
+    if not cells:
+        return Cell(missing="too few different values")
+    n_finished = sum(cell.n_finished for cell in cells)
+    n_runs = n_finished + sum(run.record is None for run in runs)
+    return replace(_over_runs(cells, 1.0), n_finished=n_finished, n_runs=n_runs)
+
+
+def _correlation_of_seed(records: Sequence[Record], column: ColumnSpec, field: str) -> Cell:
+    """Return the rank correlation over the runs of one seed.
 
     Its interval is over texts, if all runs have values of the same ones.
     """
-    points: list[tuple[float, float]] = []
-    measured: list[Record] = []
-    for run in runs:
-        cell = _run_cell(run, column)
-        value = config_value(run.record, field)
-        if value is not None and cell.estimate is not None and run.record is not None:
-            points.append((value, cell.estimate.mean))
-            measured.append(run.record)
-    x, y = (np.array(values) for values in zip(*points, strict=True)) if points else ((), ())
+    measured = [
+        (record, config_value(record, field), estimate.mean)
+        for record in records
+        if (estimate := _record_cell(record, column).estimate) is not None
+    ]
+    x = np.array([value for _, value, _ in measured], dtype=float)
+    y = np.array([mean for _, _, mean in measured])
     if len(np.unique(x)) < _MIN_CORRELATED or len(np.unique(y)) < 2:
         return Cell(missing="too few different values")
-    texts = _paired_texts(measured, column)
-    resamples = measured[0].config["evaluation"]["bootstrap"]
+    texts = _paired_texts([record for record, _, _ in measured], column)
+    resamples = records[0].config["evaluation"]["bootstrap"]
     resampled = None if texts is None else rank_correlation(x, texts, resamples)
     ci95 = None if resampled is None else resampled.estimate.ci95
-    cell = _measured(Estimate(float(spearmanr(x, y).statistic), ci95, len(points)))
-    return replace(cell, note="interval over texts" if ci95 else "")
+    return Cell(
+        Estimate(float(spearmanr(x, y).statistic), ci95, len(measured)),
+        n_finished=len(measured),
+        note="interval over texts" if ci95 else "",
+        contexts=tuple(contexts(records[0], column.dataset)),
+    )
 
 
 def _paired_texts(records: Sequence[Record], column: ColumnSpec) -> Floats | None:
     """Return a column's values of K runs on the same N texts, (K, N); none: they are not kept."""
-    if column.length is not None or len({tuple(contexts(record)) for record in records}) > 1:
+    if len({tuple(contexts(record)) for record in records}) > 1:
         return None
     texts = [per_text(record, column, column.side) for record in records]
     kept = [values for values in texts if values is not None]

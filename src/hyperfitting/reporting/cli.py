@@ -47,13 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add_argument(
         "--to",
         type=Path,
-        default=_REPORTS,
-        help="folder of claims.md and claims.json, such as docs (default: %(default)s)",
+        help="folder of claims.md and claims.json, such as docs: records made with uncommitted "
+        f"changes are refused (default: {_REPORTS})",
     )
     ledger.add_argument(
         "--update",
         action="store_true",
         help="keep what claims.json in that folder has of runs that are not among these sweeps",
+    )
+    ledger.add_argument(
+        "--with-changes",
+        action="store_true",
+        help="accept records made with uncommitted changes with --to",
     )
     ledger.set_defaults(run=_claims)
     return parser
@@ -76,8 +81,12 @@ def _claims(arguments: argparse.Namespace) -> None:
                 valid="a sweep, or a folder of sweeps",
                 hint="hyperfit experiment=seeds",
             )
-    ledger = claims.build(arguments.folders, arguments.to if arguments.update else None)
-    for path in claims.write_ledger(ledger, arguments.to):
+    if arguments.to and not arguments.with_changes:
+        for folder in claims.sweep_folders(arguments.folders):
+            refuse_changes(folder)
+    to = arguments.to or _REPORTS
+    ledger = claims.build(arguments.folders, to if arguments.update else None)
+    for path in claims.write_ledger(ledger, to):
         print(f"claims     {path}")
     print(claims.summary(ledger))
 

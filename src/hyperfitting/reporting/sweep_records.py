@@ -120,8 +120,8 @@ class SweepRecords:
             "Command": " ".join(self.spec.command),
             "Scale": self.spec.scale,
             "Runs": f"{len(records)} of {len(self.runs)} have finished",
-            "Intervals": "95%: bootstrap over texts where a number is of one run, Student's t over "
-            "runs where it is of several that differ",
+            "Intervals": "95%: bootstrap over texts where a number is of one run; over runs and "
+            "texts (crossed random effects) where it is of several that differ",
         }
         if records:
             record = records[-1]

@@ -24,7 +24,7 @@ from hyperfitting.reporting.spec import SECTION, ColumnSpec, TableSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
 
 PUBLISHED = "Published"
-BEST_NOTE = "Bold: the best of its column, and what is not told apart from it."
+BEST_NOTE = "Bold: best in its column, and values that do not differ significantly from it."
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,17 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from hyperfitting.reporting.claims.ledger import Ledger, build_ledger, load_sweeps, read_ledger
+from hyperfitting.reporting.claims.ledger import (
+    Ledger,
+    build_ledger,
+    load_sweeps,
+    read_ledger,
+    sweep_folders,
+)
 from hyperfitting.reporting.claims.render import JSON, PAGE, summary, write_ledger, write_page
 from hyperfitting.reporting.claims.schema import read_claims
 
-__all__ = ["PAGE", "build", "summary", "write_ledger", "write_page"]
+__all__ = ["PAGE", "build", "summary", "sweep_folders", "write_ledger", "write_page"]
 
 
 def build(folders: Iterable[Path], update: Path | None = None) -> Ledger:

@@ -1,19 +1,21 @@
 """A criterion tested on the records: the number, its interval, and the p-value of the claim.
 
-The unit is the seed where there are three or more (Student's t over seeds, paired by seed), else
-the text (bootstrap and sign flips, paired by text; exact binomial for shares of texts; of a rank
-correlation the share of resamples). The p-value is of the hypothesis that the number lies outside
-the claimed region: one-sided, and of a region with two ends the larger of both.
+With three seeds or more that differ, seeds and texts are crossed random effects: `metrics.crossed`.
+Else the unit is the text: bootstrap and sign flips, exact binomial for shares of texts, and of a
+rank correlation the share of resamples. Differences are paired by seed and text. The p-value is of
+the hypothesis that the number lies outside the claimed region: one-sided, and of a region with two
+ends the larger of both.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
 from scipy.stats import binomtest, norm
-from scipy.stats import t as student_t
 
+from hyperfitting.metrics.crossed import mean_of_intervals, mean_over_seeds
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.uncertainty import (
     Floats,
@@ -21,11 +23,11 @@ from hyperfitting.metrics.uncertainty import (
     paired_difference,
     rank_correlation,
 )
-from hyperfitting.reporting.cells import over_runs
 from hyperfitting.reporting.claims.quantities import (
     Measurement,
     NotMeasuredError,
     measure,
+    recorded_difference,
 )
 from hyperfitting.reporting.claims.schema import Criterion
 from hyperfitting.reporting.sweep_records import RunEntry
@@ -49,17 +51,23 @@ class Evidence(StrictModel):
     estimate: float = Field(description="the number that is judged: `value`, less `minus`")
     ci95: tuple[float, float] | None = Field(description="its 95% interval; null: none")
     holds: bool = Field(
-        description="whether the estimate lies in the region; any seed's if one observation decides"
+        description="whether the estimate lies in the region; without a test: that of any seed if "
+        "the claim is that something occurs, of every seed if it is that something never does"
     )
     p: float | None = Field(
         description="of the hypothesis that it lies outside; null: not tested, a single number"
     )
     observed_in: int | None = Field(
         default=None,
-        description="seeds whose number lies in the region; null: one observation does not decide",
+        description="seeds whose number lies in the region; null: the claim is tested",
     )
     unit: str = Field(description="what the interval is over: `seeds`, `texts`, or empty")
     n: int = Field(description="of these")
+    n_texts: int = Field(
+        default=0,
+        description="texts of each seed whose variation an interval over seeds includes; 0: only "
+        "that of the seeds",
+    )
     seeds: list[int] = Field(description="of the runs")
     runs: list[str] = Field(description="their folders, as `SWEEP/RUN`")
     kept: bool = Field(
@@ -68,8 +76,8 @@ class Evidence(StrictModel):
 
     @property
     def is_untested(self) -> bool:
-        """Whether it has no p-value although one observation does not decide."""
-        return self.p is None and not self.criterion.observed
+        """Whether it has no p-value although the claim needs a test."""
+        return self.p is None and not self.criterion.needs_no_test
 
     @property
     def reaches_region(self) -> bool:
@@ -80,9 +88,10 @@ class Evidence(StrictModel):
     def contradicts(self) -> bool:
         """Whether the number lies outside the region with its whole interval.
 
-        That something occurs is contradicted where it was not observed.
+        That something occurs is contradicted where it was not observed, and that something never
+        does where it was.
         """
-        if self.holds or self.criterion.observed:
+        if self.holds or self.criterion.needs_no_test:
             return not self.holds
         return self.ci95 is not None and not self.reaches_region
 
@@ -94,6 +103,8 @@ class _Tested:
     p_above: float | None
     """p-value of the hypothesis that the number is at most `above`; none: no such end or test."""
     p_below: float | None
+    n_texts: int = 0
+    """Of a test over seeds: texts whose variation is in the interval."""
 
 
 def judge(
@@ -115,14 +126,19 @@ def judge(
         raise NotMeasuredError("what it is compared with has not been run")
     values = [measure(runs[seed], criterion.value) for seed in seeds]
     subtracted: list[Measurement] = []
+    judged = values
     if criterion.minus is not None and others is not None:
         quantity = criterion.value.changed(criterion.minus)
         subtracted = [measure(others[seed], quantity) for seed in seeds]
-    numbers = _numbers(values, subtracted)
-    tested = _test(numbers, values, subtracted, criterion)
+        recorded = [
+            recorded_difference(runs[seed], criterion.value) if criterion.is_of_base else None
+            for seed in seeds
+        ]
+        judged = [a.minus(b, r) for a, b, r in zip(values, subtracted, recorded, strict=True)]
+    tested = _test(judged, criterion)
     observed_in = None
-    if criterion.observed:
-        observed_in = sum(criterion.holds(float(number)) for number in numbers)
+    if criterion.needs_no_test:
+        observed_in = sum(criterion.holds(measurement.number) for measurement in judged)
     p_values = [p for p in (tested.p_above, tested.p_below) if p is not None]
     entries = [run for seed in seeds for run in [*runs[seed], *(others or {}).get(seed, ())]]
     return Evidence(
@@ -133,11 +149,12 @@ def judge(
         minus=_mean(subtracted) if subtracted else None,
         estimate=tested.estimate.mean,
         ci95=tested.estimate.ci95,
-        holds=bool(observed_in) if criterion.observed else criterion.holds(tested.estimate.mean),
-        p=max(p_values) if p_values and not criterion.observed else None,
+        holds=_holds(criterion, tested.estimate.mean, observed_in, len(seeds)),
+        p=max(p_values) if p_values and not criterion.needs_no_test else None,
         observed_in=observed_in,
         unit=tested.unit,
         n=tested.estimate.n,
+        n_texts=tested.n_texts,
         seeds=seeds,
         runs=list(dict.fromkeys(f"{run.folder.parent.name}/{run.name}" for run in entries)),
     )
@@ -147,69 +164,77 @@ def _mean(measurements: Sequence[Measurement]) -> float:
     return float(np.mean([measurement.number for measurement in measurements]))
 
 
-def _numbers(values: Sequence[Measurement], subtracted: Sequence[Measurement]) -> Floats:
-    """Return the number of each seed, or its difference, (S,)."""
-    numbers = np.array([value.number for value in values])
-    return numbers - np.array([other.number for other in subtracted]) if subtracted else numbers
+def _holds(criterion: Criterion, estimate: float, observed_in: int | None, n_seeds: int) -> bool:
+    if observed_in is None:
+        return criterion.holds(estimate)
+    return observed_in > 0 if criterion.observed else observed_in == n_seeds
 
 
-def _test(
-    numbers: Floats,
-    values: Sequence[Measurement],
-    subtracted: Sequence[Measurement],
-    criterion: Criterion,
-) -> _Tested:
-    """Return the estimate and its p-values; ``numbers`` (S,) are those of `_numbers`."""
+def _test(judged: Sequence[Measurement], criterion: Criterion) -> _Tested:
+    """Return the estimate and its p-values, of the number of each seed."""
+    numbers = np.array([measurement.number for measurement in judged])
+    if len({measurement.settings for measurement in judged}) > 1:
+        raise NotMeasuredError("the seeds were not run with the same settings")
+    untested = _Tested(Estimate(float(numbers.mean()), None, len(numbers)), "", None, None)
+    if not all(measurement.is_paired for measurement in judged):
+        return untested
     if len(numbers) >= MIN_SEEDS and np.ptp(numbers) > 0:  # else the seed changes nothing
-        return _over_seeds(numbers, criterion)
-    x, y = _texts(values), _texts(subtracted)
-    same_texts = len({m.contexts for m in (*values, *subtracted)}) == 1
-    if same_texts and x is not None and (y is not None or not subtracted):
-        settings = values[0].settings
-        return (
-            _test_rank_correlation(settings, x, criterion)
-            if settings
-            else _over_texts(x, y, criterion)
-        )
-    intervals = [m.ci95 for m in (*values, *subtracted) if m.ci95 is not None]
-    if len(values) == 1 and len(intervals) == len(values) + len(subtracted):
-        return _from_intervals(float(numbers[0]), intervals, len(values[0].contexts), criterion)
-    return _Tested(Estimate(float(numbers.mean()), None, len(numbers)), "", None, None)
+        return _over_seeds(numbers, judged, criterion)
+    texts = _texts(judged)
+    if texts is None:
+        interval = judged[0].interval if len(judged) == 1 else None
+        return untested if interval is None else _from_interval(interval, criterion)
+    if judged[0].settings:
+        return _test_rank_correlation(judged[0].settings, texts, criterion)
+    is_share = all(measurement.is_share for measurement in judged)
+    return (_share_of_texts if is_share else _over_texts)(texts, criterion)
 
 
-def _texts(measurements: Sequence[Measurement]) -> Floats | None:
+def _texts(judged: Sequence[Measurement]) -> Floats | None:
     """Return the values of each text, means over seeds; none: they are not kept."""
-    texts = [m.texts for m in measurements if m.texts is not None]
-    if not texts or len(texts) < len(measurements) or len({t.shape for t in texts}) > 1:
-        return None
-    if len({m.settings for m in measurements}) > 1:
+    texts = [m.texts for m in judged if m.texts is not None]
+    if len(texts) < len(judged) or len({m.contexts for m in judged}) > 1:
         return None
     return np.asarray(np.mean(texts, axis=0))
 
 
-def _over_seeds(numbers: Floats, criterion: Criterion) -> _Tested:
-    estimate = over_runs([Estimate(float(number), None, 1) for number in numbers])
-    standard_error = float(numbers.std(ddof=1)) / len(numbers) ** 0.5
+def _over_seeds(numbers: Floats, judged: Sequence[Measurement], criterion: Criterion) -> _Tested:
+    """Test over seeds, and over texts where all seeds have the same ones."""
+    mean = mean_over_seeds(numbers)
+    if len({measurement.contexts for measurement in judged}) == 1:
+        contributions = [measurement.contributions for measurement in judged]
+        intervals = [_interval(measurement) for measurement in judged]
+        if all(values is not None for values in contributions):
+            mean = mean_over_seeds(numbers, contributions)
+        elif all(intervals):
+            mean = mean_of_intervals(numbers, [e for e in intervals if e is not None])
+    above, below = criterion.above, criterion.below
+    return _Tested(
+        mean.estimate,
+        "seeds",
+        None if above is None else mean.p_above(above),
+        None if below is None else mean.p_below(below),
+        mean.n_texts,
+    )
 
-    def p(bound: float | None, sign: int) -> float | None:
-        if bound is None:
-            return None
-        t = sign * (estimate.mean - bound) / standard_error
-        return float(student_t.sf(t, len(numbers) - 1))
 
-    return _Tested(estimate, "seeds", p(criterion.above, 1), p(criterion.below, -1))
+def _interval(measurement: Measurement) -> Estimate | None:
+    """Return the number of a seed with its interval over texts; none: it has none."""
+    if not measurement.settings or measurement.texts is None:
+        return measurement.interval
+    correlation = rank_correlation(measurement.settings, measurement.texts, RESAMPLES)
+    return None if correlation is None else correlation.estimate
 
 
-def _over_texts(x: Floats, y: Floats | None, criterion: Criterion) -> _Tested:
-    if y is None and np.isin(x[~np.isnan(x)], (0, 1)).all():
-        return _share_of_texts(x[~np.isnan(x)], criterion)
-    estimate = bootstrap_mean(x if y is None else x - y, RESAMPLES)
+def _over_texts(x: Floats, criterion: Criterion) -> _Tested:
+    estimate = bootstrap_mean(x, RESAMPLES)
     if estimate is None:
-        raise NotMeasuredError("no text has both values")
-    subtracted = np.zeros_like(x) if y is None else y
+        raise NotMeasuredError("no text has a value")
 
     def p(bound: float | None, sign: int) -> float | None:
-        difference = None if bound is None else paired_difference(x, subtracted + bound, RESAMPLES)
+        difference = (
+            None if bound is None else paired_difference(x, np.full_like(x, bound), RESAMPLES)
+        )
         if difference is None or difference.p is None:
             return None
         half = difference.p / 2
@@ -235,37 +260,44 @@ def _test_rank_correlation(
 
 
 def _share_of_texts(x: Floats, criterion: Criterion) -> _Tested:
-    """Test a share of texts: sign flips need differences that are symmetric, which 0 and 1 with a
-    share near 0 are not."""
-    count, n = int(x.sum()), len(x)
-    low, high = binomtest(count, n).proportion_ci(0.95, "exact")
+    """Test a share of texts by the exact binomial test.
+
+    Sign flips need differences that are symmetric, which 0 and 1 with a share near 0 are not. Means
+    over two seeds may be fractions: they are rounded against the claim.
+    """
+    x = x[~np.isnan(x)]
+    total, n = float(x.sum()), len(x)
+    fewest, most = math.floor(total + 1e-9), math.ceil(total - 1e-9)
     above, below = criterion.above, criterion.below
+
+    def p(count: int, bound: float | None, alternative: str) -> float | None:
+        if bound is None:
+            return None
+        return float(binomtest(count, n, min(max(bound, 0.0), 1.0), alternative).pvalue)
+
+    low, _ = binomtest(fewest, n).proportion_ci(0.95, "exact")
+    _, high = binomtest(most, n).proportion_ci(0.95, "exact")
     return _Tested(
-        Estimate(count / n, (float(low), float(high)), n),
+        Estimate(total / n, (float(low), float(high)), n),
         "texts",
-        None if above is None else float(binomtest(count, n, above, "greater").pvalue),
-        None if below is None else float(binomtest(count, n, below, "less").pvalue),
+        p(fewest, above, "greater"),
+        p(most, below, "less"),
     )
 
 
-def _from_intervals(
-    number: float, intervals: Sequence[tuple[float, float]], n: int, criterion: Criterion
-) -> _Tested:
-    """Test a mean, or a difference of two, of which only the intervals over texts are kept.
+def _from_interval(estimate: Estimate, criterion: Criterion) -> _Tested:
+    """Test a number of which only the interval over texts is kept.
 
-    Normal distributions of their widths, independent: a difference on the same texts is mostly more
-    certain than that.
+    With the normal distribution that has the half of the interval on the side of the bound.
     """
-    widths = [(high - low) / (2 * _Z95) for low, high in intervals]
-    standard_error = float(np.linalg.norm(widths))
+    low, high = estimate.ci95 or (math.nan, math.nan)
 
     def p(bound: float | None, sign: int) -> float | None:
-        if bound is None or standard_error == 0:
+        if bound is None:
             return None
-        return float(norm.sf(sign * (number - bound) / standard_error))
+        half = estimate.mean - low if bound < estimate.mean else high - estimate.mean
+        if half <= 0:
+            return None
+        return float(norm.sf(sign * (estimate.mean - bound) / (half / _Z95)))
 
-    half = _Z95 * standard_error
-    ci95 = intervals[0] if len(intervals) == 1 else (number - half, number + half)
-    return _Tested(
-        Estimate(number, ci95, n), "texts", p(criterion.above, 1), p(criterion.below, -1)
-    )
+    return _Tested(estimate, "texts", p(criterion.above, 1), p(criterion.below, -1))

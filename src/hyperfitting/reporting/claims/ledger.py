@@ -29,11 +29,11 @@ from hyperfitting.runtime.files import read_versioned
 from hyperfitting.runtime.strict_model import StrictModel
 from hyperfitting.sweep.spec import SPEC_FILE
 
-LEDGER_VERSION = 5
+LEDGER_VERSION = 6
 LEVEL = 0.05
 Verdict = Literal["reproduced", "partly", "not reproduced", "inconclusive", "implied", "not tested"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-_MODEL_AXIS = "model"
+_MODEL_AXIS, _SEED_AXIS = "model", "seed"
 
 
 class Outcome(StrictModel):
@@ -77,12 +77,14 @@ class Entry(StrictModel):
 
 
 class CountedSweep(StrictModel):
-    """The sweep that counts where an experiment has several at a scale."""
+    """The sweep that counts where an experiment has others at a scale."""
 
     experiment: str = Field(description="file of `experiments/`, such as `table1`")
     scale: str = Field(description="`embedded` or `paper`")
-    counted: str = Field(description="its folder")
-    others: list[str] = Field(description="folders of those that do not count")
+    counted: str = Field(description="its folder; empty: none counts")
+    others: list[str] = Field(
+        description="folders of those that do not count: older, not complete, of other settings"
+    )
 
 
 class Ledger(StrictModel):
@@ -116,6 +118,8 @@ class Sweeps:
     runs_of: Mapping[tuple[str, str], Sequence[RunEntry]]
     counted: Sequence[CountedSweep] = ()
     """Where an experiment has several sweeps."""
+    incomplete: frozenset[tuple[str, str]] = frozenset()
+    """Experiments and scales of which runs have not finished."""
 
     def runs(self, quantity: Quantity, scale: Scale) -> list[RunEntry]:
         """Return the runs of a quantity."""
@@ -130,36 +134,52 @@ class Sweeps:
         ]
 
 
+def sweep_folders(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders of the sweeps in some folders, each a sweep's or one of sweeps."""
+    return [
+        path
+        for folder in folders
+        for path in (
+            [folder]
+            if (folder / SPEC_FILE).is_file()
+            else sorted(spec.parent for spec in folder.glob(f"*/{SPEC_FILE}"))
+        )
+    ]
+
+
 def load_sweeps(folders: Iterable[Path]) -> Sweeps:
     """Return the runs of the sweeps in some folders, each a sweep's or one of sweeps.
 
     An experiment may have several sweeps at a scale, such as those of different code: the newest
-    counts, of the complete ones if there are any.
+    counts, of the complete ones if there are any. A sweep whose command changes the experiment
+    (such as its learning rate) is another experiment, and does not count.
 
     Raises:
         UserError: a sweep is damaged.
     """
     sweeps_of: dict[tuple[str, str], list[SweepRecords]] = {}
-    for folder in folders:
-        own = [folder] if (folder / SPEC_FILE).is_file() else []
-        for path in own or sorted(p.parent for p in folder.glob(f"*/{SPEC_FILE}")):
-            sweep = load_sweep(path)
-            sweeps_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).append(sweep)
-    runs_of, counted = {}, []
+    for folder in sweep_folders(folders):
+        sweep = load_sweep(folder)
+        sweeps_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).append(sweep)
+    runs_of, counted, incomplete = {}, [], set()
     for (experiment, scale), sweeps in sweeps_of.items():
-        chosen = _newest_complete(sweeps)
-        runs_of[experiment, scale] = chosen.runs
+        candidates = [sweep for sweep in sweeps if not sweep.spec.changes]
+        chosen = _newest_complete(candidates) if candidates else None
+        if chosen is not None:
+            runs_of[experiment, scale] = chosen.runs
+            if not chosen.is_complete:
+                incomplete.add((experiment, scale))
         others = [sweep.folder.name for sweep in sweeps if sweep is not chosen]
         if others:
             counted.append(
                 CountedSweep(
                     experiment=experiment,
                     scale=scale,
-                    counted=chosen.folder.name,
+                    counted=chosen.folder.name if chosen is not None else "",
                     others=others,
                 )
             )
-    return Sweeps(runs_of, counted)
+    return Sweeps(runs_of, counted, frozenset(incomplete))
 
 
 def _newest_complete(sweeps: Sequence[SweepRecords]) -> SweepRecords:
@@ -270,18 +290,27 @@ def _evidence(
     model: str | None,
     earlier: Sequence[Evidence],
 ) -> list[Evidence]:
-    """Return what the runs say of a criterion, by model; without runs, the earlier evidence.
+    """Return what the runs say of a criterion, by model, with the earlier evidence of other models.
+
+    Earlier evidence is also kept while the sweep that would replace it is not complete.
 
     Raises:
         NotMeasuredError: there is neither.
     """
+    kept = {
+        item.model: item.model_copy(update={"kept": True})
+        for item in earlier
+        if item.criterion == criterion
+    }
     try:
-        return _measured(criterion, sweeps, scale, model)
+        measured = {item.model: item for item in _measured(criterion, sweeps, scale, model)}
     except NotMeasuredError:
-        kept = [item for item in earlier if item.criterion == criterion]
         if not kept:
             raise
-        return [item.model_copy(update={"kept": True}) for item in kept]
+        return list(kept.values())
+    if (criterion.value.experiment, scale) in sweeps.incomplete:
+        return list((measured | kept).values())
+    return list((kept | measured).values())
 
 
 def _measured(
@@ -300,7 +329,7 @@ def _measured(
 def _by_model(
     sweeps: Sweeps, quantity: Quantity, scale: Scale, model: str | None
 ) -> dict[str | None, dict[int, list[RunEntry]]]:
-    """Return the finished runs of a quantity by model and seed.
+    """Return the runs of a quantity by model and seed, without seeds that have not finished.
 
     Raises:
         NotMeasuredError: there is none.
@@ -308,15 +337,21 @@ def _by_model(
     runs = sweeps.runs(quantity, scale)
     if scale == "paper" and model is not None:
         runs = [run for run in runs if run.labels.get(_MODEL_AXIS) in (None, model)]
-    by_model: dict[str | None, dict[int, list[RunEntry]]] = {}
+    groups: dict[tuple[str | None, str], list[RunEntry]] = {}
     for run in runs:
-        if run.record is not None:
-            by_seed = by_model.setdefault(run.labels.get(_MODEL_AXIS), {})
-            by_seed.setdefault(int(run.record.config["seed"]), []).append(run)
+        key = run.labels.get(_MODEL_AXIS), run.labels.get(_SEED_AXIS, "")
+        groups.setdefault(key, []).append(run)
+    by_model: dict[str | None, dict[int, list[RunEntry]]] = {}
+    for (name, _), group in groups.items():
+        records = [run.record for run in group if run.record is not None]
+        if len(records) < len(group):
+            continue  # fewer runs would be another quantity
+        by_seed = by_model.setdefault(name, {})
+        for run, record in zip(group, records, strict=True):
+            by_seed.setdefault(int(record.config["seed"]), []).append(run)
     if not by_model:
-        raise NotMeasuredError(
-            f"{quantity.experiment}: {runs[0].missing if runs else 'not run at this scale'}"
-        )
+        missing = next((run.missing for run in runs if run.record is None), "not run at this scale")
+        raise NotMeasuredError(f"{quantity.experiment}: {missing}")
     return by_model
 
 

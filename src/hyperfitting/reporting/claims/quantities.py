@@ -11,8 +11,8 @@ from hyperfitting.metrics.diversity import ttr
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.registry import metric
 from hyperfitting.metrics.uncertainty import Floats
-from hyperfitting.record.schema import NextToken, Position, Record, Side
-from hyperfitting.reporting.cells import config_value, contexts
+from hyperfitting.record.schema import NextToken, Position, Record, Side, Slice
+from hyperfitting.reporting.cells import config_value, contexts, linearized_exp
 from hyperfitting.reporting.claims.schema import Quantity
 from hyperfitting.reporting.sweep_records import RunEntry
 
@@ -24,18 +24,72 @@ _HALF = 0.5
 
 @dataclass(frozen=True)
 class Measurement:
-    """A quantity of the runs of one seed."""
+    """A quantity of the runs of one seed, or the difference of two."""
 
     number: float
     texts: Floats | None = None
     """(N,) values whose mean the number is; none: it is no such mean, or they are not kept. Of a
     rank correlation (K, N): of the runs of each setting."""
+    linearized: Floats | None = None
+    """(N,) first-order contributions of the texts to a number that is no mean; their mean is it."""
     settings: tuple[float, ...] = ()
     """(K,) with which the number is the rank correlation, in order; empty: it is none."""
-    ci95: tuple[float, float] | None = None
-    """Its interval over texts, where the values are not kept."""
+    interval: Estimate | None = None
+    """The number with its interval over texts, where the values are not kept."""
+    is_share: bool = False
+    """Whether the value of each text is 0 or 1."""
     contexts: tuple[tuple[str, str], ...] = ()
     """Dataset and context of each text: numbers of the same texts are paired."""
+    is_paired: bool = True
+    """Whether both numbers of a difference are of the same texts."""
+
+    @property
+    def contributions(self) -> Floats | None:
+        """(N,) contributions of the texts, whose mean the number is; none: they are not kept."""
+        return None if self.settings else (self.linearized if self.texts is None else self.texts)
+
+    def minus(self, other: "Measurement", recorded: Estimate | None) -> "Measurement":
+        """Return the difference to another number, paired by text where values are kept.
+
+        Args:
+            other: what is subtracted.
+            recorded: the same difference with its paired interval, as a record may have it.
+        """
+        is_paired = self.contexts == other.contexts
+        texts = linearized = None
+        number = self.number - other.number
+        if is_paired:
+            texts = _difference(self.texts, other.texts)
+            linearized = _difference(self.contributions, other.contributions)
+        if texts is not None:
+            if np.isnan(texts).all():
+                raise NotMeasuredError("no text has both values")
+            number = float(np.nanmean(texts))
+        return Measurement(
+            number,
+            texts,
+            linearized,
+            interval=recorded or _independent_difference(self.interval, other.interval),
+            contexts=self.contexts,
+            is_paired=is_paired,
+        )
+
+
+def _difference(x: Floats | None, y: Floats | None) -> Floats | None:
+    return None if x is None or y is None else x - y
+
+
+def _independent_difference(x: Estimate | None, y: Estimate | None) -> Estimate | None:
+    """Return the difference of two independent numbers; none: an interval is missing.
+
+    A difference on the same texts is mostly more certain than that.
+    """
+    if x is None or y is None or x.ci95 is None or y.ci95 is None:
+        return None
+    mean, low, high = x.mean - y.mean, x.ci95, y.ci95
+    below = float(np.hypot(x.mean - low[0], high[1] - y.mean))
+    above = float(np.hypot(low[1] - x.mean, y.mean - high[0]))
+    return Estimate(mean, (mean - below, mean + above), min(x.n, y.n))
 
 
 class NotMeasuredError(Exception):
@@ -81,17 +135,41 @@ def _of_metric(record: Record, quantity: Quantity) -> Measurement:
             raise NotMeasuredError("values per text are kept at full length only")
         return Measurement(max(values))
     if kept is not None:
-        return _of_texts(record, np.array(kept, dtype=float))
+        return _of_texts(record, np.array(kept, dtype=float), metric(quantity.key).is_share)
     estimate: Estimate | None = record.estimate(part, quantity.side, quantity.key)
     if estimate is None:
         raise NotMeasuredError(f"{quantity.key} is not measured")
-    return Measurement(estimate.mean, ci95=estimate.ci95, contexts=tuple(contexts(record)))
+    return Measurement(
+        estimate.mean,
+        linearized=_linearized(record, part, quantity),
+        interval=estimate if estimate.ci95 is not None else None,
+        contexts=tuple(contexts(record)),
+    )
 
 
-def _of_texts(record: Record, texts: Floats) -> Measurement:
+def recorded_difference(runs: Sequence[RunEntry], quantity: Quantity) -> Estimate | None:
+    """Return the tuned minus the base model's number with the paired interval that a record has."""
+    record = runs[0].record if len(runs) == 1 else None
+    part = record.slice_at(quantity.length) if record is not None else None
+    found = part.difference.get(quantity.key) if part is not None else None
+    return found if found is not None and found.ci95 is not None else None
+
+
+def _linearized(record: Record, part: Slice, quantity: Quantity) -> Floats | None:
+    """Return the contributions of the texts to the exponential of a mean, (N,)."""
+    mean_of = metric(quantity.key).exp_of
+    if not mean_of or part is not record.overall:
+        return None
+    values = record.per_text.values(quantity.side).get(mean_of)
+    return None if values is None else linearized_exp(np.array(values, dtype=float))
+
+
+def _of_texts(record: Record, texts: Floats, is_share: bool = False) -> Measurement:
     if np.isnan(texts).all():
         raise NotMeasuredError("no text has a value")
-    return Measurement(float(np.nanmean(texts)), texts, contexts=tuple(contexts(record)))
+    return Measurement(
+        float(np.nanmean(texts)), texts, is_share=is_share, contexts=tuple(contexts(record))
+    )
 
 
 def _of_history(record: Record, quantity: Quantity) -> Measurement:
@@ -105,15 +183,14 @@ def _of_history(record: Record, quantity: Quantity) -> Measurement:
 
 def _agreement(runs: Sequence[RunEntry]) -> Measurement:
     """Return how often two runs have the same most likely token (P1, Figure 5, left)."""
+    records = [run.record for run in runs if run.record is not None]
+    if len({tuple(contexts(record)) for record in records}) != 1:
+        raise NotMeasuredError("the runs are of different texts")
     tokens = [run.predictions["tuned/top1"] for run in runs if run.predictions is not None]
-    if len(tokens) < 2 or len({top1.shape for top1 in tokens}) > 1:
+    if len(tokens) < max(2, len(runs)) or len({top1.shape for top1 in tokens}) > 1:
         raise NotMeasuredError("fewer than two runs have predictions of the same texts")
     equal = [(a == b).mean(axis=1) for a, b in itertools.combinations(tokens, 2)]  # (pairs, N)
-    record = runs[0].record
-    texts = np.mean(equal, axis=0)
-    return Measurement(
-        float(texts.mean()), texts, contexts=tuple(contexts(record)) if record else ()
-    )
+    return _of_texts(records[0], np.mean(equal, axis=0))
 
 
 def _correlation(runs: Sequence[RunEntry], quantity: Quantity, field: str) -> Measurement:
@@ -135,7 +212,7 @@ def _correlation(runs: Sequence[RunEntry], quantity: Quantity, field: str) -> Me
     return Measurement(
         float(spearmanr(settings, numbers).statistic),
         np.array(texts) if are_paired else None,
-        settings,
+        settings=settings,
         contexts=measured[0].contexts,
     )
 
@@ -181,7 +258,12 @@ def _early_cosine(record: Record) -> Measurement:
         if layer in blocks and mean is not None
     ]
     mean, ci95 = min(points, key=lambda point: point[0])
-    return Measurement(mean, ci95=ci95, contexts=tuple(contexts(record)))
+    n = len(record.samples)
+    return Measurement(
+        mean,
+        interval=Estimate(mean, ci95, n) if ci95 is not None else None,
+        contexts=tuple(contexts(record)),
+    )
 
 
 _DERIVED: dict[str, Callable[[Record, Side], list[float]]] = {

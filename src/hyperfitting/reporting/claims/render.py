@@ -29,13 +29,14 @@ What both papers claim, and what the records here say of it. Drawn by
 The claims and the numbers that decide them are in [`conf/claims.yaml`](../conf/claims.yaml): add
 runs, also with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again. `--update`
 keeps the numbers of runs that are not among the sweeps given, as long as their criterion is the
-same; verdicts and adjusted p-values are computed again. Of several sweeps of one experiment the
-newest complete one counts, by the time in its records.
+same and the sweep that would replace them is complete; verdicts and adjusted p-values are computed
+again. Of several sweeps of one experiment the newest complete one counts, by the time in its
+records; one whose command changes the experiment, such as its learning rate, does not count.
 
 - **reproduced**: every number of ours lies where the claim has it, and the adjusted p-value of the
   opposite is below {LEVEL}.
   A claim that something occurs is reproduced by one observation, without a test: with one seed of
-  several, and how many is shown.
+  several, and how many is shown. A claim that something never does is refuted by one.
 - **partly**: some of several numbers lie there, and others lie outside with their whole 95%
   interval.
 - **not reproduced**: none lies there, and at least one lies outside with its whole 95% interval.
@@ -46,14 +47,16 @@ newest complete one counts, by the time in its records.
 - **not tested**: no number here, or one of another model than the claim is about ("another model");
   such a number is shown, but decides nothing.
 
-With {MIN_SEEDS} seeds or more that differ, intervals are Student's t over seeds (other training
-sequences in another order), differences paired by seed; else bootstraps over texts, paired by
-text, and p-values are of sign flips: a verdict of one seed says nothing about the next, and every
-verdict has its number of seeds. Shares of
-texts are tested with the exact binomial test; rank correlations by the share of resamples that lie
-outside; numbers whose values by text are not kept, with the normal distribution that has their
-interval. p-values are one-sided and adjusted together by Holm's method. Intervals over seeds are of
-the same evaluation texts: they do not include the variation between texts.
+With {MIN_SEEDS} seeds or more that differ (other training sequences in another order), seeds and
+evaluation texts are crossed random effects: an interval includes the variation of both, as
+Student's t with Satterthwaite's degrees of freedom (by the two-way analysis of variance; where the
+values of the texts are not kept, from the intervals of each seed, conservatively), or is that over
+the seeds alone, if that is wider. Differences are paired by seed and text. Else intervals are
+bootstraps over texts, and p-values are of sign flips: a verdict of one seed says nothing about the
+next, and every verdict has its number of seeds. Shares of texts are tested with the exact binomial
+test; rank correlations by the share of resamples that lie outside; numbers whose values by text are
+not kept, with the normal distribution that has their interval. p-values are one-sided and adjusted
+together by Holm's method.
 
 The regions were written down on 2026-11-28, when most of these experiments had been run once at
 `scale=embedded`. A published number, range or direction determines its region. A threshold that the
@@ -63,7 +66,7 @@ fit: only its direction is evidence.
 That P2's controls, ranks and geometry are of TinyLlama is inferred: P2 has other numbers for the
 original Qwen2.5 1.5B. At `scale=embedded` the model has 135 million parameters, is tuned to
 instructions where P1's are base models, and is trained for 80 steps
-([results](results/README.md)): what is not reproduced there may hold for the papers' models."""
+([results](results/README.md)): what is not reproduced there may hold for the papers' models."""  # noqa: S608 - prose
 
 
 def write_ledger(ledger: Ledger, folder: Path) -> list[Path]:
@@ -144,10 +147,10 @@ def _counts(ledger: Ledger) -> list[str]:
 
 
 def counted_lines(ledger: Ledger) -> list[str]:
-    """Return which sweep counts, a line for each experiment that has several."""
+    """Return which sweep counts, a line for each experiment that has others."""
     return [
-        f"{item.experiment} has {len(item.others) + 1} sweeps at scale={item.scale}: "
-        f"{item.counted} counts, not {', '.join(item.others)}."
+        f"{item.experiment} at scale={item.scale}: {item.counted or 'no sweep'} counts, not "
+        f"{', '.join(item.others)}."
         for item in ledger.counted
     ]
 
@@ -213,9 +216,11 @@ def _ours_line(evidence: Evidence) -> str:
         number = f"{form.format(evidence.value)} − {form.format(evidence.minus)} = {number}"
     model = f"{evidence.model}: " if evidence.model else ""
     unit = evidence.unit if evidence.n != 1 else evidence.unit.removesuffix("s")
-    over = f" ({evidence.n} {unit})" if unit else ""
+    texts = f" × {evidence.n_texts} texts" if evidence.n_texts else ""
+    over = f" ({evidence.n} {unit}{texts})" if unit else ""
     if evidence.observed_in is not None and len(evidence.seeds) > 1:
-        over += f", observed with {evidence.observed_in} of {len(evidence.seeds)} seeds"
+        verb = "observed" if evidence.criterion.observed else "holds"
+        over += f", {verb} with {evidence.observed_in} of {len(evidence.seeds)} seeds"
     return f"{model}{evidence.label} {number}{over}"
 
 

@@ -120,6 +120,11 @@ class Criterion(StrictModel):
         default=False,
         description="the claim is that something occurs: one observation shows it, without a test",
     )
+    universal: bool = Field(
+        default=False,
+        description="the claim is that something never occurs: one observation refutes it, without "
+        "a test",
+    )
 
     @model_validator(mode="after")
     def _check_region(self) -> "Criterion":
@@ -127,9 +132,27 @@ class Criterion(StrictModel):
             raise ValueError("above, below, or both must be given")
         if self.above is not None and self.below is not None and self.above >= self.below:
             raise ValueError("above must be less than below")
+        if self.observed and self.universal:
+            raise ValueError("observed and universal exclude each other")
         if self.minus is not None and self.value.spearman is not None:
             raise ValueError("nothing can be subtracted from a rank correlation")
         return self
+
+    @property
+    def needs_no_test(self) -> bool:
+        """Whether single observations decide."""
+        return self.observed or self.universal
+
+    @property
+    def is_of_base(self) -> bool:
+        """Whether the number is the tuned minus the base model's, of the same run."""
+        return (
+            self.minus is not None
+            and self.minus.model_fields_set == {"side"}
+            and (self.value.side, self.minus.side) == ("tuned", "base")
+            and self.value.epoch is None
+            and self.value.statistic == "mean"
+        )
 
     @property
     def label(self) -> str:
