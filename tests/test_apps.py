@@ -83,6 +83,13 @@ def test_a_prompt_is_continued_as_in_an_evaluation(
     assert printed == f"# base\n{texts['base']}\n\n# tuned\n{texts['tuned']}\n"
 
 
+def test_another_option_keeps_the_seed_of_the_run(run: FinishedRun) -> None:
+    recorded = run.record.config["decode"] | {"seed": 3, "stop_at_eos": True}
+    for overrides, seed in ((["decode=top_p"], 3), (["decode=top_p", "decode.seed=4"], 4)):
+        decode = write.decode_config(recorded, overrides)
+        assert (decode.strategy, decode.seed, decode.stop_at_eos) == ("sample", seed, True)
+
+
 def test_the_prompt_may_come_from_stdin(
     run: FinishedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,11 @@ def test_near_matches_are_near() -> None:
             ["evaluation.max_new_tokens=96"],
             ["evaluation.max_new_tokens is a list", "'evaluation.max_new_tokens=[VALUE]'"],
         ),
+        (
+            ["model=tiny", "model.revision=abc"],
+            ["model.revision=abc", "only with model.source=hub"],
+        ),
+        (["dataset.split=test"], ["dataset.split=test", "only with dataset.source=hub or files"]),
         (["trainer.epochs=many"], ["trainer.epochs", "many"]),
         (["experiment=seed"], ["experiment=seed", "did you mean seeds"]),
         (["trainer.epochs=[1"], ["trainer.epochs"]),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import pytest
 
 from hyperfitting.data import packaged
@@ -156,3 +157,28 @@ def test_packaged_samples_are_clean_prose(sample: str) -> None:
         assert text.count(markup) <= len(text) / 5e5, markup
     letters = sum(char.isalpha() or char.isspace() for char in text)
     assert letters / len(text) > 0.93
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("train", "abc"), ("train[:2]", "ab"), ("test", "d"), ("train[2:]+test", "cd")],
+)
+def test_a_slice_of_a_saved_dataset_is_read(
+    split: str, expected: str, tmp_path: Path, store: Store
+) -> None:
+    rows = {"train": ["a", "b", "c"], "test": ["d"]}
+    saved = datasets.DatasetDict(
+        {name: datasets.Dataset.from_dict({"text": texts}) for name, texts in rows.items()}
+    )
+    saved.save_to_disk(str(tmp_path / "saved"))
+    assert read(files_config(tmp_path / "saved", split=split), store) == list(expected)
+
+
+@pytest.mark.parametrize("split", ["nonsense", "train[:x]", ""])
+def test_a_split_that_a_saved_dataset_lacks_is_refused(
+    split: str, tmp_path: Path, store: Store
+) -> None:
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "saved"))
+    assert read(files_config(tmp_path / "saved", split="train[:1]"), store) == ["a"]
+    with pytest.raises(UserError, match=r"no such split(.|\n)*train, or a slice"):
+        read(files_config(tmp_path / "saved", split=split), store)

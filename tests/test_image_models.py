@@ -88,6 +88,14 @@ def test_a_repetition_penalty_ignores_sos_which_has_no_score(imagegpt: BaseModel
             tokens.append(token)
 
 
+def test_no_color_occurs_twice_although_sos_has_no_score(imagegpt: BaseModel) -> None:
+    decode = DecodeConfig("greedy", no_repeat_ngram_size=1, seed=0)
+    contexts = np.array([[17, 0, 1], [17, 2, 3]], np.int32)
+    completions = continue_texts(load(imagegpt).eval(), contexts, 5, decode).tokens
+    for context, tokens in zip(contexts.tolist(), completions, strict=True):
+        assert len({*context, *tokens}) == 8
+
+
 def test_mean_logits_leave_out_sos_which_has_none(imagegpt: BaseModel) -> None:
     model, sequences = load(imagegpt).eval(), digit_sequences(3)
     with torch.no_grad():

@@ -127,7 +127,8 @@ def test_the_size_of_an_optimizers_state_is_known(
 def estimate_run(cfg: RunConfig, store: Store) -> MemoryEstimate:
     base = base_model(cfg.model, store)
     shape = cfg.dataset.n_train, cfg.dataset.seq_len
-    return estimate_memory(cfg.training, shape, base, store, "cuda", 80e9)
+    n = cfg.hardware.num_processes or 1
+    return estimate_memory(cfg.training, shape, base, store, "cuda", 80e9, n)
 
 
 def test_8b_parameters_in_float32_need_16_bytes_each(compose: Compose, store: Store) -> None:
@@ -202,7 +203,7 @@ def test_the_hint_about_halves_the_largest_item(
 ) -> None:
     cfg = compose(*LLAMA_8B, *overrides)
     estimate = estimate_run(cfg, store)
-    hint = reduction_hint(estimate, cfg.training)
+    hint = reduction_hint(estimate, cfg.training, cfg.hardware.num_processes or 1)
     changed = estimate_run(compose(*LLAMA_8B, *overrides, *hint.split()), store)
     largest = estimate.largest
     assert getattr(changed, largest) < remaining * getattr(estimate, largest), hint
@@ -311,7 +312,7 @@ def estimate_and_measure(
     base = base_model(cfg.model, Store(store))
     base.ensure()
     shape = cfg.dataset.n_train, cfg.dataset.seq_len
-    estimate = estimate_memory(cfg.training, shape, base, Store(store), "cpu", 0.0)
+    estimate = estimate_memory(cfg.training, shape, base, Store(store), "cpu", 0.0, n)
     processes = [
         start(str(tmp_path / "cache"), RANK=str(rank), LOCAL_RANK=str(rank), **ranks)
         for rank in range(n)

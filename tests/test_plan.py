@@ -13,11 +13,14 @@ from rich.console import Console
 
 from hyperfitting.config import RunConfig
 from hyperfitting.errors import UserError
+from hyperfitting.models.base import base_model
+from hyperfitting.models.size import model_size
 from hyperfitting.pipeline.build import build_pipeline
 from hyperfitting.store.artifact import Step, Store
 from hyperfitting.sweep import throughput
 from hyperfitting.sweep.plan import Plan, PlannedMemory, PlannedRun, make_plan, show
 from hyperfitting.sweep.throughput import DeviceSpec, Throughput, device_spec
+from hyperfitting.training.flops import training_flops
 from tests.conftest import Compose
 
 CPU = DeviceSpec("cpu", count=1, memory_bytes=1e9, flops_per_second=None)
@@ -137,6 +140,50 @@ def shown(plan: Plan) -> str:
     show(plan, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_all_gpus_of_this_machine_are_planned_for(
+    compose: Compose, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "num_processes", lambda hardware: hardware.num_processes or 8)
+    weights = []
+    for n in ("null", "8", "1"):
+        memory = (
+            plan_of(
+                store, {"run": compose("preset=debug", "plan=true", f"hardware.num_processes={n}")}
+            )
+            .runs[0]
+            .memory
+        )
+        assert memory.training is not None
+        weights.append(memory.training.weights)
+    assert weights[0] == weights[1] == pytest.approx(weights[2] / 8)
+
+
+def test_the_number_of_other_gpus_has_to_be_given(compose: Compose, store: Store) -> None:
+    cfg = compose(*MODEL_8B, "hardware=fsdp")
+    with pytest.raises(UserError, match=r"hardware\.num_processes=8"):
+        plan_of(store, {"run": cfg})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ratio"),
+    [([], 1.0), (["hardware.activation_checkpointing=true"], 4 / 3), (["tuning=lora"], 2 / 3)],
+)
+def test_recomputed_activations_are_a_third_more_work(
+    compose: Compose, store: Store, overrides: list[str], ratio: float
+) -> None:
+    """(Of the blocks: the output layer, 7% of the parameters, is not computed again.)"""
+
+    def flops(*more: str) -> float:
+        cfg = compose(*MODEL_8B, "trainer.epochs=100", "trainer.eval_every_epochs=100", *more)
+        size = model_size(base_model(cfg.model, store), store)
+        return training_flops(cfg.training, cfg.dataset, size)
+
+    assert flops(*overrides) / flops() == pytest.approx(ratio, rel=0.03)
+    if not overrides:
+        more = flops("trainer.target_accuracy=0.99", "trainer.eval_every_epochs=1")
+        assert more / flops("trainer.eval_every_epochs=1") == pytest.approx(4 / 3, rel=0.05)
 
 
 def test_the_planned_time_of_a_training_is_linear_in_its_epochs(

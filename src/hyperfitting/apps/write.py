@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 OnTexts = Callable[[list[int], list[str]], None]
 """Receives a continuation so far: token ids, and the text of each."""
 _SIDES = ("base", "tuned")
+_RUN_SETTINGS = ("seed", "stop_at_eos")
+"""Decode settings of a run that no option of the group sets."""
 
 
 def write(arguments: argparse.Namespace) -> None:
@@ -81,12 +83,11 @@ def decode_config(recorded: dict[str, Any], overrides: Sequence[str]) -> "Decode
         register()
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             composed = hydra.compose("config", overrides=list(overrides))
-        values = OmegaConf.to_container(composed.decode, resolve=True)
+        values = OmegaConf.merge(composed.decode, {name: recorded[name] for name in _RUN_SETTINGS})
     else:
-        values = OmegaConf.merge(
-            recorded, OmegaConf.from_dotlist(list(overrides)).get("decode", {})
-        )
-    merged = OmegaConf.merge(OmegaConf.structured(DecodeConfig), values)
+        values = OmegaConf.create(recorded)
+    fields = OmegaConf.from_dotlist([o for o in overrides if o.startswith("decode.")])
+    merged = OmegaConf.merge(OmegaConf.structured(DecodeConfig), values, fields.get("decode", {}))
     config: DecodeConfig = OmegaConf.to_object(merged)  # type: ignore[assignment] # from a schema
     recorded_control = ControlConfig(**recorded["control"])
     if config.control.is_on and config.control != recorded_control:

@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hyperfitting.errors import UserError
-from hyperfitting.fields import RECORD, at_least, fraction, one_of, required, setting
+from hyperfitting.fields import (
+    RECORD,
+    at_least,
+    fraction,
+    one_of,
+    refuse_unused,
+    required,
+    setting,
+)
+
+_ROWS = ("hub", "files")
+"""Sources whose documents are rows."""
 
 
 @dataclass
@@ -48,17 +59,17 @@ class TextsConfig:
     """`hub` (Hugging Face Hub), `files` (your own), `package` (texts that a package ships)."""
     path: str | None = setting(None, enters="documents")
     """Hub id; file or folder for `files`; name of the sample for `package`."""
-    subset: str | None = setting(None, enters="documents")
-    """Hub: the dataset's configuration, such as `wikitext-103-raw-v1`."""
-    split: str = setting("train", enters="documents")
-    """Hub and `datasets` folders: the split to read; slices such as `train[:1000]` work."""
-    revision: str | None = setting(None, enters="documents")
-    """Hub: branch, tag or commit."""
-    text_field: str = setting("text", enters="documents")
+    subset: str | None = setting(None, enters="documents", read_by=("hub",))
+    """The dataset's configuration, such as `wikitext-103-raw-v1`."""
+    split: str = setting("train", enters="documents", read_by=_ROWS)
+    """Of the Hub and `datasets` folders: the split to read, or a slice such as `train[:1000]`."""
+    revision: str | None = setting(None, enters="documents", read_by=("hub",))
+    """Branch, tag or commit."""
+    text_field: str = setting("text", enters="documents", read_by=_ROWS)
     """Column or key that holds the text (.jsonl, .csv, .parquet, `datasets`)."""
-    document_start: str | None = setting(None, enters="documents")
+    document_start: str | None = setting(None, enters="documents", read_by=_ROWS)
     """Regular expression; a row (or line of a .txt) that matches at its start begins a new
-    document. None: each row and each .txt file is one document."""
+    document. Null: each row and each .txt file is one document."""
     chat: bool = setting(False, enters="chat")
     """Rows are conversations, and become tokens in the chat template of the model's tokenizer.
     `text_field` holds a list of messages, `{"role": …, "content": …}`; in .jsonl and .json a row
@@ -72,7 +83,7 @@ class TextsConfig:
     seed, model or number of sequences, they are never trained or validated on. Near-duplicates
     are held out together."""
     image: ImageConfig | None = setting(None, enters=RECORD)
-    """For images, of which each is a document; none: texts."""
+    """For images, of which each is a document; null: texts."""
 
     def check(self, at: str) -> None:
         """Refuse invalid values; ``at`` is the position of this config in the whole."""
@@ -86,6 +97,7 @@ class TextsConfig:
                 valid="with source=files or hub, and document_start=null",
             )
         fraction(f"{at}.holdout_fraction", self.holdout_fraction)
+        refuse_unused(self, at, "source")
         if self.image is not None:
             self.image.check(f"{at}.image")
         required(

@@ -8,11 +8,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from hyperfitting.models import hub
 from hyperfitting.progress import ProgressReporter, no_op
 from hyperfitting.store.artifact import Artifact, Step, Store
 from hyperfitting.store.hashing import fingerprint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 VERSION = 3
 _FILE, _GROUPS_FILE = "documents.jsonl", "groups.npy"
@@ -224,19 +227,38 @@ def _datasets_folder(path: Path, cfg: TextsConfig) -> _Source:
         from datasets import DatasetDict, load_from_disk
 
         with explain_datasets_errors(cfg):
-            rows = load_from_disk(str(path))
-            if isinstance(rows, DatasetDict):
-                if cfg.split not in rows:
-                    raise UserError(
-                        "it has no such split",
-                        field="dataset.split",
-                        value=cfg.split,
-                        valid=", ".join(rows),
-                    )
-                rows = rows[cfg.split]
+            saved = load_from_disk(str(path))
+            splits = (
+                saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
+            )
+            rows = _select_split(splits, cfg.split)
         return _group_rows(read_column(rows, cfg), cfg)
 
     return _Source(fingerprint(files), {"split": cfg.split, **_row_config(cfg)}, read)
+
+
+def _select_split(splits: "Mapping[str, Dataset]", split: str) -> "Dataset":
+    """Return the rows of a split or slice, such as `train[:1000]` or `train+test`.
+
+    Raises:
+        UserError: there is no such split, or the slice is not valid.
+    """
+    from datasets import ReadInstruction, concatenate_datasets
+
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute(
+            {name: len(rows) for name, rows in splits.items()}
+        )
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            "it has no such split",
+            field="dataset.split",
+            value=split,
+            valid=f"{', '.join(splits)}, or a slice such as {next(iter(splits))}[:1000]",
+        ) from error
+    return concatenate_datasets(
+        [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    )
 
 
 _SOURCES: dict[str, Callable[[TextsConfig, ProgressReporter], _Source]] = {

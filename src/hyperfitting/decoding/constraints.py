@@ -28,7 +28,6 @@ class Constraints:
         eos_ids: ids that end a text.
         context_len: tokens of each context.
         blocker: forbids continuations of the training data.
-        n_unscored: ids after the last one that has a score: SOS of an image model.
     """
 
     def __init__(
@@ -37,7 +36,6 @@ class Constraints:
         eos_ids: list[int],
         context_len: int,
         blocker: CitationBlocker | None = None,
-        n_unscored: int = 0,
     ) -> None:
         self.eos_ids = eos_ids
         self._eos_index = torch.tensor(eos_ids, dtype=torch.long)
@@ -45,7 +43,7 @@ class Constraints:
         self._processors: list[Callable[[Tensor, Tensor], Tensor]] = []
         if decode.repetition_penalty != 1:
             penalty = float(decode.repetition_penalty)
-            self._processors.append(_penalize(penalty, n_unscored))
+            self._processors.append(RepetitionPenaltyLogitsProcessor(penalty))
         if decode.no_repeat_ngram_size is not None:
             self._processors.append(partial(forbid_repeated_ngrams, n=decode.no_repeat_ngram_size))
         if blocker is not None:
@@ -79,19 +77,6 @@ class Constraints:
         return scores.index_fill_(1, self.eos_index(scores.device), -torch.inf)
 
 
-def _penalize(penalty: float, n_unscored: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return transformers' repetition penalty, also for contexts with ids that have no score."""
-    processor: Callable[[Tensor, Tensor], Tensor] = RepetitionPenaltyLogitsProcessor(penalty)
-    if not n_unscored:
-        return processor
-
-    def penalize(input_ids: Tensor, scores: Tensor) -> Tensor:
-        padded = torch.nn.functional.pad(scores, (0, n_unscored))
-        return processor(input_ids, padded)[:, : scores.shape[1]]
-
-    return penalize
-
-
 def forbid_repeated_ngrams(input_ids: Tensor, scores: Tensor, n: int) -> Tensor:
     """Forbid every token that would complete an n-gram which is already in the text.
 
@@ -108,5 +93,9 @@ def forbid_repeated_ngrams(input_ids: Tensor, scores: Tensor, n: int) -> Tensor:
         ngrams = input_ids.unfold(1, n, 1)  # (B, T - n + 1, n)
         prefix = input_ids[:, length - n + 1 :]  # (B, n - 1)
         is_repeated = (ngrams[..., :-1] == prefix.unsqueeze(1)).all(-1)  # (B, T - n + 1)
-        forbid(scores, ngrams[..., -1], is_repeated)
+        tokens = ngrams[..., -1]
+        if n == 1:  # SOS of an image model has no score
+            is_repeated &= tokens < scores.shape[1]
+            tokens = tokens.clamp(max=scores.shape[1] - 1)
+        forbid(scores, tokens, is_repeated)
     return scores

@@ -95,7 +95,7 @@ def continue_texts(
     n_rows = batch_size * decode.num_candidates
     n_steps = math.ceil(n_texts / batch_size) * max_new_tokens
     backend = select_backend(model, decode, n_rows, n_steps)
-    constraints = Constraints(decode, eos_ids(model), context_len, blocker, n_unscored_ids(model))
+    constraints = Constraints(decode, eos_ids(model), context_len, blocker)
 
     tokens: list[list[int]] = []
     batch_sizes: list[int] = []

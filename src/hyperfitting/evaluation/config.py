@@ -12,7 +12,7 @@ class EvaluationConfig:
     """Evaluation texts, lengths and metrics, the same for the tuned and the base model."""
 
     datasets: dict[str, TextsConfig] = setting(factory=dict, enters=RECORD)
-    """Evaluation datasets by name (`dataset@evaluation.datasets.NAME=OPTION`); none: the held-out
+    """Evaluation datasets by name (`dataset@evaluation.datasets.NAME=OPTION`); empty: the held-out
     documents of the dataset that is trained on. The same texts for every model and seed."""
     n_texts: int = setting(100, enters="evaluation_texts")
     """Texts of each dataset."""
@@ -33,9 +33,9 @@ class EvaluationConfig:
     """Longest n-grams of Self-BLEU and Dataset BLEU."""
     mauve: str | None = setting(None, enters=RECORD)
     """MAUVE (Pillutla et al., 2021) with features of this model: `base`, or a folder in Hugging
-    Face format; none: not measured. Needs the extra `hyperfitting[mauve]`."""
+    Face format; null: not measured. Needs the extra `hyperfitting[mauve]`."""
     fid_weights: str | None = setting(None, enters=RECORD)
-    """Of images: FID and KID with Inception's weights in this safetensors file; none: not measured.
+    """Of images: FID and KID with Inception's weights in this safetensors file; null: not measured.
     Needs the extra `hyperfitting[fid]`."""
     top_tokens: int = setting(0, enters="next_tokens")
     """Along the first text of each dataset, keep this many of the most likely next tokens with
@@ -43,14 +43,14 @@ class EvaluationConfig:
     patch_block: int | None = setting(None, enters=RECORD)
     """Activation patching: where the base model's greedy continuation begins to repeat itself,
     replace the output of this block (the first is 1), once, by the tuned model's; does the loop
-    break? None: not measured."""
+    break? Null: not measured."""
     downstream: list[str] = setting(factory=list, enters=RECORD)
     """Tasks or groups of lm-evaluation-harness, such as `gsm8k`, or of ours (`local_cloze_news`),
     that base and tuned model answer. Needs the extra `hyperfitting[downstream]`."""
     downstream_num_fewshot: int | None = setting(None, enters="downstream")
-    """Solved examples in the prompt; none: each task's own number."""
+    """Solved examples in the prompt; null: each task's own number."""
     downstream_limit: int | None = setting(None, enters="downstream")
-    """Questions of each task, the first ones; none: all."""
+    """Questions of each task, the first ones; null: all."""
     downstream_chat_template: bool = setting(False, enters="downstream")
     """Ask in the chat template of the model's tokenizer."""
     chat: bool = setting(False, enters=RECORD)

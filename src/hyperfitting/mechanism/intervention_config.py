@@ -36,7 +36,7 @@ class InterventionConfig:
     the `attention` or the `mlp` of blocks (without the norms before them), `final_norm`, `output`
     (the output layer; where its weights are tied, the embedding too). Empty: nothing."""
     last_blocks: int | None = setting(None, enters=_ID, read_by=_STITCH)
-    """Number of trailing blocks that `blocks`, `attention` and `mlp` mean; none: all blocks."""
+    """Number of trailing blocks that `blocks`, `attention` and `mlp` mean; null: all blocks."""
     reverse: bool = setting(False, enters=_ID, read_by=_STITCH)
     """Take these parts from the base model and the others from the tuned one."""
     weight: float = setting(0.5, enters=_ID, read_by=("interpolate",))

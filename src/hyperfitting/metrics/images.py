@@ -115,7 +115,7 @@ METRICS: dict[str, dict[str, Any]] = {
     **{
         f"gen/column_rep_{n}": _entry(
             f"repeated {n}-grams down columns",
-            f"share of the {n}-grams down the generated columns that occur more than once: "
+            f"share of the {n}-grams down the generated columns that occurred earlier: "
             f"1 - distinct {n}-grams over {n}-grams",
             _column_rep(n),
             direction="lower",

@@ -33,7 +33,7 @@ def row_repeat(tokens: Tokens, start: int) -> Floats:
 
 
 def column_rep_n(tokens: Tokens, start: int, n: int) -> Floats:
-    """Return the share of n-grams down the generated columns that occur more than once.
+    """Return the share of n-grams down the generated columns that occurred earlier.
 
     As `diversity.rep_n`, 1 - distinct n-grams over n-grams, of the columns of an image instead of
     its raster: no n-gram spans two columns, all columns count together.

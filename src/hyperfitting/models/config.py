@@ -19,6 +19,7 @@ from hyperfitting.fields import (
 
 SOURCES = ("hub", "local", "gguf", "random", "pretraining")
 DTYPES = ("float32", "bfloat16", "float16")
+_INITIALIZED = ("random", "pretraining")
 _LORA = ("lora", "late_stage_lora")
 _LATE = ("late_stage", "late_stage_lora")
 METHODS = ("none", "full", "late_stage", "lora", "late_stage_lora")
@@ -74,16 +75,16 @@ class ModelConfig:
     `pretraining` (an image model, initialized from `architecture` and trained here, once)."""
     path: str | None = setting(None, enters="model")
     """Hub id; or folder for `local` and `gguf`."""
-    revision: str | None = setting(None, enters="model")
-    """Branch, tag or commit on the Hub."""
-    package: str | None = setting(None, enters="model")
-    """For `gguf`: the installed Python package that contains the file, instead of `path`."""
-    gguf_file: str | None = setting(None, enters="model")
-    """For `gguf`: file name in that folder."""
-    architecture: dict[str, Any] | None = setting(None, enters="model")
-    """For `random` and `pretraining`: `model_type` and the fields of its transformers config."""
-    pretraining: PretrainingConfig | None = setting(None, enters="model")
-    """For `pretraining`: on which images, and how."""
+    revision: str | None = setting(None, enters="model", read_by=("hub",))
+    """Branch, tag or commit."""
+    package: str | None = setting(None, enters="model", read_by=("gguf",))
+    """Installed Python package that contains the file, instead of `path`."""
+    gguf_file: str | None = setting(None, enters="model", read_by=("gguf",))
+    """File name in that folder."""
+    architecture: dict[str, Any] | None = setting(None, enters="model", read_by=_INITIALIZED)
+    """`model_type` and the fields of its transformers config."""
+    pretraining: PretrainingConfig | None = setting(None, enters="model", read_by=("pretraining",))
+    """On which images, and how."""
     dtype: str = setting("float32", enters="model")
     """Dtype of the weights: `float32`, `bfloat16`, `float16`. Train in float32: an update of 1e-6
     is below the spacing of bfloat16."""
@@ -95,13 +96,14 @@ class ModelConfig:
             required("model.path", self.path, "the model's id on the Hub", "model.path=gpt2")
         elif self.source == "local":
             required("model.path", self.path, "the model's folder", "model=local model.path=DIR")
-        elif self.source in ("random", "pretraining"):
+        elif self.source in _INITIALIZED:
             if self.source == "pretraining":
                 required("model.pretraining", self.pretraining, "on what", "model=imagegpt_digits")
             required("model.architecture", self.architecture, "what to initialize", "model=tiny")
         else:
             required("model.gguf_file", self.gguf_file, "the file's name", "model.gguf_file=x.gguf")
             required("model.path", self.path or self.package, "the file's folder", "model.path=DIR")
+        refuse_unused(self, "model", "source")
 
 
 @dataclass

@@ -12,10 +12,10 @@ class HardwareConfig:
     device: str = setting("auto", enters=RUNTIME)
     """`auto` (CUDA, else MPS, else CPU), or a torch device such as `cpu`, `cuda:1`."""
     threads: int | None = setting(None, enters=RUNTIME)
-    """CPU threads; none: torch's default."""
+    """CPU threads; null: torch's default."""
     num_processes: int | None = setting(1, enters=RUNTIME)
     """Processes that train one model with FSDP2: parameters, gradients, optimizer state and batch
-    are sharded over one GPU each, or over CPU processes. None: one per GPU of this machine. Under
+    are sharded over one GPU each, or over CPU processes. Null: one per GPU of this machine. Under
     torchrun, its world size."""
     deterministic: bool = setting(True, enters=RUNTIME)
     """Train on a GPU with kernels that give the same result every time, so that a repeated or
@@ -26,13 +26,13 @@ class HardwareConfig:
     """Store only the input of each block and recompute the block in the backward pass: a third more
     work for a fraction of the activation memory."""
     compile: bool | None = setting(None, enters=RUNTIME)
-    """torch.compile the trained blocks (half a minute, needs a C++ compiler). None: where training
+    """torch.compile the trained blocks (half a minute, needs a C++ compiler). Null: where training
     is long enough to gain."""
     micro_batch_size: int | None = setting(None, enters=RUNTIME)
     """Sequences per forward and backward pass (gradients are accumulated over the batch); none:
     about 512 tokens on a CPU, and as much of the batch as fits on a GPU."""
     generation_batch_size: int | None = setting(None, enters=RUNTIME)
-    """Texts continued together, in equal batches; more than fit is an error. None: as many as fit
+    """Texts continued together, in equal batches; more than fit is an error. Null: as many as fit
     into half of the free memory, at most 64 on a CPU and 512 on a GPU, halved when GPU memory runs
     out. On a CPU it changes no text; on a GPU kernels differ by shape, and a token can where two
     are about as likely, so fix it to repeat a record's texts (`generation_batches`)."""
@@ -79,9 +79,9 @@ class TrackingConfig:
     project: str = setting("hyperfitting", enters=RUNTIME)
     """W&B project."""
     entity: str | None = setting(None, enters=RUNTIME)
-    """W&B user or team; none: your default."""
+    """W&B user or team; null: your default."""
     group: str | None = setting(None, enters=RUNTIME)
-    """W&B group; none: the sweep's name."""
+    """W&B group; null: the sweep's name."""
     tags: list[str] = setting(factory=list, enters=RUNTIME)
     """W&B tags."""
     checkpoint: bool = setting(False, enters=RUNTIME)

@@ -27,7 +27,7 @@ class SweeperConfig:
 
     _target_: str = "hydra_plugins.hyperfitting_sweeper.HyperfittingSweeper"
     name: str | None = None
-    """Name of the sweep and of its folder; none: built from the command's overrides."""
+    """Name of the sweep and of its folder; null: built from the command's overrides."""
     params: dict[str, str] = field(default_factory=dict)
     """A grid, as in Hydra's basic sweeper: `seed: 0,1,2`."""
     base_overrides: list[str] = field(default_factory=list)
@@ -72,18 +72,18 @@ class SlurmConfig:
     timeout_min: int = 24 * 60
     """Time limit of a job, in minutes."""
     partition: str | None = None
-    """SLURM partition; none: the cluster's default."""
+    """SLURM partition; null: the cluster's default."""
     cpus_per_task: int = 8
     """CPU cores of a job."""
     gpus_per_node: int = 1
     """GPUs of a job, on one node; `hardware.num_processes` or `hardware=fsdp` uses more than
     one."""
     mem_gb: float | None = None
-    """Memory of a job, in GiB; none: the cluster's default."""
+    """Memory of a job, in GiB; null: the cluster's default."""
     array_parallelism: int = 256
     """Jobs that may run at the same time."""
     signal_delay_s: int | None = None
-    """Seconds between SLURM's warning signal and the time limit, for the checkpoint; none: 600, but
+    """Seconds between SLURM's warning signal and the time limit, for the checkpoint; null: 600, but
     at most a tenth of the limit."""
     max_num_timeout: int = 100
     """How often a job that timed out is requeued."""
@@ -101,9 +101,9 @@ class RayConfig:
 
     _target_: str = "hydra_plugins.hyperfitting_sweeper.RayLauncher"
     address: str | None = None
-    """Address of a cluster, such as `auto` or `ray://HOST:10001`; none: Ray is started on this
+    """Address of a cluster, such as `auto` or `ray://HOST:10001`; null: Ray is started on this
     machine."""
     num_cpus: float = 1
     """CPU cores that Ray reserves for a run."""
     num_gpus: float | None = None
-    """GPUs that Ray reserves for a run; none: one, if the cluster has any."""
+    """GPUs that Ray reserves for a run; null: one, if the cluster has any."""

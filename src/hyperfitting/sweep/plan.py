@@ -207,7 +207,7 @@ def _plan_memory(
     bytes_each = base_bytes + tuned_bytes if compares else max(base_bytes, tuned_bytes)
     weights: float = size.n_params * bytes_each
     if cfg.hardware.device_map:
-        weights /= cfg.hardware.num_processes or 1
+        weights /= spec.count
     evaluation = weights + FRAMEWORK_BYTES[spec.device_type]
     if "geometry" in cfg.mechanism.measures:  # all of its sums are on the first GPU
         n_texts = cfg.evaluation.n_texts * len(cfg.evaluation_datasets)
@@ -229,10 +229,10 @@ def _plan_memory(
         return PlannedMemory(spec.memory_bytes, evaluation, None, hint, on_host)
     shape = cfg.dataset.n_train, cfg.dataset.seq_len
     training = estimate_memory(
-        cfg.training, shape, pipeline.base, store, spec.device_type, spec.memory_bytes
+        cfg.training, shape, pipeline.base, store, spec.device_type, spec.memory_bytes, spec.count
     )
     if training.peak >= evaluation:
-        hint = reduction_hint(training, cfg.training)
+        hint = reduction_hint(training, cfg.training, spec.count)
     return PlannedMemory(spec.memory_bytes, evaluation, training, hint, on_host)
 
 

@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from hyperfitting.config import RunConfig
+from hyperfitting.errors import UserError
 from hyperfitting.runtime.device import resolve_device
 from hyperfitting.runtime.distributed import num_processes
 from hyperfitting.runtime.numerics import matmul_precision
@@ -85,9 +86,17 @@ def device_spec(cfg: RunConfig) -> DeviceSpec:
     # without autocast the weights' dtype decides
     precisions = (dtype if precision == "float32" else precision, dtype)
     if hardware.plan_gpu_memory_gb and hardware.plan_gpu_tflops:
+        if hardware.num_processes is None:
+            raise UserError(
+                "is all GPUs of this machine; the plan is for others",
+                field="hardware.num_processes",
+                value=None,
+                valid="how many GPUs there are, with hardware.plan_gpu_memory_gb",
+                hint="hardware.num_processes=8",
+            )
         return DeviceSpec(
             "cuda",
-            hardware.num_processes or 1,
+            hardware.num_processes,
             hardware.plan_gpu_memory_gb * 1e9,
             hardware.plan_gpu_tflops * 1e12,
             *precisions,

@@ -46,7 +46,7 @@ def training_job(
 ) -> "TrainingJob":
     """Return the training of a model on sequences; nothing is built yet."""
     trainer = cfg.trainer.id_config()
-    if not cfg.tuning.is_late:
+    if not cfg.uses_activation_cache:
         del trainer["activation_cache"]
     tuned = store.artifact(
         "tuned",

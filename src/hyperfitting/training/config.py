@@ -35,7 +35,7 @@ class TrainerConfig:
     autocast to `bfloat16` or `float16` around float32 weights. Evaluation is in the weights' dtype,
     and so is validation in one process; several processes with `bfloat16` validate in bfloat16."""
     clip_norm: float | None = setting(None, enters="tuned")
-    """Maximum gradient norm; none: no clipping (as in the paper)."""
+    """Maximum gradient norm; null: no clipping (as in the paper)."""
     dropout: bool = setting(False, enters="tuned")
     """Keep the model's own dropout. Off: every dropout probability is set to 0."""
     activation_cache: str = setting("float32", enters="tuned")

@@ -37,11 +37,12 @@ def training_flops(
     forward = forward_flops(size, data.n_train, data.seq_len)
     trained = _trained_fraction(tuning, size)
     head = 2 * size.n_head_params * data.n_train * data.seq_len
-    # forward; backward to the activations; backward to the weights, unless adapters are trained
-    passes = 2 if tuning.is_lora else 3
-    once, per_epoch = 0.0, passes * forward
+    # forward; backward to the activations; backward to the weights, unless adapters are trained;
+    # the forward of the blocks again with activation checkpointing
+    passes = (2 if tuning.is_lora else 3) + cfg.hardware.activation_checkpointing
+    head_passes = 3 if tuning.method == "full" else 2
+    once, per_epoch = 0.0, passes * trained * (forward - head) + head_passes * head
     if tuning.is_late:
-        per_epoch = passes * trained * (forward - head) + 2 * head
         frozen = (1 - trained) * (forward - head)
         if cfg.uses_activation_cache:
             once = frozen
@@ -50,6 +51,8 @@ def training_flops(
     validation = forward_flops(size, data.n_val, data.seq_len) + forward_flops(
         size, trainer.val_prompts, trainer.val_prompt_len + trainer.val_max_new_tokens
     )
+    if trainer.target_accuracy is not None:
+        validation += forward  # over the training sequences
     n_validations = math.ceil(trainer.epochs / trainer.eval_every_epochs)
     return once + trainer.epochs * per_epoch + n_validations * validation
 

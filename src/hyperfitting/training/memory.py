@@ -67,19 +67,21 @@ def estimate_memory(
     store: Store,
     device_type: str,
     device_bytes: float,
+    n_processes: int = 1,
 ) -> MemoryEstimate:
     """Return the peak memory of each process of a training, uncompiled.
 
     Args:
-        cfg: the training; `hardware.num_processes` says how many processes.
+        cfg: the training.
         shape: (N, T) of the training sequences.
         base: the model; its weights are not needed.
         store: keeps what was counted.
         device_type: `cpu` or `cuda`.
         device_bytes: of the device's memory: a GPU with room holds the activation cache.
+        n_processes: that train together (`hardware.num_processes`, where null has been resolved).
     """
     seq_len = shape[1]
-    size, n = model_size(base, store), cfg.hardware.num_processes or 1
+    size, n = model_size(base, store), n_processes
     trained_dtype = cfg.tuning.trained_dtype(base.dtype)
     element, trained_element = dtype_bytes(base.dtype), dtype_bytes(trained_dtype)
     sequences_per_rank = math.ceil(cfg.trainer.batch_size / n)
@@ -132,15 +134,15 @@ def _head_gradient_bytes(cfg: TrainingConfig, dtype: str, n_processes: int) -> i
     return 4 + 2 if is_autocast and is_half else dtype_bytes(dtype)  # summed in float32, then cast
 
 
-def reduction_hint(estimate: MemoryEstimate, cfg: TrainingConfig) -> str:
+def reduction_hint(estimate: MemoryEstimate, cfg: TrainingConfig, n_processes: int = 1) -> str:
     """Return overrides that about halve the largest item of an estimate, where any do.
 
     Args:
         estimate: of this training.
         cfg: the training.
+        n_processes: that train together.
     """
-    n = cfg.hardware.num_processes or 1
-    share = math.ceil(cfg.trainer.batch_size / n)
+    share = math.ceil(cfg.trainer.batch_size / n_processes)
     micro_batch = min(share, cfg.hardware.micro_batch_size or share)
     if estimate.largest == "activations":
         if not cfg.hardware.activation_checkpointing:
@@ -155,7 +157,7 @@ def reduction_hint(estimate: MemoryEstimate, cfg: TrainingConfig) -> str:
             return "optimizer=adam_8bit"
     if estimate.largest == "all_gather":  # they hold whole blocks, for any number of ranks
         return "a smaller model" if cfg.tuning.is_lora else "tuning=lora"
-    return f"hardware.num_processes={2 * n}"
+    return f"hardware.num_processes={2 * n_processes}"
 
 
 def optimizer_state_bytes(optimizer: dict[str, Any], dtype: str, store: Store) -> float:
