@@ -76,6 +76,32 @@ def swapped_ids(run: Path) -> None:
     edit_record(run, edit)
 
 
+def edited_shorter_overlap(run: Path) -> None:
+    """Of a length at which it cannot be computed from the record."""
+
+    def edit(record: dict[str, Any]) -> None:
+        part = next(p for p in record["slices"] if p["max_new_tokens"] < 20)
+        part["tuned"]["gen/dataset_overlap"]["mean"] = 0.001
+
+    edit_record(run, edit)
+
+
+def longer_shorter_overlap(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        part = next(p for p in record["slices"] if p["max_new_tokens"] < 20)
+        for group in ("tuned", "difference"):
+            part[group]["gen/dataset_overlap"]["mean"] += 1000
+
+    edit_record(run, edit)
+
+
+def invented_mauve(run: Path) -> None:
+    def edit(record: dict[str, Any]) -> None:
+        record["slices"][0]["tuned"]["gen/mauve"] = {"mean": 0.99, "ci95": None, "n": 3}
+
+    edit_record(run, edit)
+
+
 def other_seed(run: Path) -> None:
     other = run.with_name("seed=1")
     shutil.rmtree(run)
@@ -169,6 +195,9 @@ TAMPERINGS: dict[Edit, set[str]] = {
 
 WITHOUT_STORE: dict[Edit, set[str]] = {
     edited_interval: {"scores"},
+    edited_shorter_overlap: {"consistency"},
+    longer_shorter_overlap: {"consistency"},
+    invented_mauve: {"consistency"},
     swapped_texts: {"scores", "texts"},
     dropped_text: {"scores", "texts"},
     missing_value: {"scores"},

@@ -176,7 +176,19 @@ def test_without_its_store_a_record_is_checked_as_far_as_that_goes(
     checks = by_name(check_run(run, tmp_path / "nowhere"))
     assert checks["artifact ids"].outcome == checks["scores"].outcome == "passed"
     assert checks["artifacts"].outcome == "not checked"
+    assert "gen/dataset_overlap at 16" in checks["scores"].detail
+    assert "checks history" in checks["consistency"].detail
     assert exit_code(list(checks.values())) == 2
+
+
+def test_a_config_without_what_hydra_composed_is_not_checked(run: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(run, tmp_path / "alone/run"))
+    edit_record(alone, lambda record: record["config"].update(seed=17))
+    shutil.rmtree(alone / ".hydra", ignore_errors=True)
+    sign_again(alone)
+    checks = list(check_run(alone))
+    assert by_name(checks)["config"].outcome == "not checked"
+    assert exit_code(checks) == 2
 
 
 def test_a_damaged_artifact_is_found_and_left_in_place(

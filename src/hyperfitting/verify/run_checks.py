@@ -34,6 +34,7 @@ from hyperfitting.runtime.files import OtherVersionError
 from hyperfitting.store.hashing import digest, file_sha256
 from hyperfitting.sweep.spec import SPEC_FILE, read_sweep_spec
 from hyperfitting.verify.check import Check
+from hyperfitting.verify.recorded import check_consistency
 from hyperfitting.verify.scores import check_scores
 from hyperfitting.verify.store import (
     check_artifacts,
@@ -68,6 +69,7 @@ def check_run(folder: Path, store: Path | None = None) -> Iterator[Check]:
     yield _check_code(folder, record)
     yield from _check_commands(folder, config)
     yield _check_texts(folder, record)
+    yield check_consistency(record, config)
     recorded = None
     try:
         recorded = read_predictions(folder)
@@ -125,6 +127,8 @@ def _check_commands(folder: Path, config: RunConfig) -> Iterator[Check]:
             detail = f"not as composed in {_HYDRA_CONFIG}: {listed(changed)}"
             yield _failed_if("config", bool(changed), detail, f"as composed in {_HYDRA_CONFIG}")
     if not (folder.parent / SPEC_FILE).is_file():
+        if not path.is_file():
+            yield Check("config", "not checked", f"there is no {_HYDRA_CONFIG}")
         return
     try:
         runs = {run.name: run for run in read_sweep_spec(folder.parent).runs}
@@ -173,7 +177,8 @@ def _check_scores(record: Record, recorded: Predictions | None) -> Check:
     result = check_scores(record, recorded)
     detail = str(result.differences)
     if result.not_computed:
-        detail += f"; text values as recorded: {listed(result.not_computed, 9)}"
+        n = len(result.not_computed)
+        detail += f"; text values as recorded: {listed(result.not_computed, n)}"
     return _failed_if(name, result.differences.kind == "different", detail, detail)
 
 

@@ -45,7 +45,8 @@ class ScoresCheck:
 
     differences: Differences
     not_computed: list[str]
-    """Metrics whose recorded text values could not be computed again."""
+    """Metrics whose recorded text values could not be computed again, and at shorter lengths
+    (`KEY at 96`) those that could not at all."""
 
 
 def check_scores(record: Record, predictions: Predictions) -> ScoresCheck:
@@ -88,9 +89,19 @@ def check_scores(record: Record, predictions: Predictions) -> ScoresCheck:
         differences.compare(record.per_text.values(side), values, f"per_text.{side}")
     lengths = {side: histogram(of_side.overlap.length) for side, of_side in scores.items()}
     differences.compare(record.overlap_histogram.model_dump(), lengths, "overlap_histogram")
-    recorded = {key for part in record.slices for side in SIDES for key in part.estimates(side)}
-    as_recorded = recorded & _not_computed(missing[full])
-    return ScoresCheck(differences, [key for key in METRICS if key in as_recorded])
+    recorded = {
+        (part.max_new_tokens, key)
+        for part in record.slices
+        for side in SIDES
+        for key in part.estimates(side)
+    }
+    as_recorded = [
+        key if n == full else f"{key} at {n}"
+        for n in sorted(evaluation.max_new_tokens, reverse=True)
+        for key in METRICS
+        if (n, key) in recorded and key in _not_computed(missing[n])
+    ]
+    return ScoresCheck(differences, as_recorded)
 
 
 @dataclass(frozen=True)

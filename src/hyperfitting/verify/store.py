@@ -21,7 +21,7 @@ from hyperfitting.verify.scores import ATOL, RTOL
 from hyperfitting.verify.values import Differences
 
 _NOT_DETERMINED: dict[str, Any] = {
-    "config": True,  # checked by the ids
+    "config": True,  # checked by the ids, with its sweep and with .hydra/config.yaml
     "artifacts": True,
     "timings": True,
     "code": True,
@@ -51,6 +51,10 @@ def check_ids(record: Record, pipeline: Pipeline) -> Check:
         "dataset.source": record.dataset.source,
     }
     documents = pipeline.documents.artifact
+    model = pipeline.cfg.model
+    if model.source == "hub":  # else a folder of the machine it was made on
+        old["model.location"] = record.model.location.partition("@")[0]
+        new["model.location"] = str(model.path)
     new |= {
         "model.name": pipeline.base.name,
         "model.id": pipeline.base.id,
