@@ -55,7 +55,7 @@ def test_out_of_memory_halves_the_batch_and_scores_every_text(
     stats = compute_token_stats(model, TEXTS, 8, advance)
     assert model.batches == [8, 4, 2, 2, 2, 2, 2, 1]
     assert reported == TEXTS.size
-    assert "continuing with 2 texts at once" in caplog.text
+    assert "retrying with batches of 2 texts" in caplog.text
     for name, values in expected.items():
         np.testing.assert_allclose(stats[name], values, rtol=1e-5, atol=1e-6)
 

@@ -40,8 +40,8 @@ def _explain_override(override: str, problem: str) -> str:
 def _explain_several_values(override: str) -> str:
     """Return the message of values with commas between them, without `-m`."""
     if re.search(r",\s", override):  # a sentence, or the name of a file
-        return _explain_override(override, "is read as several values, of a multirun")
-    problem = f"{override}: several values, but this is no multirun"
+        return _explain_override(override, "is parsed as several values of a multirun")
+    problem = f"{override}: several values without -m"
     return str(UserError(problem, hint=f"-m {override}"))
 
 

@@ -104,7 +104,7 @@ def exhausted_resource(error: BaseException) -> Resource | None:
     """Return which resource was used up if that caused an error, also behind other exceptions."""
     for cause in _chain(error):
         if isinstance(cause, UserError):
-            continue  # it says what it could not do, and was raised from the reason
+            continue  # a message for the user; its cause is checked next
         if isinstance(cause, MemoryError):
             return "memory"
         for resource, (numbers, phrases) in _EXHAUSTED.items():

@@ -109,7 +109,7 @@ def exit_status(task: Callable[[], Any]) -> int:
     """Run the task of a command and return the exit status of the process: 0 only without failures.
 
     Every command's entry point runs through this: what it prints can be written in any encoding,
-    every failure is one message, and a reader of the output that has gone ends it quietly.
+    every failure is one message, and a closed stdout pipe ends it silently.
     """
     _print_in_any_encoding()
     logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks

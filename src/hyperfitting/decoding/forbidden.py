@@ -1,7 +1,7 @@
 """Forbidden tokens: scores of -inf, and the check that a text has a token left.
 
-Neither waits for a GPU at each step: shapes do not depend on how much is forbidden, and the check
-reads its findings every so often.
+Neither synchronizes with a GPU at each step: shapes do not depend on how much is forbidden, and the
+result of the check is read back every 32 steps.
 """
 
 import torch

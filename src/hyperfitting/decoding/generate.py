@@ -121,7 +121,7 @@ def continue_texts(
                 if batch_size == 1:
                     raise
                 batch_size = math.ceil(batch_size / 2)
-                log.warning("out of GPU memory: continuing %d texts at once", batch_size)
+                log.warning("out of GPU memory: retrying with batches of %d texts", batch_size)
                 continue
             for row, text in enumerate(batch_tokens.tolist()):
                 length = _length_before(text, constraints.eos_ids) if decode.stop_at_eos else None
@@ -155,7 +155,7 @@ def _does_not_fit(batch_size: int) -> UserError:
         "out of memory: a batch of that many texts does not fit",
         field="hardware.generation_batch_size",
         value=batch_size,
-        hint="a lower one; in one process also null: chosen by the free memory, halved if need be",
+        hint="a lower one, or in one process null: batches are sized by the free memory",
     )
 
 

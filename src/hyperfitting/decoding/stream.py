@@ -1,4 +1,4 @@
-"""Continue one context and see each token as it is chosen, for people who watch."""
+"""Generate one continuation, streamed token by token."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,7 +23,7 @@ class _Ended(Exception):
     """The text has ended with EOS."""
 
 
-class _ObservedModel(CachedModel):
+class _StreamingModel(CachedModel):
     """A model that reports the tokens it is given: those that were chosen.
 
     Args:
@@ -76,15 +76,15 @@ def stream_continuation(
     contexts = np.array([context], np.int32)  # (1, T)
     strategy = {"greedy": greedy_search, "sample": sample}.get(decode.strategy)
     if strategy is None:
-        found = continue_texts(model, contexts, max_new_tokens, decode, 1, None, blocker)
-        on_tokens(found.tokens[0])
-        return found.tokens[0]
+        generated = continue_texts(model, contexts, max_new_tokens, decode, 1, None, blocker)
+        on_tokens(generated.tokens[0])
+        return generated.tokens[0]
     constraints = Constraints(decode, eos_ids(model), len(context), blocker)
     end_ids = constraints.eos_ids if decode.stop_at_eos else []
     backend = select_backend(model, decode, 1, max_new_tokens)
     with backend.prepare(model, 1):
         cached = backend.start(model, len(context) + max_new_tokens)
-        observed = _ObservedModel(cached, on_tokens, end_ids)
+        observed = _StreamingModel(cached, on_tokens, end_ids)
         input_ids = torch.as_tensor(contexts, dtype=torch.long, device=model.device)
         try:
             tokens, _ = strategy(

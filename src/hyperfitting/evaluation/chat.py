@@ -1,7 +1,7 @@
 """Answers to open questions in a model's chat template: artifacts, and their scores.
 
 An answer ends where the model ends it, so answers differ in length, and a type-token ratio falls
-with length: `n_tokens` stands beside it.
+with length: `n_tokens` is reported alongside.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def in_batches(
             if exhausted_resource(error) != "memory" or n_rows == 1 or is_sharded(model):
                 raise
             batch_size = math.ceil(n_rows / 2)
-            log.warning("out of GPU memory: continuing with %d texts at once", batch_size)
+            log.warning("out of GPU memory: retrying with batches of %d texts", batch_size)
         else:
             start = rows.stop
             yield result

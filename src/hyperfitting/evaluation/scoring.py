@@ -1,6 +1,6 @@
 """From model outputs to scores: no model, no files, only arrays.
 
-Which metrics there are, and how each is computed, stands in `metrics.registry`. Every metric has
+Metrics and how each is computed are defined in `metrics.registry`. Every metric has
 one value per text; means, intervals and differences are made of these in `evaluation.slices`.
 """
 

@@ -59,7 +59,7 @@ class Setting:
     store: Store
     progress: ProgressReporter
     other_sequences: tuple[Artifact, ...] = ()
-    """Training sequences of the tuning that a task vector is of."""
+    """Training sequences of the run that a task vector comes from."""
 
     @property
     def trained_on(self) -> list[Artifact]:

@@ -134,8 +134,8 @@ def notes(comparison: Comparison) -> list[str]:
         notes.append(f"fewer than {MIN_TEXTS} texts: no MAUVE")
     if tuned.output.image_features is not None:
         notes.append(
-            f"gen/fid and gen/kid compare {len(labels)} completed images with the true ones, of "
-            "which they hold the context; FID is biased upward, the more the fewer they are"
+            f"gen/fid and gen/kid compare {len(labels)} completed images with the true ones, whose "
+            "context they share; FID is biased upward for small sets"
         )
     return notes
 
@@ -144,8 +144,8 @@ def _recognition_note(recognition: Recognition) -> str:
     accuracy, visible = recognition.accuracy, recognition.context_accuracy
     return (
         f"the classifier of gen/class_kept was trained on {recognition.n_train} other real images "
-        f"and tells the class of {accuracy.mean:.1%} of {accuracy.n} more; from the context alone "
-        f"one tells {visible.mean:.1%} of the true images"
+        f"and has an accuracy of {accuracy.mean:.1%} on {accuracy.n} more; from the context alone "
+        f"one has {visible.mean:.1%} on the true images"
     )
 
 

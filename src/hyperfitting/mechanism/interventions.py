@@ -57,7 +57,7 @@ def intervention_step(
         cfg: what to derive.
         tuned: the tuned model.
         other: another tuning of the same base model, for `task_vector`.
-        store: where the artifact lies.
+        store: the store to write to.
         progress: displays the matrices done.
         device: computes the singular value decompositions of `truncate`.
     """

@@ -1,4 +1,4 @@
-"""Loops along a generation: how likely, and how much attended to, is the token that closes one.
+"""Repetition loops: probability of, and attention to, the token that would continue one.
 
 At each step the current n-gram (the last `mechanism.loop_ngram` tokens) may have occurred before;
 the token that followed its last occurrence there would continue the repetition. Measured of both

@@ -1,9 +1,9 @@
 """Streaming sums of two models' hidden states at one layer, in memory independent of the tokens.
 
 From them follow, over all tokens: the participation ratio of each model's covariance, and the
-debiased linear CKA of the two. Intervals by resampling texts would need d x d sums of every text;
-kept of each text is a random projection of them instead, whose inner products estimate those of the
-sums themselves (`_Sketch`).
+debiased linear CKA of the two. Intervals by resampling texts would need d x d sums of every text: a
+random projection of them is kept instead, whose inner products estimate those of the sums
+(`_Sketch`).
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ def replacement_notes(
         yield (
             f"in the tuned model's place: the {control.model} model at temperature "
             f"{summary['temperature']:.4f}, at which its mean entropy on the evaluation texts is "
-            f"the {other} model's {summary['target_entropy']:.3f} nats; a temperature keeps the "
-            f"order of the tokens, so its greedy continuations are the {control.model} model's"
+            f"the {other} model's {summary['target_entropy']:.3f} nats; a temperature preserves "
+            f"the token ranking, so its greedy continuations are the {control.model} model's"
         )
     if control.method == "static_bias":
         summary = _summary(steps["control"])

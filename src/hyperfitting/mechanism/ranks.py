@@ -2,8 +2,8 @@
 
 At each position of the tuned model's own continuations both models see the same tokens. The ranks
 of the chosen tokens under the base model are those of its log-likelihoods, which every run has;
-here one pass over both models adds what only the whole distributions tell: the base model's own
-choice, and how each token of the vocabulary gains or loses.
+here one pass over both models adds what needs full distributions: the base model's top-1 token, and
+how each token of the vocabulary gains or loses rank.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A logit bias that is the same at every position, as a control (Li et al., ICML 2026).
 
 It is the mean logit offset, tuned minus base, of the tokens that gain most rank. A mean over ranks
-is decided by the tail of the vocabulary, which no decoding ever reaches: from rank 36,000 to 27,000
-counts 90 times as much as from 101 to 1. The log-rank counts ratios, the reciprocal rank little but
-the first places.
+is dominated by the tail of the vocabulary, which decoding never samples: a change from rank 36,000
+to 27,000 weighs 90 times as much as one from 101 to 1. The log-rank weights relative changes, the
+reciprocal rank little but the first ranks.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ _ALL = (
                 if k > 1
                 else "share of the chosen tokens that are not the base model's most likely"
             )
-            + ", the end token included, which decoding never chooses",
+            + "; EOS counts in the ranking, and is masked unless decode.stop_at_eos is on",
             per_text=per_text.base_rank_over(k),
             in_summary=k == 1,
         )

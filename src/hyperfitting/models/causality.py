@@ -1,7 +1,7 @@
-"""Whether a model computes what everything here relies on: next-token logits, also with its cache.
+"""Check that a model is causal, and that its KV cache gives the same logits.
 
-Shown by running it on a few tokens. Its config does not tell: BERT's kinds load as causal models
-and attend to the future unless `is_decoder` is set, and not every cache of transformers is right.
+By running it on a few tokens: the config is not reliable. BERT-like encoders load as causal
+language models but attend to the future unless `is_decoder` is set, and not every cache is correct.
 """
 
 from typing import Any

@@ -119,10 +119,10 @@ def list_files(repo_type: RepoType, repo: str, commit: str) -> dict[str, int]:
     for name in files:
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise UserError(
-                f"the repository holds a file named {name!r}, which leads out of it",
+                f"the repository has a file named {name!r}, a path outside its folder",
                 field=f"{repo_type}.path",
                 value=repo,
-                hint="do not use this repository: no honest one has such a file",
+                hint="do not use this repository",
             )
     return files
 

@@ -69,10 +69,10 @@ Tokens = TypeVar("Tokens", Tensor, NDArray[np.int32])
 
 
 def input_tokens(model: PreTrainedModel, tokens: Tokens) -> Tokens:
-    """Return what a model reads of sequences (B, T) to predict all their tokens but the first.
+    """Return the input ids for the next-token loss of sequences (B, T).
 
-    All of them, as most callers want the states of all; without the last where there is one more
-    than positions: SOS and the pixels of an image (B, T - 1).
+    All of them, as most callers want the hidden states of all; (B, T - 1) without the last where
+    the model has one position fewer, as with SOS and the pixels of an image.
     """
     n_positions = getattr(model.config, "max_position_embeddings", None)
     return tokens[:, :-1] if tokens.shape[1] - 1 == n_positions else tokens

@@ -72,11 +72,11 @@ class Models:
 
     base: LazyModel
     tuned: LazyModel | None
-    """Also what takes its place. None: the base model does (`tuning=none`)."""
+    """The tuned model, or an intervention or control in its place. None: `tuning=none`."""
     features: LazyModel | None
     """Gives MAUVE's features; none: MAUVE is not measured."""
     uncontrolled: LazyModel | None = None
-    """The tuned model that a control in its place is made of."""
+    """The tuned model itself, where a control is evaluated in its place."""
 
     def release(self) -> None:
         """Free the memory of all of them."""

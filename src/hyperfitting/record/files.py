@@ -67,7 +67,7 @@ def write_record(folder: Path, record: Record, predictions: Predictions) -> None
 
 
 def write_code_diff(folder: Path, diff: str) -> None:
-    """Write `code.diff` for a record; without changes, or with too many, one of before goes."""
+    """Write `code.diff`; delete an old one if the tree is clean or the diff is too large."""
     content = diff.encode("utf-8", "surrogateescape")
     path = folder / DIFF_FILE
     if not content or len(content) > MAX_DIFF_BYTES:

@@ -224,7 +224,7 @@ class Record(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Record":
-        """Refuse what no run writes, so that what reads a record need not expect it."""
+        """Check the invariants across fields that every written record satisfies."""
         for problem in _inconsistencies(self):
             raise ValueError(problem)
         return self

@@ -36,7 +36,7 @@ the continuations, `val/` of the reference texts, `mech/` compares base and tune
 that MAUVE, FID and KID compare whole sets, without an interval, `mech/weight_…` is a mean over
 matrices, and `down/` is of questions.
 
-- Definitions, units and sources stand at the functions in
+- Definitions, units and sources are in the docstrings in
   [`metrics/`](../src/hyperfitting/metrics); each is tested against an independent implementation
   (nltk, sacrebleu, scipy, transformers, brute force).
 - BLEU and overlap count tokens, or words with `evaluation.unit=word`. BLEU is nltk's sentence BLEU

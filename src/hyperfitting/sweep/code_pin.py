@@ -39,7 +39,9 @@ def pinned_folder(folder: Path, code_change: str, console: Console) -> Path:
         return folder
     runs = f"{folder.name} has {n_finished} finished and {n_running} running runs of other code"
     if code_change == "continue":
-        console.print(f"{runs} ({pin}); the others run with this code ({code}), as its report says")
+        console.print(
+            f"{runs} ({pin}); the others run with this code ({code}); its report lists both"
+        )
         return folder
     new_folder = folder.with_name(f"{folder.name}_{code.digest[:8]}")
     console.print(

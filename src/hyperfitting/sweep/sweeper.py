@@ -1,7 +1,7 @@
 """A sweep: its runs are composed and checked, then executed until each has finished or failed.
 
-The same command finds the same folder: finished runs are skipped, the others executed, and those
-that another command is executing at the moment are waited for.
+The same command finds the same folder: finished runs are skipped, the others executed, and it waits
+for those that another command is executing.
 """
 
 import logging
@@ -269,7 +269,7 @@ def _execute(sweep: Sweep, todo: Sequence[SweepRun], hydra: HydraSetup) -> None:
         try:
             launcher.launch([sweep.overrides[run.name] for run in todo], initial_job_idx=0)
         except (RuntimeError, OSError) as error:  # joblib gives up when one process dies
-            log.warning("the launcher has ended: %s: %s", type(error).__name__, error)
+            log.warning("the launcher failed: %s: %s", type(error).__name__, error)
         launches.update(run.name for run in todo)
         for run in _unfinished(sweep, todo):  # no launcher executes them: their processes died
             run_folder = sweep.run_folder(run)

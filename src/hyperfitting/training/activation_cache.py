@@ -87,7 +87,7 @@ class ActivationCache:
 
         Args:
             rows: (B,) indices of training sequences.
-            like: such as a parameter of the model.
+            like: tensor whose device and dtype the result takes, such as a parameter.
         """
         if isinstance(self.activations, Tensor):
             stored = self.activations[to_device(rows, like.device)]
@@ -131,8 +131,8 @@ def build_activation_cache(
     tokens = layers.input_tokens(model, tokens)
     if not _can_replay(model, n_frozen, tokens[:1]):
         log.warning(
-            "%s cannot start from the activations of its frozen blocks: all blocks are run in "
-            "every epoch",
+            "no activation cache: %s does not give the same outputs from stored activations of its "
+            "frozen blocks; all blocks are run in every epoch",
             type(model).__name__,
         )
         return None
@@ -298,7 +298,7 @@ def _write(
     shape = (*tokens.shape, hidden_size)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     done = 0
-    title = f"running the frozen layers, once ({size} in the store)"
+    title = f"building the activation cache ({size} in the store)"
     with progress(title, tokens.size, "tokens") as advance:
         for batch in batches:
             out[done : done + len(batch)] = batch

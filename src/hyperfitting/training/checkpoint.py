@@ -39,7 +39,7 @@ class TrainProgress:
     step: int = 0
     """Optimizer steps."""
     n_rows: int = 0
-    """Rows of `history.jsonl` that belong to them; those after it are of the time after this."""
+    """Rows of `history.jsonl` up to here; later ones are discarded when training resumes."""
 
 
 class Checkpoint:

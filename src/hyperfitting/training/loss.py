@@ -108,20 +108,20 @@ class NextTokenLoss:
             n_valid: the first so many sequences count, the others are padding; none: all count.
             mask: (B, T) the tokens that count, on the host; none: all do.
         """
-        counted: slice | Tensor = slice(None)  # a mask on the device would be read for its sum
+        target_index: slice | Tensor = slice(None)  # on the host: summing a device mask would sync
         if mask is not None:
-            counted = to_device(np.flatnonzero(mask[:n_valid, 1:]), tokens.device)
-        targets = tokens[:n_valid, 1:].flatten()[counted]
+            target_index = to_device(np.flatnonzero(mask[:n_valid, 1:]), tokens.device)
+        targets = tokens[:n_valid, 1:].flatten()[target_index]
         layer, n_targets = self._layer, tokens.shape[1] - 1
         inputs = input_tokens(self._model, tokens)
         if layer is None:
             logits = self._model(input_ids=inputs, use_cache=False).logits[:n_valid, :n_targets]
             return nn.functional.cross_entropy(
-                logits.flatten(0, 1)[counted].float(), targets, reduction="sum"
+                logits.flatten(0, 1)[target_index].float(), targets, reduction="sum"
             )
 
         def loss(states: Tensor) -> Tensor:  # (B, T, H)
-            rows = states[:n_valid, :n_targets].flatten(0, 1)[counted]
+            rows = states[:n_valid, :n_targets].flatten(0, 1)[target_index]
             return chunked_cross_entropy(rows, layer.weight, layer.bias, targets)
 
         return self._forward_with_output_layer(layer, loss, inputs)

@@ -97,7 +97,7 @@ def _count(
         config.layer_types = config.layer_types[:n_blocks]
     saved: dict[int, Any] = {}
     with torch.device("meta"):
-        # transformers cannot see in fake tensors that no mask is needed
+        # with fake tensors transformers cannot detect that the mask can be skipped
         sdpa = attention.cuda_sdpa if device_type == "cuda" else sdpa_attention_forward
         transformers.AttentionInterface.register(_UNMASKED, sdpa)
         transformers.AttentionMaskInterface.register(_UNMASKED, lambda *_, **__: None)

@@ -209,7 +209,7 @@ def _forward_backward(state: TrainState, tokens: Tensor, rows: Rows, mask: Mask 
                 )
             elif isinstance(error, COMPILER_ERRORS) and state.compiled_blocks.enabled:
                 state.compiled_blocks.disable()
-                log.warning("torch cannot compile this model here (%s): it runs eagerly", error)
+                log.warning("torch.compile failed (%s): falling back to eager mode", error)
             else:
                 raise
 
@@ -224,7 +224,7 @@ def _no_memory_for_optimizer(state: TrainState) -> UserError:
         field="optimizer",
         value=type(state.optimizer).__name__,
         hint="optimizer=adam_8bit model.dtype=bfloat16, tuning=late_stage or late_stage_lora, "
-        "or several GPUs with hardware=fsdp; plan=true says what fits",
+        "or several GPUs with hardware=fsdp; plan=true estimates what fits",
     )
 
 
@@ -241,10 +241,10 @@ def _accumulate_gradients(
         micro_batch = shard[start : start + state.micro_batch_size]  # (b,)
         micro_rows = to_device(micro_batch, tokens.device)
         inputs = tokens[micro_rows]  # (b, T)
-        counted = None if mask is None else mask[micro_batch]
+        loss_mask = None if mask is None else mask[micro_batch]
         with _cached_activations(state, rows[micro_batch]):
             with trainable.autocast(state.model, state.trainer.precision):
-                loss = state.loss(inputs, max(0, n_valid - start), counted) / n_predicted
+                loss = state.loss(inputs, max(0, n_valid - start), loss_mask) / n_predicted
             # FSDP averages gradients over ranks; the sum is needed
             state.scaler.scale(loss * dist.world_size).backward()
         total += loss.detach()

@@ -181,7 +181,7 @@ def batches(n: int, epoch: int, trainer: TrainerConfig) -> Iterator[Rows]:
 def tokens_between(
     trainer: TrainerConfig, shape: tuple[int, ...], step: int, end: int | None = None
 ) -> int:
-    """Return how many tokens training goes over after one optimizer step and up to another.
+    """Return the number of training tokens between two optimizer steps.
 
     Args:
         trainer: for epochs and batch size.

@@ -93,7 +93,7 @@ class CudaGraphStep(CachedModel):
             if not torch.allclose(self._logits, expected, rtol=1e-2, atol=1e-2):
                 raise RuntimeError("its logits differ")
         except RuntimeError as error:
-            log.warning("no CUDA graph of a decoding step (%s): steps run eagerly", error)
+            log.warning("CUDA graph capture failed (%s): decoding eagerly", error)
             if exhausted_resource(error) is None:  # smaller batches may have the memory
                 _not_capturable.add(self._model)
             self._rewind()
