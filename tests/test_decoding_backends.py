@@ -145,7 +145,7 @@ def test_out_of_memory_halves_the_batch_and_loses_no_text(
     monkeypatch.setattr(generate, "fitting_batch_size", lambda *_: 4)
     continuations = continue_texts(model, start, 9, GREEDY)
     assert continuations.tokens == expected
-    assert "continuing 2 texts at once" in caplog.text
+    assert "retrying with batches of 2 texts" in caplog.text
     assert continuations.batch_sizes == [4, 2, 2, 2, 1]  # for the record
 
 

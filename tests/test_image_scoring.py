@@ -113,7 +113,7 @@ def test_the_classes_of_completed_images_are_compared_with_the_true_ones(
     assert comparison.base.values["gen/class_kept"].tolist() == kept.tolist()
     assert recognition.accuracy.mean > 0.95
     assert recognition.accuracy.mean > recognition.context_accuracy.mean > 0.1
-    assert any("tells the class" in note for note in notes(comparison))
+    assert any("has an accuracy of" in note for note in notes(comparison))
     assert any("no measure of quality" in note for note in notes(comparison))
 
 
