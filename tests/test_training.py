@@ -15,8 +15,8 @@ from hyperfitting.models.base import BaseModel
 from hyperfitting.models.loading import load
 from hyperfitting.models.trainable import overlay
 from hyperfitting.training import history
+from hyperfitting.training.batches import batches, tokens_between
 from hyperfitting.training.config import TrainingConfig
-from hyperfitting.training.train import batches, tokens_between
 from tests.training import DATA, cfg, plain_loop, run_training, step_losses
 
 __all__ = ["cfg"]

@@ -20,9 +20,9 @@ from hyperfitting.runtime.linear_kernels import linear_forwards
 from hyperfitting.store.artifact import Store
 from hyperfitting.training import step
 from hyperfitting.training.artifact import training_job
+from hyperfitting.training.batches import batches
 from hyperfitting.training.config import TrainingConfig
 from hyperfitting.training.step import TrainState, build_train_state, train_step
-from hyperfitting.training.train import batches
 from tests.training import DATA, cache_location, cfg, interrupt_at, run_training, step_losses
 
 __all__ = ["cfg"]

@@ -8,7 +8,7 @@ import torch
 from hyperfitting.config import RunConfig
 from hyperfitting.data.config import TextsConfig
 from hyperfitting.data.modality import held_out_step, read_step, training_sequences_step
-from hyperfitting.evaluation.artifacts import model_artifacts
+from hyperfitting.evaluation.artifacts import ModelArtifacts, model_artifacts
 from hyperfitting.evaluation.chat import chat_artifacts
 from hyperfitting.evaluation.downstream.artifacts import downstream_artifacts
 from hyperfitting.evaluation.image_features import inception
@@ -63,19 +63,10 @@ def build_pipeline(
     """
     store = Store(cfg.store, cfg.remote_stores)
     base = resolve_model(cfg.model, store, progress, cfg.hardware)
-    documents = read_step(cfg.dataset, store, progress)
-    sequences = training_sequences_step(cfg.dataset, documents.artifact, base, store, progress)
-    evaluation_documents = {
-        name: read_step(texts, store, progress, at=_at(cfg, name))
-        for name, texts in cfg.evaluation_datasets.items()
-    }
-    evaluation_texts = {
-        name: _evaluation_texts(cfg, name, texts, evaluation_documents[name], base, store)
-        for name, texts in cfg.evaluation_datasets.items()
-    }
+    data = _data_steps(cfg, base, store, progress)
     training = None
     if cfg.tuning.method != "none":
-        training = training_job(cfg.training, sequences.artifact, base, store)
+        training = training_job(cfg.training, data.sequences.artifact, base, store)
     models = _models(cfg, base, training, device, store)
     intervention = None
     if training is not None and models.tuned is not None and cfg.intervention.is_on:
@@ -84,53 +75,94 @@ def build_pipeline(
         evaluation=cfg.evaluation,
         decode=cfg.decode,
         hardware=cfg.hardware,
-        texts={name: step.artifact for name, step in evaluation_texts.items()},
-        sequences=sequences.artifact,
+        texts={name: step.artifact for name, step in data.evaluation_texts.items()},
+        sequences=data.sequences.artifact,
         store=store,
         progress=progress,
         other_sequences=intervention.sequences if intervention else (),
     )
     models, replacement = _replace_tuned(cfg, models, intervention, setting, device)
-    fid_weights = cfg.evaluation.fid_weights
-    network = inception(Path(fid_weights), device) if fid_weights else None
-    base_artifacts = model_artifacts(setting, models.base, models.base, models.features, network)
-    tuned_artifacts, mechanism = base_artifacts, MechanismArtifacts()
-    patching: dict[str, Step] = {}
-    if models.tuned is not None:
-        tuned_artifacts = model_artifacts(
-            setting, models.tuned, models.base, models.features, network
-        )
-        mechanism = mechanism_artifacts(
-            cfg.mechanism,
-            setting,
-            models.base,
-            models.tuned,
-            {"tuned": tuned_artifacts.written, "base": base_artifacts.written},
-        )
-        if cfg.evaluation.patch_block is not None:
-            for name, step in base_artifacts.continuations.items():
-                patching |= patching_steps(setting, models.base, models.tuned, name, step.artifact)
+    outputs = _outputs(cfg, setting, models, device)
     return Pipeline(
         cfg=cfg,
         base=base,
-        documents=documents,
-        sequences=sequences,
-        evaluation_documents=evaluation_documents,
-        evaluation_texts=evaluation_texts,
+        documents=data.documents,
+        sequences=data.sequences,
+        evaluation_documents=data.evaluation_documents,
+        evaluation_texts=data.evaluation_texts,
         training=training,
         trained_on=setting.trained_on,
         replacement=replacement,
-        patching=patching,
+        patching=outputs.patching,
         models=models,
-        base_artifacts=base_artifacts,
-        tuned_artifacts=tuned_artifacts,
-        mechanism=mechanism,
+        base_artifacts=outputs.base,
+        tuned_artifacts=outputs.tuned,
+        mechanism=outputs.mechanism,
         downstream=downstream_artifacts(
             setting, models.base, models.tuned, cfg.dataset.holdout_fraction
         ),
         chat=chat_artifacts(setting, models.base, models.tuned),
         progress=progress,
     )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The steps of a run's documents and sequences."""
+
+    documents: Step
+    sequences: Step
+    evaluation_documents: dict[str, Step]
+    evaluation_texts: dict[str, Step]
+    """Both by evaluation dataset."""
+
+
+def _data_steps(cfg: RunConfig, base: BaseModel, store: Store, progress: ProgressReporter) -> _Data:
+    documents = read_step(cfg.dataset, store, progress)
+    evaluation_documents = {
+        name: read_step(texts, store, progress, at=_at(cfg, name))
+        for name, texts in cfg.evaluation_datasets.items()
+    }
+    return _Data(
+        documents,
+        training_sequences_step(cfg.dataset, documents.artifact, base, store, progress),
+        evaluation_documents,
+        {
+            name: _evaluation_texts(cfg, name, texts, evaluation_documents[name], base, store)
+            for name, texts in cfg.evaluation_datasets.items()
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What is measured of both models."""
+
+    base: ModelArtifacts
+    tuned: ModelArtifacts
+    mechanism: MechanismArtifacts
+    patching: dict[str, Step]
+
+
+def _outputs(cfg: RunConfig, setting: Setting, models: Models, device: torch.device) -> _Outputs:
+    fid_weights = cfg.evaluation.fid_weights
+    network = inception(Path(fid_weights), device) if fid_weights else None
+    base = model_artifacts(setting, models.base, models.base, models.features, network)
+    if models.tuned is None:
+        return _Outputs(base, base, MechanismArtifacts(), {})
+    tuned = model_artifacts(setting, models.tuned, models.base, models.features, network)
+    mechanism = mechanism_artifacts(
+        cfg.mechanism,
+        setting,
+        models.base,
+        models.tuned,
+        {"tuned": tuned.written, "base": base.written},
+    )
+    patching: dict[str, Step] = {}
+    if cfg.evaluation.patch_block is not None:
+        for name, step in base.continuations.items():
+            patching |= patching_steps(setting, models.base, models.tuned, name, step.artifact)
+    return _Outputs(base, tuned, mechanism, patching)
 
 
 def _at(cfg: RunConfig, name: str) -> str:

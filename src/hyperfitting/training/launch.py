@@ -36,7 +36,8 @@ from hyperfitting.runtime.files import write_json
 from hyperfitting.runtime.preemption import Preempted
 from hyperfitting.runtime.processes import thread_env
 from hyperfitting.training import history
-from hyperfitting.training.train import log_epoch, steps_per_epoch, tokens_between
+from hyperfitting.training.batches import steps_per_epoch, tokens_between
+from hyperfitting.training.train import log_epoch
 from hyperfitting.training.worker import TrainingTask
 
 _HOST = "127.0.0.1"

@@ -26,6 +26,7 @@ from hyperfitting.runtime.files import replacing
 from hyperfitting.runtime.transfer import HostScalar, to_device
 from hyperfitting.training import history
 from hyperfitting.training.activation_cache import CacheLocation, check_disk_space
+from hyperfitting.training.batches import batches, steps_per_epoch, tokens_between
 from hyperfitting.training.checkpoint import Checkpoint, TrainProgress
 from hyperfitting.training.config import TrainerConfig, TrainingConfig
 from hyperfitting.training.history import TrainingHistory
@@ -86,23 +87,16 @@ def train(
     done, metrics = _resume(state, checkpoint, work)
     yield from history.merge(metrics.rows, metrics.validations)
 
-    trainer, n = cfg.trainer, len(data.train)
+    trainer = cfg.trainer
     sequences = to_device(data.train, state.model.device)  # (N, T)
     step = done.step
     remaining_tokens = tokens_between(trainer, data.train.shape, step)
     with progress("training", remaining_tokens, "tokens") as advance, preemption.defer_signals():
         for epoch in range(done.epoch, trainer.epochs):
-            steps_into_epoch = step - epoch * steps_per_epoch(trainer, n)  # above 0 after a resume
-            losses = metrics.step_losses(steps_into_epoch)
-            state.model.train()
-            if steps_into_epoch == 0:
-                torch.manual_seed(_dropout_seed(trainer.seed, epoch, dist.rank))
-            epoch_batches = itertools.islice(batches(n, epoch, trainer), steps_into_epoch, None)
-            for n_tokens, loss in _train_steps(state, sequences, data.train_mask, epoch_batches):
-                step += 1
+            steps = _train_epoch(state, sequences, data.train_mask, trainer, (epoch, step))
+            for step, n_tokens, loss in steps:
                 if not math.isfinite(loss):
                     raise _diverged(epoch, step, f"the training loss became {loss}", checkpoint)
-                losses.append(loss)
                 metrics.append({"step": step, "train/loss": loss})
                 yield metrics.rows[-1]
                 advance(n_tokens, epoch=epoch + 1, loss=loss)
@@ -112,6 +106,7 @@ def train(
                 _save(checkpoint, TrainProgress(epoch, step, len(metrics.rows)), state, metrics)
                 raise preemption.Preempted(signum)
 
+            losses = metrics.step_losses(steps_per_epoch(trainer, len(data.train)))
             row = {"epoch": epoch + 1, "step": step, "train/loss": float(np.mean(losses))}
             if history.is_validated(row, trainer):
                 try:
@@ -133,6 +128,37 @@ def train(
     checkpoint.delete()
 
 
+def _train_epoch(
+    state: TrainState,
+    sequences: Tensor,
+    mask: Mask | None,
+    trainer: TrainerConfig,
+    done: tuple[int, int],
+) -> Iterator[tuple[int, int, float]]:
+    """Train to the end of an epoch, or until a signal is received.
+
+    Args:
+        state: changed in place.
+        sequences: (N, T) the training sequences, on the device.
+        mask: (N, T) the tokens that count in the loss, on the host; none: all do.
+        trainer: for the data order.
+        done: epoch, from 0, and the optimizer steps so far, which may be in its middle after a
+            resume.
+
+    Yields:
+        The number of each optimizer step, its tokens and its training loss.
+    """
+    n, (epoch, step) = len(sequences), done
+    steps_into_epoch = step - epoch * steps_per_epoch(trainer, n)
+    state.model.train()
+    if steps_into_epoch == 0:
+        torch.manual_seed(_dropout_seed(trainer.seed, epoch, state.dist.rank))
+    remaining = itertools.islice(batches(n, epoch, trainer), steps_into_epoch, None)
+    steps = _train_steps(state, sequences, mask, remaining)
+    for number, (n_tokens, loss) in enumerate(steps, start=step + 1):
+        yield number, n_tokens, loss
+
+
 def _train_steps(
     state: TrainState, sequences: Tensor, mask: Mask | None, epoch_batches: Iterable[Rows]
 ) -> Iterator[tuple[int, float]]:
@@ -150,8 +176,8 @@ def _train_steps(
     for rows in epoch_batches:
         indices = to_device(rows, sequences.device)
         tokens = sequences[indices].long()  # (B, T)
-        counted = None if mask is None else mask[rows]
-        losses.append((tokens.numel(), HostScalar(train_step(state, tokens, rows, counted))))
+        loss_mask = None if mask is None else mask[rows]
+        losses.append((tokens.numel(), HostScalar(train_step(state, tokens, rows, loss_mask))))
         if len(losses) == 2:
             n_tokens, loss = losses.popleft()
             yield n_tokens, loss.read()
@@ -159,45 +185,6 @@ def _train_steps(
             break
     for n_tokens, loss in losses:
         yield n_tokens, loss.read()
-
-
-def batches(n: int, epoch: int, trainer: TrainerConfig) -> Iterator[Rows]:
-    """Yield the indices (B,) of each batch: all ``n`` sequences once, in the order of this epoch.
-
-    Args:
-        n: training sequences.
-        epoch: from 0.
-        trainer: for seed, batch size and swaps.
-    """
-    order = np.random.default_rng([trainer.seed, epoch]).permutation(n)
-    if epoch == 0:
-        first = np.arange(trainer.swaps)
-        second = first + trainer.batch_size
-        order[first], order[second] = order[second], order[first]
-    for start in range(0, n, trainer.batch_size):
-        yield order[start : start + trainer.batch_size]
-
-
-def tokens_between(
-    trainer: TrainerConfig, shape: tuple[int, ...], step: int, end: int | None = None
-) -> int:
-    """Return the number of training tokens between two optimizer steps.
-
-    Args:
-        trainer: for epochs and batch size.
-        shape: (N, T) of the training sequences.
-        step: from 0 (the beginning).
-        end: the later step; none: the last one.
-    """
-    n, length = shape
-    per_epoch = steps_per_epoch(trainer, n)
-
-    def sequences_until(step: int) -> int:
-        epochs, steps = divmod(step, per_epoch)
-        return epochs * n + steps * trainer.batch_size
-
-    end = trainer.epochs * per_epoch if end is None else end
-    return (sequences_until(end) - sequences_until(step)) * length
 
 
 def log_epoch(row: MetricsRow, trainer: TrainerConfig) -> None:
@@ -261,11 +248,6 @@ def _diverged(epoch: int, step: int, problem: str, checkpoint: Checkpoint) -> Us
         f"training diverged in epoch {epoch + 1}, step {step}: {problem}; {kept}",
         hint="a lower optimizer.lr, trainer.clip_norm=1.0, or trainer.precision=float32",
     )
-
-
-def steps_per_epoch(trainer: TrainerConfig, n: int) -> int:
-    """Return the optimizer steps of an epoch over ``n`` sequences."""
-    return math.ceil(n / trainer.batch_size)
 
 
 def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
