@@ -497,3 +497,22 @@ def test_an_agreement_is_of_the_same_texts(tmp_path: Path) -> None:
     runs = _runs(tmp_path / "x", record(TUNED, BASE), other)
     with pytest.raises(NotMeasuredError, match="different texts"):
         measure(runs, _quantity(key="top1_agreement"))
+
+
+def test_a_correlation_of_three_seeds_has_a_possible_interval(tmp_path: Path) -> None:
+    values = np.array([[0.1], [0.2], [0.3], [0.05], [0.02]]) + np.linspace(0, 0.01, 8)
+    runs: list[RunEntry] = []
+    for seed, order in enumerate(([0, 1, 2, 3, 4], [4, 3, 0, 1, 2], [0, 1, 2, 4, 3])):
+        folder = tmp_path / str(seed)
+        (found,) = _strengths(folder, values[order], first_seed=seed).runs_of.values()
+        runs += found
+    correlated = criterion(value={"spearman": "decode.control.strength"}, below=0)
+    sweep = Sweeps({("table1", "embedded"): runs})
+    (item,) = only([claim(criteria=[correlated])], sweep).outcomes["embedded"].evidence
+    numbers = [
+        stats.spearmanr(range(5), values[order, 0]).statistic
+        for order in ([0, 1, 2, 3, 4], [4, 3, 0, 1, 2], [0, 1, 2, 4, 3])
+    ]
+    assert item.estimate == pytest.approx(np.mean(numbers))
+    assert (item.unit, item.n, item.n_texts) == ("seeds", 3, 8)
+    assert item.ci95 is not None and -1 <= item.ci95[0] < item.ci95[1] <= 1

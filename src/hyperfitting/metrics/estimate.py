@@ -21,6 +21,11 @@ class Estimate:
         ci95 = self.ci95 and (self.ci95[0] * factor, self.ci95[1] * factor)
         return replace(self, mean=self.mean * factor, ci95=ci95)
 
+    def clipped(self, low: float, high: float) -> Self:
+        """Return it with an interval of possible values only."""
+        ci95 = self.ci95 and (max(self.ci95[0], low), min(self.ci95[1], high))
+        return replace(self, ci95=ci95)
+
 
 @dataclass(frozen=True)
 class Difference(Estimate):

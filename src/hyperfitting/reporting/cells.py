@@ -249,7 +249,10 @@ def _correlation_cell(runs: Sequence[RunEntry], column: ColumnSpec, field: str) 
         return Cell(missing="too few different values")
     n_finished = sum(cell.n_finished for cell in cells)
     n_runs = n_finished + sum(run.record is None for run in runs)
-    return replace(_over_runs(cells, 1.0), n_finished=n_finished, n_runs=n_runs)
+    cell = replace(_over_runs(cells, 1.0), n_finished=n_finished, n_runs=n_runs)
+    if cell.estimate is None or len(by_seed) == 1:
+        return cell
+    return replace(cell, estimate=cell.estimate.clipped(-1, 1), note="")
 
 
 def _correlation_of_seed(records: Sequence[Record], column: ColumnSpec, field: str) -> Cell:

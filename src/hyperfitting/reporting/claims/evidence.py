@@ -209,8 +209,9 @@ def _over_seeds(numbers: Floats, judged: Sequence[Measurement], criterion: Crite
         elif all(intervals):
             mean = mean_of_intervals(numbers, [e for e in intervals if e is not None])
     above, below = criterion.above, criterion.below
+    is_correlation = bool(judged[0].settings)
     return _Tested(
-        mean.estimate,
+        mean.estimate.clipped(-1, 1) if is_correlation else mean.estimate,
         "seeds",
         None if above is None else mean.p_above(above),
         None if below is None else mean.p_below(below),
