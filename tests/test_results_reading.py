@@ -55,8 +55,9 @@ ALLOWED = {
     "p2_controls": {
         "0.72": "T*, a note of the record",
         "1.34": "T*, a note of the record",
-        "4.07": "notes of the static bias",
-        "6.53": "notes of the static bias",
+        "1.32": "T*, a note of the record",
+        "4.1": "notes of the static bias",
+        "4.3": "notes of the static bias",
         "36,000": "notes of static_bias",
         "27,000": "notes of static_bias",
         "500": "tokens with a bias",
