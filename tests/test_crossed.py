@@ -56,9 +56,9 @@ def test_the_variance_is_that_of_the_analysis_of_variance(shape: tuple[int, int]
     mean = crossed(values)
     assert mean.variance == pytest.approx(parts[0] + parts[1] - parts[2])
     freedom = np.array([shape[0] - 1, shape[1] - 1, (shape[0] - 1) * (shape[1] - 1)])
-    assert mean.freedom == pytest.approx(mean.variance**2 / (parts**2 / freedom).sum())
+    assert mean.dof == pytest.approx(mean.variance**2 / (parts**2 / freedom).sum())
     assert (mean.n_seeds, mean.n_texts) == shape
-    half = stats.t.ppf(0.975, mean.freedom) * mean.variance**0.5
+    half = stats.t.ppf(0.975, mean.dof) * mean.variance**0.5
     assert mean.estimate.ci95 == pytest.approx((values.mean() - half, values.mean() + half))
 
 
@@ -146,7 +146,7 @@ def test_intervals_of_seeds_are_added_to_the_variance_between_them() -> None:
     by_seed, by_text = numbers.var(ddof=1) / 4, (errors**2).mean()
     assert mean.variance == pytest.approx(by_seed + by_text)
     noise = by_seed**2 / 3 + by_text**2 / 49
-    assert mean.freedom == pytest.approx((by_seed + by_text) ** 2 / noise)
+    assert mean.dof == pytest.approx((by_seed + by_text) ** 2 / noise)
     assert crossed(values).half_width <= mean.half_width
     assert mean.n_texts == 50
     open_one = [*estimates[:3], Estimate(0.0, None, 50)]

@@ -5,6 +5,7 @@ other where the output goes to a file or a pipe.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,13 +82,15 @@ def decode_config(recorded: dict[str, Any], overrides: Sequence[str]) -> "Decode
             )  # fmt: skip
     if any(override.startswith("decode=") for override in overrides):
         register()
+        settings = [f"decode.{name}={json.dumps(recorded[name])}" for name in _RUN_SETTINGS]
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = hydra.compose("config", overrides=list(overrides))
-        values = OmegaConf.merge(composed.decode, {name: recorded[name] for name in _RUN_SETTINGS})
+            composed = hydra.compose("config", overrides=[*settings, *overrides])
+        values = OmegaConf.to_container(composed.decode, resolve=True)
     else:
-        values = OmegaConf.create(recorded)
-    fields = OmegaConf.from_dotlist([o for o in overrides if o.startswith("decode.")])
-    merged = OmegaConf.merge(OmegaConf.structured(DecodeConfig), values, fields.get("decode", {}))
+        values = OmegaConf.merge(
+            recorded, OmegaConf.from_dotlist(list(overrides)).get("decode", {})
+        )
+    merged = OmegaConf.merge(OmegaConf.structured(DecodeConfig), values)
     config: DecodeConfig = OmegaConf.to_object(merged)  # type: ignore[assignment] # from a schema
     recorded_control = ControlConfig(**recorded["control"])
     if config.control.is_on and config.control != recorded_control:

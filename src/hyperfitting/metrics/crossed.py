@@ -12,7 +12,7 @@ covers 92% instead of 95% (simulated): the wider of both is taken.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,17 +31,17 @@ class MeanOverSeeds:
     mean: float
     variance: float
     """Squared standard error of the mean."""
-    freedom: float
+    dof: float
     """Degrees of freedom of Student's t."""
     n_seeds: int
     n_texts: int
-    """Texts whose variation is in ``variance``; 0: only that of seeds is."""
+    """Texts whose variation was considered; 0: only that of the seeds."""
 
     @cached_property
     def _t(self) -> Any:
         from scipy import stats  # takes a second to import
 
-        return stats.t(self.freedom, self.mean, np.sqrt(self.variance))
+        return stats.t(self.dof, self.mean, np.sqrt(self.variance))
 
     @property
     def half_width(self) -> float:
@@ -68,81 +68,80 @@ def mean_over_seeds(numbers: Floats, texts: Sequence[Floats | None] = ()) -> Mea
 
     Args:
         numbers: (S,) one of each seed.
-        texts: (S,) x (N,) values of the same N texts whose means the numbers are; where one is
-            missing, or values are, the texts are left out (of the interval). Empty, or None for a
-            seed: the interval is over seeds alone.
+        texts: (S,) x (N,) values of the same N texts whose means the numbers are; texts without a
+            value in some seed are left out of the interval. Empty, or None for a seed: the interval
+            is over seeds alone.
     """
-    n_seeds = len(numbers)
-    by_seed = _Part(float(np.var(numbers, ddof=1)) / n_seeds, n_seeds - 1)
-    values = _complete(texts, n_seeds)
+    seeds = _of_means(numbers)
+    values = _complete(texts, len(numbers))
     if values is None:
-        return MeanOverSeeds(float(numbers.mean()), by_seed.variance, by_seed.freedom, n_seeds, 0)
-    n_texts = values.shape[1]
+        return _wider(numbers, 0, [seeds])
     residuals = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
-    by_text = _Part(float(np.var(values.mean(axis=0), ddof=1)) / n_texts, n_texts - 1)
-    n_free = (n_seeds - 1) * (n_texts - 1)
-    residual = _Part(float((residuals**2).sum()) / n_free / values.size, n_free)
-    variance = by_seed.variance + by_text.variance - residual.variance
-    noise = by_seed.noise + by_text.noise + residual.noise
-    # an estimated component below 0 is one of 0
-    if variance < max(by_seed.variance, by_text.variance):
-        largest = max(by_seed, by_text, key=lambda part: part.variance)
-        variance, noise = largest.variance, largest.noise
-    mean = float(numbers.mean())
-    return _wider(
-        MeanOverSeeds(mean, variance, variance**2 / noise, n_seeds, n_texts),
-        MeanOverSeeds(mean, by_seed.variance, by_seed.freedom, n_seeds, n_texts),
-    )
+    dof = (values.shape[0] - 1) * (values.shape[1] - 1)
+    residual = _Variance(float((residuals**2).sum()) / dof / values.size, dof)
+    by_text = _of_means(values.mean(axis=0))
+    # where an estimated variance component is negative it is taken as 0
+    larger = max(seeds, by_text, key=lambda part: part.value)
+    both = _satterthwaite(seeds, by_text, residual)
+    return _wider(numbers, values.shape[1], [seeds, both if both.value >= larger.value else larger])
 
 
 def mean_of_intervals(numbers: Floats, estimates: Sequence[Estimate]) -> MeanOverSeeds:
     """Return the mean over seeds of which the values of the texts are not kept.
 
-    To the variance between seeds it adds the mean squared standard error over texts of one seed,
-    which the intervals give: at least the variance that the texts add (it includes the residual).
+    The variance over seeds is increased by the mean squared standard error over texts of one seed,
+    from the intervals: no less than what the texts add, since it includes the residual.
 
     Args:
         numbers: (S,) one of each seed; not all equal.
         estimates: their intervals over the same texts; where one is missing, the interval is over
             seeds alone.
     """
-    over_seeds = mean_over_seeds(numbers)
-    errors = [standard_error(e.ci95) for e in estimates if e.ci95 is not None]
-    n_texts = min((e.n for e in estimates), default=0)
+    seeds = _of_means(numbers)
+    errors = [_standard_error(e.ci95) for e in estimates if e.ci95 is not None]
+    n_texts = min(e.n for e in estimates)
     if len(errors) < len(numbers) or n_texts < 2:
-        return over_seeds
-    by_seed = _Part(over_seeds.variance, over_seeds.freedom)
-    by_text = _Part(float(np.mean(np.square(errors))), n_texts - 1)
-    variance = by_seed.variance + by_text.variance
-    freedom = variance**2 / (by_seed.noise + by_text.noise)
-    return _wider(
-        MeanOverSeeds(over_seeds.mean, variance, freedom, over_seeds.n_seeds, n_texts),
-        replace(over_seeds, n_texts=n_texts),
-    )
+        return _wider(numbers, 0, [seeds])
+    by_text = _Variance(float(np.mean(np.square(errors))), n_texts - 1)
+    return _wider(numbers, n_texts, [seeds, _satterthwaite(seeds, by_text)])
 
 
-def _wider(*means: MeanOverSeeds) -> MeanOverSeeds:
+@dataclass(frozen=True)
+class _Variance:
+    """An estimated variance of the mean."""
+
+    value: float
+    dof: float
+
+
+def _of_means(means: Floats) -> _Variance:
+    """Return the variance of the mean of independent values."""
+    return _Variance(float(np.var(means, ddof=1)) / len(means), len(means) - 1)
+
+
+def _satterthwaite(
+    first: _Variance, second: _Variance, subtracted: _Variance | None = None
+) -> _Variance:
+    """Return the sum of two variances, less another, with Satterthwaite's degrees of freedom."""
+    value = first.value + second.value - (subtracted.value if subtracted else 0.0)
+    parts = [part for part in (first, second, subtracted) if part is not None]
+    return _Variance(value, value**2 / sum(part.value**2 / part.dof for part in parts))
+
+
+def _wider(numbers: Floats, n_texts: int, variances: Sequence[_Variance]) -> MeanOverSeeds:
+    """Return the mean of the numbers with the variance that gives the widest interval."""
+    means = [
+        MeanOverSeeds(float(numbers.mean()), v.value, v.dof, len(numbers), n_texts)
+        for v in variances
+    ]
     return max(means, key=lambda mean: mean.half_width)
 
 
-def standard_error(interval: tuple[float, float]) -> float:
+def _standard_error(interval: tuple[float, float]) -> float:
     """Return the standard error of a mean whose 95% interval is normal."""
     from scipy import stats
 
     return (interval[1] - interval[0]) / 2 / float(stats.norm.ppf((1 + _LEVEL) / 2))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A mean square divided by the number of values, and its degrees of freedom."""
-
-    variance: float
-    freedom: float
-
-    @property
-    def noise(self) -> float:
-        """Its term in Satterthwaite's denominator."""
-        return self.variance**2 / self.freedom
 
 
 def _complete(texts: Sequence[Floats | None], n_seeds: int) -> Floats | None:

@@ -6,6 +6,8 @@ key for the registry, `LAYER_LABELS` for what is drawn by layer.
 
 from typing import Any
 
+from hyperfitting.metrics.per_text import of_patching
+
 TOKEN_CLASSES = {
     "function": "function words",
     "punctuation": "punctuation",
@@ -78,7 +80,31 @@ _ALONG = (
         "nats",
     ),
 )
+_PATCHING = {
+    "changed": (
+        "next token changed by patching",
+        "whether the next token is another one, if the output of evaluation.patch_block is the "
+        "tuned model's where the base model begins to repeat itself",
+    ),
+    "broken": (
+        "loop broken by patching",
+        "whether no repeat begins in the next tokens that the base model then generates",
+    ),
+    "random_changed": (
+        "next token changed by a random patch",
+        "as `patch/changed`, with a norm-matched random patch: the control",
+    ),
+    "random_broken": (
+        "loop broken by a random patch",
+        "as `patch/broken`, with a norm-matched random patch: the control",
+    ),
+}
 METRICS: dict[str, dict[str, Any]] = {
+    **{
+        f"patch/{name}": _entry(label, description)
+        | {"per_text": of_patching(name), "is_binary": True}
+        for name, (label, description) in _PATCHING.items()
+    },
     **{
         f"mech/{layer}_{name}": _entry(
             f"{label} {where}",

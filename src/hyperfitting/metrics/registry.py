@@ -50,7 +50,7 @@ class Metric:
     """How one of its numbers is written."""
     per_text: PerText | None = None
     """Returns (N,) values, NaN for a text that has none."""
-    is_share: bool = False
+    is_binary: bool = False
     """Whether the value of each text is 0 or 1."""
     among_texts: bool = False
     """Whether a text's value depends on the other texts, so that each slice has its own."""
@@ -157,7 +157,7 @@ _ALL = (
         direction="lower",
         format="{:.2f}",
         per_text=per_text.of_continuations(ends_in_loop),
-        is_share=True,
+        is_binary=True,
         in_summary=True,
     ),
     Metric(
@@ -196,7 +196,7 @@ _ALL = (
         f"share of continuations in which that run is over {LONG_OVERLAP} tokens",
         direction="lower",
         per_text=per_text.overlap_is_long,
-        is_share=True,
+        is_binary=True,
     ),
     Metric(
         "gen/entropy",
@@ -319,33 +319,6 @@ _ALL = (
         "share of positions of the reference texts where the most likely token is the base model's",
         per_text=per_text.top1_agreement,
         in_summary=True,
-    ),
-    Metric(
-        "patch/changed",
-        "next token changed by patching",
-        "whether the next token is another one, if the output of evaluation.patch_block is the "
-        "tuned model's where the base model begins to repeat itself",
-        per_text=per_text.of_patching("changed"),
-        is_share=True,
-    ),
-    Metric(
-        "patch/broken",
-        "loop broken by patching",
-        "whether no repeat begins in the next tokens that the base model then generates",
-        per_text=per_text.of_patching("broken"),
-        is_share=True,
-    ),
-    Metric(
-        "patch/random_changed",
-        "next token changed by a random patch",
-        "as `patch/changed`, with a norm-matched random patch: the control",
-        per_text=per_text.of_patching("random_changed"),
-    ),
-    Metric(
-        "patch/random_broken",
-        "loop broken by a random patch",
-        "as `patch/broken`, with a norm-matched random patch: the control",
-        per_text=per_text.of_patching("random_broken"),
     ),
     Metric(
         "train/loss",

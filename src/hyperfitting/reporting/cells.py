@@ -1,6 +1,6 @@
 """The numbers of a report: an estimate of one run, or over several, or why there is none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,10 +37,11 @@ class Cell:
     """Runs that it should be of."""
     note: str = ""
     """What a reader must know of the number, or instead of it."""
-    contributions: Floats | None = field(default=None, compare=False)
-    """Of one run: (N,) contributions of the texts, whose mean the number is; none: not kept."""
-    contexts: tuple[tuple[str, str], ...] = field(default=(), compare=False)
-    """Of one run: its texts; cells with the same are of the same texts. Empty: unknown."""
+    text_values: Floats | None = field(default=None, compare=False)
+    """Of one run: (N,) values of the texts (see `linearized`), whose mean the number is; none: they
+    are not kept."""
+    evaluated_on: Hashable = field(default=None, compare=False)
+    """Of one run: identifies its texts or questions, by which runs are paired. None: unknown."""
 
     def texts(self, form: str) -> tuple[str, str]:
         """Return it as a table shows it: the mean, and its interval with what must be known."""
@@ -132,11 +133,11 @@ def over_runs(cells: Sequence[Cell]) -> Estimate:
     numbers = np.array([estimate.mean for estimate in estimates])
     if np.ptp(numbers) == 0:
         return estimates[0]
-    texts = {cell.contexts for cell in cells}
-    if len(texts) > 1 or texts == {()}:
+    evaluated_on = {cell.evaluated_on for cell in cells}
+    if len(evaluated_on) > 1 or None in evaluated_on:
         return mean_over_seeds(numbers).estimate
-    if all(cell.contributions is not None for cell in cells):
-        return mean_over_seeds(numbers, [cell.contributions for cell in cells]).estimate
+    if all(cell.text_values is not None for cell in cells):
+        return mean_over_seeds(numbers, [cell.text_values for cell in cells]).estimate
     return mean_of_intervals(numbers, estimates).estimate
 
 
@@ -152,17 +153,16 @@ def _record_cell(record: Record, column: ColumnSpec) -> Cell:
     if part is None:
         where = " ".join(str(given) for given in (column.dataset, column.length) if given)
         return Cell(missing=f"not measured at {where}")
+    values = _column_values(record, column, column.side)
     if column.statistic == "max":
-        kept = record.per_text.values(column.side).get(column.key, [])
-        values = [value for value in kept if value is not None]
-        return _measured(Estimate(max(values), None, len(values)) if values else None)
-    texts = per_text(record, column, column.side)
-    if texts is not None and metric(column.key).exp_of:
-        texts = linearized_exp(texts)
+        if values is None:
+            return Cell(missing="not measured for each text")
+        highest = np.nanmax(np.exp(values) if metric(column.key).exp_of else values)
+        return _measured(Estimate(float(highest), None, int((~np.isnan(values)).sum())))
     return replace(
         _measured(record.estimate(part, column.side, column.key)),
-        contributions=texts,
-        contexts=tuple(contexts(record, column.dataset)),
+        text_values=None if values is None else linearized(values, column.key),
+        evaluated_on=tuple(contexts(record, column.dataset)),
     )
 
 
@@ -170,7 +170,7 @@ def _task_cell(downstream: Downstream | None, column: ColumnSpec, task: str) -> 
     """Return a model's number on one downstream task or group."""
     by_side = downstream.by_name.get(task, {}) if downstream is not None else {}
     cell = _measured(by_side.get(column.side, {}).get(column.key))
-    cell = replace(cell, contexts=((task, "its questions"),))
+    cell = replace(cell, evaluated_on=task)
     is_accuracy = column.key in ("down/likelihood", "down/generation")
     if downstream is not None and is_accuracy and downstream.is_at_chance(task, column.side):
         cell = replace(cell, note="at chance")
@@ -184,52 +184,55 @@ def _difference_cell(run: RunEntry, other: RunEntry, column: ColumnSpec, side: S
         return Cell(missing=(run if record is None else other).missing)
     if contexts(record, column.dataset) != contexts(subtracted, column.dataset):
         return Cell(missing=f"of other texts than {other.name}")
-    values, subtracted_values = (
-        per_text(record, column, column.side),
-        per_text(subtracted, column, side),
-    )
+    values = _column_values(record, column, column.side)
+    subtracted_values = _column_values(subtracted, column, side)
     if values is None or subtracted_values is None:
         return Cell(missing="not measured for each text")
-    if metric(column.key).exp_of:
-        contributions = linearized_exp(values) - linearized_exp(subtracted_values)
-    else:
-        contributions = values - subtracted_values
     return replace(
         _measured(_difference(record, column, values, subtracted_values)),
-        contributions=contributions,
-        contexts=tuple(contexts(record, column.dataset)),
+        text_values=linearized(values, column.key) - linearized(subtracted_values, column.key),
+        evaluated_on=tuple(contexts(record, column.dataset)),
     )
 
 
-def linearized_exp(values: Floats) -> Floats:
-    """Return the first-order contributions of (N,) values to the exponential of their mean.
+def linearized(values: Floats, key: str) -> Floats:
+    """Return values (N,) whose mean a metric is, from those of the texts.
 
-    Their mean is that exponential, and their variance that of the delta method.
+    The values themselves; of the exponential of their mean (a perplexity), its first-order terms,
+    whose variance is that of the delta method.
     """
+    if not metric(key).exp_of:
+        return values
     mean = np.nanmean(values)
     return np.asarray(np.exp(mean) * (1 + values - mean))
 
 
-def per_text(record: Record, column: ColumnSpec, side: Side) -> Floats | None:
-    """Return a column's values for each text of a record, (N,); none: they are not kept.
+def _column_values(record: Record, column: ColumnSpec, side: Side) -> Floats | None:
+    return text_values(record, column.key, side, column.length, column.dataset)
+
+
+def text_values(
+    record: Record, key: str, side: Side, length: int | None = None, dataset: str | None = None
+) -> Floats | None:
+    """Return a metric's values for each text of a record, (N,); none: they are not kept.
 
     They are kept at full length. Of a metric that is the exponential of another one's mean, the
     values are those of that one.
     """
-    full = record.answers if column.dataset == CHAT else record.overall
-    if full is None or column.length not in (None, full.max_new_tokens):
+    full = record.answers if dataset == CHAT else record.overall
+    if full is None or length not in (None, full.max_new_tokens):
         return None
-    if metric(column.key).among_texts and column.dataset is not None:
+    if metric(key).among_texts and dataset is not None:
         return None  # each slice has its own
-    values = record.text_values(side, metric(column.key).exp_of or column.key)
-    of_rows = [values[row] for row in _rows(record, column.dataset)]
+    values = record.text_values(side, metric(key).exp_of or key)
+    of_rows = [values[row] for row in _rows(record, dataset)]
     return np.array(of_rows, dtype=float) if set(of_rows) - {None} else None
 
 
 def _difference(
     record: Record, column: ColumnSpec, values: Floats, subtracted: Floats
 ) -> Difference | None:
-    """Return the difference of two models' values (see `per_text`), paired by text."""
+    """Return the difference of two models' values (see `text_values`), paired by text."""
     return paired_difference(
         values,
         subtracted,
@@ -277,7 +280,7 @@ def _correlation_of_seed(records: Sequence[Record], column: ColumnSpec, field: s
         Estimate(float(spearmanr(x, y).statistic), ci95, len(measured)),
         n_finished=len(measured),
         note="interval over texts" if ci95 else "",
-        contexts=tuple(contexts(records[0], column.dataset)),
+        evaluated_on=tuple(contexts(records[0], column.dataset)),
     )
 
 
@@ -285,7 +288,7 @@ def _paired_texts(records: Sequence[Record], column: ColumnSpec) -> Floats | Non
     """Return a column's values of K runs on the same N texts, (K, N); none: they are not kept."""
     if len({tuple(contexts(record)) for record in records}) > 1:
         return None
-    texts = [per_text(record, column, column.side) for record in records]
+    texts = [_column_values(record, column, column.side) for record in records]
     kept = [values for values in texts if values is not None]
     return np.array(kept) if len(kept) == len(records) else None
 

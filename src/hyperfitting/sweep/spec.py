@@ -20,12 +20,12 @@ SPEC_FILE = "sweep.json"
 SPEC_VERSION = 2
 _FILES_OF_REPORT = ("tables", "figures")
 """Sections of a report whose keys become file names."""
-_KEEPS_EXPERIMENT = (
+_NEUTRAL_ARGUMENTS = (
     "-", "experiment=", "scale=", "seed=", "plan=", "store=", "remote_stores=", "hardware",
     "tracking", "hydra.sweep.", "hydra.launcher", "hydra/launcher", "hydra.job.", "hydra.verbose=",
     "hydra.sweeper.code_change=", "hydra.sweeper.max_attempts=",
 )  # fmt: skip
-"""Arguments that change how an experiment is run, and not what it measures."""
+"""Beginnings of arguments that change how an experiment is run, and not what it measures."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -86,12 +86,12 @@ class SweepSpec(StrictModel):
         return self.name.removesuffix(f"_{self.scale}")
 
     @property
-    def changes(self) -> list[str]:
-        """The overrides of its command with which its runs are not the experiment's."""
+    def changing_overrides(self) -> list[str]:
+        """Overrides of its command that change what the experiment measures."""
         return [
             argument
             for argument in self.command[1:]
-            if not argument.lstrip("+").startswith(_KEEPS_EXPERIMENT)
+            if not argument.lstrip("+").startswith(_NEUTRAL_ARGUMENTS)
         ]
 
     @field_validator("report")

@@ -6,17 +6,13 @@ from collections.abc import Iterator
 from hyperfitting.config import RunConfig
 from hyperfitting.formatting import listed
 from hyperfitting.metrics.registry import METRICS
-from hyperfitting.record.schema import Record, Slice
+from hyperfitting.record.schema import SIDES, Record
 from hyperfitting.verify.check import Check
+from hyperfitting.verify.scores import ATOL, RTOL
 
-_RTOL, _ATOL = 1e-9, 1e-9
 _OVERLAP = "gen/dataset_overlap"
-_NEEDED = {
-    "gen/mauve": "evaluation.mauve",
-    "gen/fid": "evaluation.fid_weights",
-    "gen/kid": "evaluation.fid_weights",
-}
-"""Metrics of a whole set, and the field without which they are not measured."""
+_NEEDED = {"gen/mauve": "mauve", "gen/fid": "fid_weights", "gen/kid": "fid_weights"}
+"""Metrics of a whole set, and the field of `evaluation` without which they are not measured."""
 
 
 def check_consistency(record: Record, config: RunConfig) -> Check:
@@ -26,7 +22,7 @@ def check_consistency(record: Record, config: RunConfig) -> Check:
         return Check("consistency", "failed", listed(problems))
     detail = "differences, lengths and sets"
     if parts := list(_only_recorded(record)):
-        detail += f"; only `record from artifacts` checks {listed(parts, len(parts))}"
+        detail += f"; only `record from artifacts` checks {', '.join(parts)}"
     return Check("consistency", "passed", detail)
 
 
@@ -38,7 +34,7 @@ def _differences(record: Record) -> Iterator[str]:
             if tuned is None or base is None or not tuned.n == base.n == difference.n:
                 continue
             expected = tuned.mean - base.mean
-            if abs(difference.mean - expected) > _ATOL + _RTOL * abs(expected):
+            if abs(difference.mean - expected) > ATOL + RTOL * max(abs(tuned.mean), abs(base.mean)):
                 yield f"slices[{i}].difference.{key} is {difference.mean}, not {expected}"
 
 
@@ -48,23 +44,18 @@ def _overlaps(record: Record) -> Iterator[str]:
         for longer in record.slices:
             if longer.dataset != part.dataset or longer.max_new_tokens <= part.max_new_tokens:
                 continue
-            for side in ("tuned", "base"):
-                if _overlap(part, side) > _overlap(longer, side) + _ATOL:
+            for side in SIDES:
+                short, long = (p.estimates(side).get(_OVERLAP) for p in (part, longer))
+                if short is not None and long is not None and short.mean > long.mean + ATOL:
                     yield f"slices[{i}].{side}.{_OVERLAP} is above that of longer continuations"
-
-
-def _overlap(part: Slice, side: str) -> float:
-    estimates = part.tuned if side == "tuned" else part.base
-    found = estimates.get(_OVERLAP)
-    return found.mean if found is not None else 0.0
 
 
 def _sets(record: Record, config: RunConfig) -> Iterator[str]:
     """Yield the metrics of whole sets that the config does not ask for."""
     for key, field in _NEEDED.items():
         is_there = any(key in part.tuned or key in part.base for part in record.slices)
-        if is_there and getattr(config.evaluation, field.partition(".")[2]) is None:
-            yield f"{METRICS[key].label} without {field}"
+        if is_there and getattr(config.evaluation, field) is None:
+            yield f"{METRICS[key].label} without evaluation.{field}"
 
 
 def _only_recorded(record: Record) -> Iterator[str]:

@@ -177,8 +177,7 @@ def _check_scores(record: Record, recorded: Predictions | None) -> Check:
     result = check_scores(record, recorded)
     detail = str(result.differences)
     if result.not_computed:
-        n = len(result.not_computed)
-        detail += f"; text values as recorded: {listed(result.not_computed, n)}"
+        detail += f"; text values as recorded: {', '.join(result.not_computed)}"
     return _failed_if(name, result.differences.kind == "different", detail, detail)
 
 

@@ -107,7 +107,7 @@ class _Tested:
     """Of a test over seeds: texts whose variation is in the interval."""
 
 
-def judge(
+def evaluate_criterion(
     criterion: Criterion, runs: RunsBySeed, others: RunsBySeed | None, model: str | None = None
 ) -> Evidence:
     """Return what finished runs say of a criterion.
@@ -126,19 +126,21 @@ def judge(
         raise NotMeasuredError("what it is compared with has not been run")
     values = [measure(runs[seed], criterion.value) for seed in seeds]
     subtracted: list[Measurement] = []
-    judged = values
+    measured = values
     if criterion.minus is not None and others is not None:
         quantity = criterion.value.changed(criterion.minus)
         subtracted = [measure(others[seed], quantity) for seed in seeds]
         recorded = [
-            recorded_difference(runs[seed], criterion.value) if criterion.is_of_base else None
+            recorded_difference(runs[seed], criterion.value)
+            if criterion.is_tuned_minus_base
+            else None
             for seed in seeds
         ]
-        judged = [a.minus(b, r) for a, b, r in zip(values, subtracted, recorded, strict=True)]
-    tested = _test(judged, criterion)
+        measured = [a.minus(b, r) for a, b, r in zip(values, subtracted, recorded, strict=True)]
+    tested = _test(measured, criterion)
     observed_in = None
     if criterion.needs_no_test:
-        observed_in = sum(criterion.holds(measurement.number) for measurement in judged)
+        observed_in = sum(criterion.holds(measurement.number) for measurement in measured)
     p_values = [p for p in (tested.p_above, tested.p_below) if p is not None]
     entries = [run for seed in seeds for run in [*runs[seed], *(others or {}).get(seed, ())]]
     return Evidence(
@@ -170,46 +172,48 @@ def _holds(criterion: Criterion, estimate: float, observed_in: int | None, n_see
     return observed_in > 0 if criterion.observed else observed_in == n_seeds
 
 
-def _test(judged: Sequence[Measurement], criterion: Criterion) -> _Tested:
+def _test(measured: Sequence[Measurement], criterion: Criterion) -> _Tested:
     """Return the estimate and its p-values, of the number of each seed."""
-    numbers = np.array([measurement.number for measurement in judged])
-    if len({measurement.settings for measurement in judged}) > 1:
+    numbers = np.array([measurement.number for measurement in measured])
+    if len({measurement.settings for measurement in measured}) > 1:
         raise NotMeasuredError("the seeds were not run with the same settings")
     untested = _Tested(Estimate(float(numbers.mean()), None, len(numbers)), "", None, None)
-    if not all(measurement.is_paired for measurement in judged):
+    if not all(measurement.is_paired for measurement in measured):
         return untested
     if len(numbers) >= MIN_SEEDS and np.ptp(numbers) > 0:  # else the seed changes nothing
-        return _over_seeds(numbers, judged, criterion)
-    texts = _texts(judged)
+        return _over_seeds(numbers, measured, criterion)
+    texts = _texts(measured)
     if texts is None:
-        interval = judged[0].interval if len(judged) == 1 else None
-        return untested if interval is None else _from_interval(interval, criterion)
-    if judged[0].settings:
-        return _test_rank_correlation(judged[0].settings, texts, criterion)
-    is_share = all(measurement.is_share for measurement in judged)
-    return (_share_of_texts if is_share else _over_texts)(texts, criterion)
+        interval = measured[0].interval if len(measured) == 1 else None
+        if interval is None or interval.ci95 is None:
+            return untested
+        return _from_interval(interval.mean, interval.ci95, interval.n, criterion)
+    if measured[0].settings:
+        return _test_rank_correlation(measured[0].settings, texts, criterion)
+    is_binary = all(measurement.is_binary for measurement in measured)
+    return (_share_of_texts if is_binary else _over_texts)(texts, criterion)
 
 
-def _texts(judged: Sequence[Measurement]) -> Floats | None:
+def _texts(measured: Sequence[Measurement]) -> Floats | None:
     """Return the values of each text, means over seeds; none: they are not kept."""
-    texts = [m.texts for m in judged if m.texts is not None]
-    if len(texts) < len(judged) or len({m.contexts for m in judged}) > 1:
+    texts = [m.texts for m in measured if m.texts is not None]
+    if len(texts) < len(measured) or len({m.contexts for m in measured}) > 1:
         return None
     return np.asarray(np.mean(texts, axis=0))
 
 
-def _over_seeds(numbers: Floats, judged: Sequence[Measurement], criterion: Criterion) -> _Tested:
+def _over_seeds(numbers: Floats, measured: Sequence[Measurement], criterion: Criterion) -> _Tested:
     """Test over seeds, and over texts where all seeds have the same ones."""
     mean = mean_over_seeds(numbers)
-    if len({measurement.contexts for measurement in judged}) == 1:
-        contributions = [measurement.contributions for measurement in judged]
-        intervals = [_interval(measurement) for measurement in judged]
-        if all(values is not None for values in contributions):
-            mean = mean_over_seeds(numbers, contributions)
+    if len({measurement.contexts for measurement in measured}) == 1:
+        values = [measurement.text_values for measurement in measured]
+        intervals = [_interval(measurement) for measurement in measured]
+        if all(of_seed is not None for of_seed in values):
+            mean = mean_over_seeds(numbers, values)
         elif all(intervals):
             mean = mean_of_intervals(numbers, [e for e in intervals if e is not None])
     above, below = criterion.above, criterion.below
-    is_correlation = bool(judged[0].settings)
+    is_correlation = bool(measured[0].settings)
     return _Tested(
         mean.estimate.clipped(-1, 1) if is_correlation else mean.estimate,
         "seeds",
@@ -286,19 +290,19 @@ def _share_of_texts(x: Floats, criterion: Criterion) -> _Tested:
     )
 
 
-def _from_interval(estimate: Estimate, criterion: Criterion) -> _Tested:
-    """Test a number of which only the interval over texts is kept.
+def _from_interval(
+    number: float, ci95: tuple[float, float], n: int, criterion: Criterion
+) -> _Tested:
+    """Test a number of which only the interval over ``n`` texts is kept.
 
     With the normal distribution that has the half of the interval on the side of the bound.
     """
-    low, high = estimate.ci95 or (math.nan, math.nan)
 
     def p(bound: float | None, sign: int) -> float | None:
         if bound is None:
             return None
-        half = estimate.mean - low if bound < estimate.mean else high - estimate.mean
-        if half <= 0:
-            return None
-        return float(norm.sf(sign * (estimate.mean - bound) / (half / _Z95)))
+        half = number - ci95[0] if bound < number else ci95[1] - number
+        return None if half <= 0 else float(norm.sf(sign * (number - bound) / (half / _Z95)))
 
+    estimate = Estimate(number, ci95, n)
     return _Tested(estimate, "texts", p(criterion.above, 1), p(criterion.below, -1))

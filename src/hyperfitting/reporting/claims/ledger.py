@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from hyperfitting.metrics.multiple_tests import holm
-from hyperfitting.reporting.claims.evidence import Evidence, judge
+from hyperfitting.reporting.claims.evidence import Evidence, evaluate_criterion
 from hyperfitting.reporting.claims.quantities import NotMeasuredError
 from hyperfitting.reporting.claims.schema import SCALES, Claim, Criterion, Quantity, Scale
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords, load_sweep
@@ -163,7 +163,7 @@ def load_sweeps(folders: Iterable[Path]) -> Sweeps:
         sweeps_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).append(sweep)
     runs_of, counted, incomplete = {}, [], set()
     for (experiment, scale), sweeps in sweeps_of.items():
-        candidates = [sweep for sweep in sweeps if not sweep.spec.changes]
+        candidates = [sweep for sweep in sweeps if not sweep.spec.changing_overrides]
         chosen = _newest_complete(candidates) if candidates else None
         if chosen is not None:
             runs_of[experiment, scale] = chosen.runs
@@ -321,7 +321,9 @@ def _measured(
     if criterion.minus is not None:
         others = _by_model(sweeps, criterion.value.changed(criterion.minus), scale, model)
     return [
-        judge(criterion, by_seed, None if others is None else others.get(name, {}), name)
+        evaluate_criterion(
+            criterion, by_seed, None if others is None else others.get(name, {}), name
+        )
         for name, by_seed in runs.items()
     ]
 

@@ -11,8 +11,8 @@ from hyperfitting.metrics.diversity import ttr
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.registry import metric
 from hyperfitting.metrics.uncertainty import Floats
-from hyperfitting.record.schema import NextToken, Position, Record, Side, Slice
-from hyperfitting.reporting.cells import config_value, contexts, linearized_exp
+from hyperfitting.record.schema import NextToken, Position, Record, Side
+from hyperfitting.reporting.cells import config_value, contexts, linearized, text_values
 from hyperfitting.reporting.claims.schema import Quantity
 from hyperfitting.reporting.sweep_records import RunEntry
 
@@ -31,12 +31,12 @@ class Measurement:
     """(N,) values whose mean the number is; none: it is no such mean, or they are not kept. Of a
     rank correlation (K, N): of the runs of each setting."""
     linearized: Floats | None = None
-    """(N,) first-order contributions of the texts to a number that is no mean; their mean is it."""
+    """(N,) the same of a number that is no mean: its first-order terms (`cells.linearized`)."""
     settings: tuple[float, ...] = ()
     """(K,) with which the number is the rank correlation, in order; empty: it is none."""
     interval: Estimate | None = None
-    """The number with its interval over texts, where the values are not kept."""
-    is_share: bool = False
+    """The number with its interval over texts, if any, where the values are not kept."""
+    is_binary: bool = False
     """Whether the value of each text is 0 or 1."""
     contexts: tuple[tuple[str, str], ...] = ()
     """Dataset and context of each text: numbers of the same texts are paired."""
@@ -44,8 +44,8 @@ class Measurement:
     """Whether both numbers of a difference are of the same texts."""
 
     @property
-    def contributions(self) -> Floats | None:
-        """(N,) contributions of the texts, whose mean the number is; none: they are not kept."""
+    def text_values(self) -> Floats | None:
+        """(N,) values of the texts, or linearized, whose mean the number is; none: not kept."""
         return None if self.settings else (self.linearized if self.texts is None else self.texts)
 
     def minus(self, other: "Measurement", recorded: Estimate | None) -> "Measurement":
@@ -56,11 +56,11 @@ class Measurement:
             recorded: the same difference with its paired interval, as a record may have it.
         """
         is_paired = self.contexts == other.contexts
-        texts = linearized = None
+        texts = linear = None
         number = self.number - other.number
         if is_paired:
             texts = _difference(self.texts, other.texts)
-            linearized = _difference(self.contributions, other.contributions)
+            linear = _difference(self.text_values, other.text_values)
         if texts is not None:
             if np.isnan(texts).all():
                 raise NotMeasuredError("no text has both values")
@@ -68,7 +68,7 @@ class Measurement:
         return Measurement(
             number,
             texts,
-            linearized,
+            linear,
             interval=recorded or _independent_difference(self.interval, other.interval),
             contexts=self.contexts,
             is_paired=is_paired,
@@ -126,23 +126,21 @@ def _of_metric(record: Record, quantity: Quantity) -> Measurement:
     part = record.slice_at(length)
     if part is None:
         raise NotMeasuredError(f"no continuations of {length} tokens")
-    kept = record.per_text.values(quantity.side).get(quantity.key)
-    if part is not record.overall or metric(quantity.key).exp_of:
-        kept = None  # values are kept at full length, and perplexities are no means of them
+    values = text_values(record, quantity.key, quantity.side, quantity.length)
+    is_mean = not metric(quantity.key).exp_of
     if quantity.statistic == "max":
-        values = [value for value in kept or [] if value is not None]
-        if not values:
+        if values is None or not is_mean:
             raise NotMeasuredError("values per text are kept at full length only")
-        return Measurement(max(values))
-    if kept is not None:
-        return _of_texts(record, np.array(kept, dtype=float), metric(quantity.key).is_share)
+        return Measurement(float(np.nanmax(values)))
+    if values is not None and is_mean:
+        return _of_texts(record, values, metric(quantity.key).is_binary)
     estimate: Estimate | None = record.estimate(part, quantity.side, quantity.key)
     if estimate is None:
         raise NotMeasuredError(f"{quantity.key} is not measured")
     return Measurement(
         estimate.mean,
-        linearized=_linearized(record, part, quantity),
-        interval=estimate if estimate.ci95 is not None else None,
+        linearized=None if values is None else linearized(values, quantity.key),
+        interval=estimate,
         contexts=tuple(contexts(record)),
     )
 
@@ -151,24 +149,14 @@ def recorded_difference(runs: Sequence[RunEntry], quantity: Quantity) -> Estimat
     """Return the tuned minus the base model's number with the paired interval that a record has."""
     record = runs[0].record if len(runs) == 1 else None
     part = record.slice_at(quantity.length) if record is not None else None
-    found = part.difference.get(quantity.key) if part is not None else None
-    return found if found is not None and found.ci95 is not None else None
+    return part.difference.get(quantity.key) if part is not None else None
 
 
-def _linearized(record: Record, part: Slice, quantity: Quantity) -> Floats | None:
-    """Return the contributions of the texts to the exponential of a mean, (N,)."""
-    mean_of = metric(quantity.key).exp_of
-    if not mean_of or part is not record.overall:
-        return None
-    values = record.per_text.values(quantity.side).get(mean_of)
-    return None if values is None else linearized_exp(np.array(values, dtype=float))
-
-
-def _of_texts(record: Record, texts: Floats, is_share: bool = False) -> Measurement:
+def _of_texts(record: Record, texts: Floats, is_binary: bool = False) -> Measurement:
     if np.isnan(texts).all():
         raise NotMeasuredError("no text has a value")
     return Measurement(
-        float(np.nanmean(texts)), texts, is_share=is_share, contexts=tuple(contexts(record))
+        float(np.nanmean(texts)), texts, is_binary=is_binary, contexts=tuple(contexts(record))
     )
 
 
@@ -258,12 +246,8 @@ def _early_cosine(record: Record) -> Measurement:
         if layer in blocks and mean is not None
     ]
     mean, ci95 = min(points, key=lambda point: point[0])
-    n = len(record.samples)
-    return Measurement(
-        mean,
-        interval=Estimate(mean, ci95, n) if ci95 is not None else None,
-        contexts=tuple(contexts(record)),
-    )
+    interval = Estimate(mean, ci95, len(record.samples))
+    return Measurement(mean, interval=interval, contexts=tuple(contexts(record)))
 
 
 _DERIVED: dict[str, Callable[[Record, Side], list[float]]] = {

@@ -144,7 +144,7 @@ class Criterion(StrictModel):
         return self.observed or self.universal
 
     @property
-    def is_of_base(self) -> bool:
+    def is_tuned_minus_base(self) -> bool:
         """Whether the number is the tuned minus the base model's, of the same run."""
         return (
             self.minus is not None
