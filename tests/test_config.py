@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+import transformers
 import yaml
 
 from hyperfitting.config import RunConfig, conf_dir
@@ -13,6 +14,7 @@ from hyperfitting.data.config import TextsConfig
 from hyperfitting.decoding.config import CitationBlockerConfig, ControlConfig
 from hyperfitting.errors import UserError, near_matches
 from hyperfitting.fields import RECORD, RUNTIME, changes_results, differing_fields
+from hyperfitting.runtime.code_version import code_version
 from tests.cli import hyperfit
 from tests.conftest import Compose
 
@@ -294,6 +296,13 @@ def test_help_lists_the_groups_and_imports_nothing_heavy(tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version_is_of_this_code_and_its_packages(tmp_path: Path) -> None:
+    done = hyperfit(tmp_path, "--version")
+    assert done.returncode == 0
+    assert str(code_version()) in done.stdout
+    assert f"transformers {transformers.__version__}" in done.stdout
 
 
 def test_your_own_defaults_are_composed_last(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Heavy imports wait until a run begins, so that `--help` answers at once.
 """
 
 import logging
+import platform
 import sys
 import time
 from dataclasses import asdict
@@ -181,6 +182,16 @@ def _run_tracked(config: RunConfig, out_dir: Path, progress: "ProgressReporter")
         run(config, out_dir, tracker, progress)
 
 
+def show_version() -> None:
+    """Print the versions of this code and of the packages that numbers depend on."""
+    from hyperfitting.runtime.code_version import code_version
+    from hyperfitting.store.manifest import package_versions
+
+    print(f"hyperfitting {code_version()}")
+    packages = {"python": platform.python_version(), **package_versions()}
+    print(", ".join(f"{name} {v}" for name, v in packages.items() if name != "hyperfitting"))
+
+
 def main() -> None:
     """Run the command line: one run, or with `-m` a sweep.
 
@@ -191,6 +202,8 @@ def main() -> None:
         from hyperfitting.training.worker import run_worker_rank
 
         return run_worker_rank()
+    if sys.argv[1:] == ["--version"]:  # Hydra would print its own
+        sys.exit(failures.exit_status(show_version))
     preemption.install_handlers()
     register()
     hydra_task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
