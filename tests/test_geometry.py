@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperfitting.mechanism.config import MechanismConfig
-from hyperfitting.mechanism.geometry import TOKEN_MEANS, compute_geometry
+from hyperfitting.mechanism.geometry import TOKEN_MEANS, Geometry, compute_geometry
 from hyperfitting.mechanism.hidden_states import layer_names, layer_states
 from hyperfitting.mechanism.logit_lens import lens_logits
-from hyperfitting.mechanism.moments import PairMoments
+from hyperfitting.mechanism.moments import LayerMoments, PairMoments
 from hyperfitting.mechanism.summaries import geometry_curves
 from hyperfitting.models import layers
 from hyperfitting.models.base import BaseModel
@@ -22,6 +22,7 @@ from tests.mechanism import make_texts, model_pair
 from tests.test_state_space import save_model
 
 CFG = MechanismConfig(["geometry"], skip_tokens=1, outlier_dims=2)
+KEYS = ("base_participation_ratio", "tuned_participation_ratio", "cka")
 Array = np.ndarray
 
 
@@ -100,7 +101,8 @@ def test_geometry_is_that_of_numpy_on_all_tokens_at_once(base: BaseModel) -> Non
             np.testing.assert_allclose(
                 geometry.token_means[first : first + 4, layer], means, rtol=1e-4
             )
-        assert geometry.cka[layer] == pytest.approx(debiased_cka(all_x, all_y), rel=1e-4)
+            cka = debiased_cka(all_x[:, kept], all_y[:, kept])
+            assert geometry.cka[layer, int(trim)] == pytest.approx(cka, rel=1e-4)
 
 
 def _token_means(x: Array, y: Array) -> list[float]:
@@ -162,7 +164,7 @@ def test_cka_ignores_rotation_scale_and_shift(seed: int, shift: float, scale: fl
     x = random.standard_normal((40, 6))
     y = x @ np.linalg.qr(random.standard_normal((6, 6)))[0] * scale + shift
     result = moments_of(x, y, 4, noise=0.3).finish()
-    assert result.cka == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(result.cka, 1, atol=1e-3)
     assert result.participation_ratio[0] == pytest.approx(result.participation_ratio[1], rel=1e-3)
 
 
@@ -171,7 +173,7 @@ def test_cka_of_unrelated_states_is_about_zero_although_there_are_few_tokens() -
     values = []
     for seed in range(40):
         x, y = np.random.default_rng(seed).standard_normal((2, 40, 20))
-        values.append(moments_of(x, y, 4).finish().cka)
+        values.append(moments_of(x, y, 4).finish().cka[0])
     assert abs(np.mean(values)) < 0.03
 
 
@@ -190,11 +192,49 @@ def test_projections_give_the_inner_products_of_the_scatter_matrices() -> None:
     weights = random.multinomial(n_texts, np.full(n_texts, 1 / n_texts), 500)
     ratios = [
         np.einsum("bi,ij,bj->b", weights, gram, weights) / gram.sum()
-        for gram in (exact, result.gram[0, 0], result.cross_gram)
+        for gram in (exact, result.gram[0, 0], result.cross_gram[0])
     ]
     assert np.corrcoef(ratios[0], ratios[1])[0, 1] > 0.97
     np.testing.assert_allclose(ratios[0].std(), ratios[1].std(), rtol=0.15)
     np.testing.assert_allclose(ratios[1], ratios[2], rtol=1e-3)
+
+
+def test_intervals_are_as_wide_as_new_texts_vary() -> None:
+    """Of participation ratio and CKA, computed plainly on other samples of texts."""
+    random = np.random.default_rng(0)
+    n_texts, length, d = 30, 15, 6
+    mixing = np.eye(d) + 0.5 * random.standard_normal((d, d))
+
+    def sample() -> tuple[Array, Array]:
+        scales = random.uniform(0.3, 2, (n_texts, 1, d)) * np.linspace(0.5, 1.5, d)
+        x = random.standard_normal((n_texts, length, d)) * scales
+        y = x @ mixing + random.standard_normal(x.shape) * random.uniform(0.3, 2, (n_texts, 1, 1))
+        return x.reshape(-1, d), y.reshape(-1, d)
+
+    plain = [
+        (participation_ratio(x), participation_ratio(y), debiased_cka(x, y))
+        for x, y in (sample() for _ in range(150))
+    ]
+    expected = dict(zip(KEYS, np.std(plain, axis=0), strict=True))
+    widths: dict[str, list[float]] = {key: [] for key in KEYS}
+    for _ in range(20):
+        curves = geometry_curves(of_one_layer(moments_of(*sample(), n_texts).finish()), 400)
+        for key in KEYS:
+            ((low, high),) = curves[key].ci95 or []
+            assert low < (curves[key].mean[0] or 0) < high
+            widths[key].append(high - low)
+    for key in KEYS:
+        assert np.mean(widths[key]) / (2 * 1.96) == pytest.approx(expected[key], rel=0.2)
+
+
+def of_one_layer(moments: LayerMoments) -> Geometry:
+    """The geometry of a model with a single layer, without means over tokens."""
+    return Geometry(
+        layers=np.array(["block 1"]),
+        token_means=np.ones((8, 1, moments.trace.shape[-1])),
+        outlier_dims=np.zeros((1, 0), np.int64),
+        **{name: np.array(values)[None] for name, values in vars(moments).items()},
+    )
 
 
 def test_memory_that_runs_out_while_states_are_added_changes_nothing_but_rounding(

@@ -20,8 +20,8 @@ class MechanismConfig:
     """`geometry`: tokens at the start of each text that are left out. The first one is an attention
     sink whose massive activations (Sun et al., 2024) would decide every covariance."""
     outlier_dims: int = setting(3, enters="layer_geometry")
-    """`geometry`: dimensions of largest root mean square in the base model, without which cosine,
-    L2 distance and participation ratio are computed once more."""
+    """`geometry`: dimensions of largest root mean square in the base model's states of the first
+    text, layer by layer, without which everything is computed once more."""
     lens_texts: int = setting(4, enters="logit_lens")
     """`lens`: texts of each dataset; each block costs a product with the output layer."""
     loop_ngram: int = setting(2, enters="loop_steps")

@@ -7,6 +7,8 @@ At every layer, over the tokens of the texts but the first `mechanism.skip_token
 - participation ratio of the covariance of all tokens, of each model (centered at the mean);
 - debiased linear CKA of all tokens.
 
+Each is computed of all dimensions, and once more without the `mechanism.outlier_dims`.
+
 Both models are in memory; one pass streams batches through them and keeps only sums.
 """
 
@@ -28,6 +30,7 @@ from hyperfitting.fields import id_config
 from hyperfitting.mechanism.config import MechanismConfig
 from hyperfitting.mechanism.hidden_states import layer_names, layer_states
 from hyperfitting.mechanism.moments import (
+    N_SKETCHES,
     SKETCH_SIZE,
     Floats,
     LayerMoments,
@@ -44,7 +47,7 @@ from hyperfitting.store.artifact import Artifact, Step
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-VERSION = 1
+VERSION = 2
 _FILE = "geometry.npz"
 WITHOUT_OUTLIERS = "_without_outliers"
 TOKEN_MEANS = ("cosine", "l2", "base_norm", "tuned_norm")
@@ -63,13 +66,13 @@ class Geometry:
     participation_ratio: Floats
     """(P, 2, 2): base and tuned; all dimensions and without the outlier ones."""
     cka: Floats
-    """(P,)"""
+    """(P, 2): all dimensions and without outliers."""
     trace: Floats
     """(P, 2, 2, N), as `LayerMoments` has it."""
     gram: Floats
     """(P, 2, 2, N, N)"""
     cross_gram: Floats
-    """(P, N, N)"""
+    """(P, 2, N, N)"""
     outlier_dims: NDArray[np.int64]
     """(P, k) the dimensions of largest root mean square in the base model."""
 
@@ -122,7 +125,7 @@ def geometry_bytes(size: ModelSize, n_texts: int) -> float:
     """Return the memory of the sums of `PairMoments` at all layers, whatever the texts' length."""
     d = size.hidden_size
     scatter, sums = 3 * d**2, 2 * n_texts * d
-    return (size.n_blocks + 2) * (8 * (scatter + sums) + 4 * 5 * n_texts * SKETCH_SIZE**2)
+    return (size.n_blocks + 2) * (8 * (scatter + sums) + 4 * N_SKETCHES * n_texts * SKETCH_SIZE**2)
 
 
 @torch.inference_mode()

@@ -19,9 +19,11 @@ from torch import Tensor
 Floats = NDArray[np.float64]
 SKETCH_SIZE = 64
 _SEED = 0
-_PAIRS = ((0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1), (0, 0, 1))
+_PAIRS = ((0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1), (0, 0, 1), (0, 1, 1))
 """What is sketched: the scatter of model i (0 base, 1 tuned) and model j, and in which dimensions
 (0 all, 1 without outliers), as (i, dimensions, j)."""
+N_SKETCHES = len(_PAIRS)
+"""(d, d) sums of each text whose projections are kept."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,16 @@ class LayerMoments:
 
     participation_ratio: Floats
     """(2, 2): of base and tuned; of all dimensions, and without the outlier ones."""
-    cka: float
-    """Debiased linear CKA of base and tuned."""
+    cka: Floats
+    """(2,): debiased linear CKA of base and tuned; of all dimensions, and without outliers."""
     trace: Floats
     """(2, 2, N): of each text's scatter matrix; base and tuned, all dimensions and without
     outliers."""
     gram: Floats
     """(2, 2, N, N): estimated inner products of the texts' scatter matrices, likewise."""
     cross_gram: Floats
-    """(N, N): of the texts' cross-scatter matrices of base and tuned, of all dimensions."""
+    """(2, N, N): of the texts' cross-scatter matrices of base and tuned; all dimensions and without
+    outliers."""
 
 
 class PairMoments:
@@ -68,11 +71,12 @@ class PairMoments:
         self._sketch = _Sketch(n_texts, d, self.keep, device)
         self._count = zeros(n_texts)  # tokens by text
         self._sums = zeros(2, n_texts, d)
-        self._squares = zeros(2, 2, n_texts)  # squared norms; all dimensions, without outliers
         self._scatter = zeros(3, d, d)  # x'x, y'y, x'y
+        # norms are of all dimensions, then without outliers
+        self._squares = zeros(2, 2, n_texts)  # sum of |a|^2 for a in (x, y)
         # debiasing: sum of |a|^2 b, and of |a|^2 |b|^2, for a, b in (x, y)
-        self._weighted = zeros(2, 2, d)
-        self._norm_products = zeros(2, 2)
+        self._weighted = zeros(2, 2, 2, d)
+        self._norm_products = zeros(2, 2, 2)
 
     def update(self, texts: slice, base: Tensor, tuned: Tensor, mask: Tensor) -> None:
         """Add the tokens of some texts; all tensors are on the device of the sums.
@@ -95,18 +99,19 @@ class PairMoments:
         self._count[texts] = weight.double().sum((1, 2))
         self._sums[:, texts] = torch.stack([s.sum(1) for s in states]).double()
         trimmed = torch.stack([squared_norms(inner) for inner, _ in parts])  # (2, B, T)
-        norms = trimmed + torch.stack([squared_norms(outer) for _, outer in parts])
-        self._squares[:, 0, texts], self._squares[:, 1, texts] = norms.sum(2), trimmed.sum(2)
-        norms = norms.flatten(1)  # (2, B * T)
+        full = trimmed + torch.stack([squared_norms(outer) for _, outer in parts])
+        norms = torch.stack([full, trimmed])
+        self._squares[:, :, texts] = norms.sum(3)
+        norms = norms.flatten(2)  # (2, 2, B * T)
         flat = [s.flatten(0, 1) for s in states]  # (B * T, d)
         scatter = [flat[a].T @ flat[b] for a, b in ((0, 0), (1, 1), (0, 1))]
-        weighted = [norms.float() @ flat[b] for b in (0, 1)]
-        norm_products = norms @ norms.T
+        weighted = [norms.float() @ flat[b] for b in (0, 1)]  # (2, 2, d)
+        norm_products = norms @ norms.mT
         # in place, without more memory; what is above is the same if it is repeated
         for index in range(3):
             self._scatter[index] += scatter[index]
         for b in (0, 1):
-            self._weighted[:, b] += weighted[b]
+            self._weighted[:, :, b] += weighted[b]
         self._norm_products += norm_products
 
     def finish(self) -> LayerMoments:
@@ -115,8 +120,9 @@ class PairMoments:
         means = self._sums.sum(1) / n  # (2, d)
         # sum of |x - m|^2 over a text
         keep = torch.stack([torch.ones_like(self.keep), self.keep]).double()  # (2, d)
-        cross = torch.einsum("and,ad,kd->akn", self._sums, means, keep)
-        offset = torch.einsum("ad,kd->ak", means.square(), keep)[..., None] * self._count
+        cross = torch.einsum("and,ad,kd->kan", self._sums, means, keep)
+        offset = torch.einsum("ad,kd->ka", means.square(), keep)[..., None] * self._count
+        trace = self._squares - 2 * cross + offset  # (2, 2, N): dimensions, model
         covariance = self._scatter[:2] / n - means[:, :, None] * means[:, None, :]
         ratios = [
             [participation_ratio(c), participation_ratio(c[self.keep][:, self.keep])]
@@ -125,30 +131,32 @@ class PairMoments:
         grams = self._sketch.grams(self._count, means)
         return LayerMoments(
             participation_ratio=np.array(ratios),
-            cka=self._cka(),
-            trace=(self._squares - 2 * cross + offset).cpu().numpy(),
+            cka=np.array([self._cka(dims) for dims in (0, 1)]),
+            trace=trace.transpose(0, 1).cpu().numpy(),
             gram=grams[:4].reshape(2, 2, *grams.shape[1:]),
-            cross_gram=grams[4],
+            cross_gram=grams[4:],
         )
 
-    def _cka(self) -> float:
-        xx, yy, xy = (self._hsic(a, b) for a, b in ((0, 0), (1, 1), (0, 1)))
+    def _cka(self, dims: int) -> float:
+        xx, yy, xy = (self._hsic(dims, a, b) for a, b in ((0, 0), (1, 1), (0, 1)))
         return float(xy / (xx * yy).sqrt()) if float(xx) > 0 and float(yy) > 0 else float("nan")
 
-    def _hsic(self, a: int, b: int) -> Tensor:
-        """Return the unbiased HSIC of linear kernels (Song et al., 2012).
+    def _hsic(self, dims: int, a: int, b: int) -> Tensor:
+        """Return the unbiased HSIC of linear kernels (Song et al., 2012) of two models.
 
         With K and L the kernel matrices of all tokens without their diagonals, each of its terms
         is a function of the sums: tr(KL), 1'K1 1'L1 and 1'KL1. Without the factor 1 / (n (n - 3)),
         which CKA does not depend on.
         """
         n = self._count.sum()
-        scatter = self._scatter[2] if a != b else self._scatter[a]
-        sums, products = self._sums.sum(1), self._norm_products[a, b]
-        totals = [sums[i] @ sums[i] - self._squares[i, 0].sum() for i in (a, b)]  # 1'K1
+        keep = self.keep if dims else torch.ones_like(self.keep)
+        scatter = (self._scatter[2] if a != b else self._scatter[a])[keep][:, keep]
+        sums, products = self._sums.sum(1)[:, keep], self._norm_products[dims, a, b]
+        weighted = self._weighted[dims][..., keep]  # (2, 2, d)
+        totals = [sums[i] @ sums[i] - self._squares[dims, i].sum() for i in (a, b)]  # 1'K1
         trace = scatter.square().sum() - products
         middle = sums[a] @ scatter @ sums[b] + products
-        middle -= sums[a] @ self._weighted[b, a] + sums[b] @ self._weighted[a, b]
+        middle -= sums[a] @ weighted[b, a] + sums[b] @ weighted[a, b]
         return trace + totals[0] * totals[1] / ((n - 1) * (n - 2)) - 2 * middle / (n - 2)
 
 
@@ -211,7 +219,8 @@ class _Sketch:
             scatter[texts] = u.mT @ v  # (B, k, k)
 
     def grams(self, count: Tensor, means: Tensor) -> Floats:
-        """Return the inner products (5, N, N) of the texts' scatter matrices about the mean.
+        """Return the inner products (6, N, N) of the texts' scatter matrices about the mean, each
+        of `_PAIRS`.
 
         Args:
             count: (N,) tokens of each text.

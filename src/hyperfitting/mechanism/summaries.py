@@ -44,24 +44,22 @@ def _dimensions(
     n = geometry.trace.shape[-1]
     estimates: dict[str, Estimate | None] = {}
     for trim, suffix in enumerate(("", WITHOUT_OUTLIERS)):
-        ratios, resampled = [], []
+        ratios, resampled, norms = [], [], []
         for model, name in enumerate(_MODELS):
             trace = geometry.trace[layer, model, trim].astype(np.float64)
-            norms = resampling.squared_norms(geometry.gram[layer, model, trim].astype(np.float64))
+            gram = geometry.gram[layer, model, trim].astype(np.float64)
+            norms.append(resampling.squared_norms(gram))
             ratios.append(float(geometry.participation_ratio[layer, model, trim]))
             traces = resampling.counts @ trace / trace.sum()
-            resampled.append(ratios[-1] * np.square(traces) / norms)
+            resampled.append(ratios[-1] * np.square(traces) / norms[-1])
             key = f"{name}_participation_ratio{suffix}"
             estimates[key] = estimate(ratios[-1], resampled[-1], n)
         estimates[f"participation_ratio_change{suffix}"] = estimate(
             ratios[1] - ratios[0], resampled[1] - resampled[0], n
         )
-    base, tuned, cross = (
-        resampling.squared_norms(gram.astype(np.float64))
-        for gram in (*geometry.gram[layer, :, 0], geometry.cross_gram[layer])
-    )
-    cka = float(geometry.cka[layer])
-    estimates["cka"] = estimate(cka, cka * cross / np.sqrt(base * tuned), n)
+        cka = float(geometry.cka[layer, trim])
+        cross = resampling.squared_norms(geometry.cross_gram[layer, trim].astype(np.float64))
+        estimates[f"cka{suffix}"] = estimate(cka, cka * cross / np.sqrt(norms[0] * norms[1]), n)
     return estimates
 
 
