@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from hyperfitting.errors import UserError
 from hyperfitting.record.files import write_record
+from hyperfitting.record.mechanism import LayerCurve
 from hyperfitting.record.schema import NextTokens
 from hyperfitting.reporting import figures
 from hyperfitting.reporting.figures.layers import key_labels
@@ -166,6 +169,25 @@ def test_layers_are_drawn_in_order_with_the_final_norm_apart(tmp_path: Path) -> 
     assert outside.get_ydata().tolist() == [0, 3]
     labels = [label.get_text() for label in panel.get_xticklabels()]
     assert labels == ["embedding", "1", "2", "final norm"]
+
+
+def test_bands_of_several_seeds_are_intervals_over_seeds(tmp_path: Path) -> None:
+    """Of numbers that are not of texts; those of texts are wider."""
+    values = [0.1, 0.4, 0.2]
+    records = {}
+    for seed, value in enumerate(values):
+        mechanism = make_mechanism()
+        for key, ci95 in (("weights/spectral", None), ("reference/l2", [(value, value + 1)])):
+            curve = LayerCurve(layers=["block 1"], mean=[value], ci95=ci95)
+            mechanism.per_layer[key] = curve
+        records[f"tuned_{seed}"] = ttr_record([0.1, 0.2, 0.4], 0.5, mechanism=mechanism)
+    folder = write_sweep(tmp_path / "x", {}, records)
+    spec = parse_report({"figures": {"f": FIGURES["per_layer"]}}).figures["f"]
+    of_weights, of_texts = figures.draw(load_sweep(folder), spec).axes[1].collections
+    half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / 3**0.5
+    band = of_weights.get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((np.mean(values) - half, np.mean(values) + half))
+    assert of_texts.get_paths()[0].get_extents().height > 2 * half
 
 
 def test_a_figure_of_an_unknown_axis_is_an_error(half_done: Path) -> None:

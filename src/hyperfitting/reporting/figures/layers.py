@@ -1,12 +1,17 @@
 """Base and tuned model compared: by layer, and which tokens take whose place."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hyperfitting.formatting import printable_line
+from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.mechanism import layer_label
 from hyperfitting.record.mechanism import LayerCurve, RankShift, TokenChange
+from hyperfitting.record.schema import Record
+from hyperfitting.reporting.cells import Cell, contexts, over_runs
 from hyperfitting.reporting.figures.style import (
     BAR_COLOR,
     NoDataError,
@@ -21,15 +26,18 @@ _MAX_TICKS = 9
 
 
 def per_layer(sweep: SweepRecords, spec: PerLayerSpec) -> Figure:
-    """Draw numbers by layer with their intervals over texts; of several runs, their mean."""
+    """Draw numbers by layer with their intervals; of several runs, their mean as in tables."""
     figure, panels = make_panels(len(spec.panels))
     drawn = False
     for panel, (y_label, keys) in zip(panels, spec.panels.items(), strict=True):
         groups = list(grouped(sweep, spec.lines))
         for label, group in groups:
             for key in keys:
-                measured = [r.mechanism.per_layer for _, r in group if r.mechanism is not None]
-                curves = [curves[key] for curves in measured if key in curves]
+                curves = [
+                    (record, record.mechanism.per_layer[key])
+                    for _, record in group
+                    if record.mechanism is not None and key in record.mechanism.per_layer
+                ]
                 if curves:
                     names = [label] * (len(groups) > 1) + key_labels(key, keys)
                     _draw_curve(panel, curves, legend_label(", ".join(names)))
@@ -59,25 +67,38 @@ def key_labels(key: str, keys: list[str]) -> list[str]:
     return labels
 
 
-def _draw_curve(panel: Axes, curves: list[LayerCurve], label: str) -> None:
-    """Draw the mean of some runs' curves; of a single run with its intervals."""
-    layers = curves[0].layers
-    same = [curve for curve in curves if curve.layers == layers]  # the others: of other models
-    means = np.array([curve.mean for curve in same], dtype=float).mean(0)
+def _draw_curve(panel: Axes, curves: Sequence[tuple[Record, LayerCurve]], label: str) -> None:
+    """Draw some runs' curve by layer, with intervals."""
+    layers = curves[0][1].layers
+    same = [(record, curve) for record, curve in curves if curve.layers == layers]
+    estimates = [_over_runs(same, layer) for layer in range(len(layers))]
+    means = np.array([e.mean if e else np.nan for e in estimates])
+    intervals = [e.ci95 if e and e.ci95 else (np.nan, np.nan) for e in estimates]
     x = np.arange(len(layers))
     line = panel.plot(x, means, label=label, marker="")[0]
     # the state after the final norm is not one block further on
     outside = [i for i, layer in enumerate(layers) if not layer.startswith("block")]
     panel.plot(x[outside], means[outside], linestyle="", marker="o", color=line.get_color())
-    if len(same) == 1 and same[0].ci95:
-        low, high = np.array(same[0].ci95).T
-        panel.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())
+    low, high = np.array(intervals).T
+    panel.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())
     step, last = max(1, len(layers) // _MAX_TICKS), len(layers) - 1
     ticks = [i for i in range(last) if i in outside or (i % step == 0 and i <= last - step)] + [
         last
     ]
     names = [layers[i].removeprefix("block ") for i in ticks]
     panel.set_xticks(ticks, names, rotation=90)
+
+
+def _over_runs(curves: Sequence[tuple[Record, LayerCurve]], layer: int) -> Estimate | None:
+    """Return the mean of some runs at a layer; none: it is not defined in one of them."""
+    cells = []
+    for record, curve in curves:
+        mean, ci95 = curve.mean[layer], curve.ci95[layer] if curve.ci95 else None
+        if mean is None:
+            return None
+        texts = tuple(contexts(record))
+        cells.append(Cell(Estimate(mean, ci95, len(texts)), evaluated_on=texts))
+    return over_runs(cells)
 
 
 def rank_shift(sweep: SweepRecords, spec: RankShiftSpec) -> Figure:
