@@ -103,6 +103,17 @@ def test_a_record_has_all_measures(measured: Measured) -> None:
     changed = mechanism.per_layer["weights/mlp.down_proj.weight"].mean
     assert all(value > 0 for value in changed)
     assert mechanism.per_layer["weights/mlp.up_proj.weight"].mean == [0, 0, 0]
+    spectral = mechanism.per_layer["weights_spectral/mlp.down_proj.weight"].mean
+    of_base, of_tuned = (
+        [block.mlp.down_proj.weight.detach().double().numpy() for block in model().model.layers]
+        for model in (measured.base, measured.tuned)
+    )
+    assert spectral == pytest.approx(
+        [
+            np.linalg.norm(tuned - base, 2) / np.linalg.norm(base, 2)
+            for base, tuned in zip(of_base, of_tuned, strict=True)
+        ]
+    )
     decided = mechanism.per_layer["lens/tuned_final_choice"].mean
     assert decided == sorted(decided) and decided[-1] == 1
     assert mechanism.per_layer["lens/diverged"].mean[-1] == 1

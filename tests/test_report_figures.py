@@ -10,7 +10,7 @@ from scipy import stats
 from hyperfitting.errors import UserError
 from hyperfitting.record.files import write_record
 from hyperfitting.record.mechanism import LayerCurve
-from hyperfitting.record.schema import NextTokens
+from hyperfitting.record.schema import NextTokens, PerSide
 from hyperfitting.reporting import figures
 from hyperfitting.reporting.figures.layers import key_labels
 from hyperfitting.reporting.figures.style import NoDataError
@@ -188,6 +188,23 @@ def test_bands_of_several_seeds_are_intervals_over_seeds(tmp_path: Path) -> None
     band = of_weights.get_paths()[0].get_extents()
     assert (band.y0, band.y1) == pytest.approx((np.mean(values) - half, np.mean(values) + half))
     assert of_texts.get_paths()[0].get_extents().height > 2 * half
+
+
+def test_steps_of_both_models_are_drawn_apart(tmp_path: Path) -> None:
+    """As a moving average."""
+    tuned, base = [float(i % 3) for i in range(20)], [5.0] * 20
+    per_step = PerSide(tuned={"gen/entropy": tuned}, base={"gen/entropy": base}, reference={})
+    record = ttr_record([0.1, 0.2, 0.4], 0.5, per_step=per_step)
+    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record})
+    figure = FIGURES["per_position"] | {"sides": ["tuned", "base"], "window": 3}
+    spec = parse_report({"figures": {"f": figure}}).figures["f"]
+    panel = figures.draw(load_sweep(folder), spec).axes[0]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
+    steps = [float(step) for step in range(2, 20)]
+    assert drawn == {
+        "tuned": [[step, pytest.approx(1)] for step in steps],
+        "base": [[step, pytest.approx(5)] for step in steps],
+    }
 
 
 def test_a_figure_of_an_unknown_axis_is_an_error(half_done: Path) -> None:

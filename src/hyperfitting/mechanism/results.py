@@ -53,7 +53,7 @@ def build_mechanism(
         per_step["mech/changed"] = choices.changed_by_step()
     for step in artifacts.weights.values():
         changes = load_weight_changes(step.artifact)
-        curves |= {f"weights/{name}": curve for name, curve in weight_curves(changes).items()}
+        curves |= weight_curves(changes)
         estimates |= weight_estimates(changes)
     for step in artifacts.lens.values():
         of_lens, means = lens_curves(load_lens_choices(step.artifact), resamples)

@@ -79,22 +79,26 @@ def geometry_estimates(curves: Curves, n_texts: int) -> dict[str, Estimate]:
 def weight_curves(changes: Sequence[ParameterChange]) -> Curves:
     """Return the relative change by layer, of all its parameters and of each of its matrices.
 
-    `frobenius`: of all parameters of a layer together. By block: `spectral` and `effective_rank`,
-    means over its matrices; `PART`, the relative Frobenius norm of one matrix, such as
-    `mlp.down_proj.weight`.
+    `weights/frobenius`: of all parameters of a layer together. By block: `weights/spectral` and
+    `weights/effective_rank`, means over its matrices; and of one matrix, such as
+    `mlp.down_proj.weight`, `weights/PART` (Frobenius), `weights_spectral/PART` and
+    `weights_effective_rank/PART`.
     """
     names = {change.layer for change in changes}
     blocks = sorted((n for n in names if n.startswith("block ")), key=lambda n: int(n.split()[1]))
     layers = [n for n in (EMBEDDING, *blocks, FINAL_NORM, OUTPUT_LAYER) if n in names]
     by_layer = {layer: [c for c in changes if c.layer == layer] for layer in layers}
-    curves = {"frobenius": _curve(layers, [_relative(by_layer[layer]) for layer in layers])}
+    by_block = [by_layer[block] for block in blocks]
+    curves = {"weights/frobenius": _curve(layers, [_relative(by_layer[at]) for at in layers])}
     for name in ("spectral", "effective_rank"):
-        means = [_mean([getattr(c, name) for c in by_layer[block]]) for block in blocks]
-        curves[name] = _curve(blocks, means)
-    parts = [c.part for b in blocks for c in by_layer[b] if c.spectral is not None]
-    for part in dict.fromkeys(parts):
-        values = [_relative([c for c in by_layer[b] if c.part == part]) for b in blocks]
-        curves[part] = _curve(blocks, values)
+        means = [_mean([getattr(c, name) for c in of_block]) for of_block in by_block]
+        curves[f"weights/{name}"] = _curve(blocks, means)
+    for part in dict.fromkeys(c.part for b in by_block for c in b if c.spectral is not None):
+        of_part = [[c for c in of_block if c.part == part] for of_block in by_block]
+        curves[f"weights/{part}"] = _curve(blocks, [_relative(c) for c in of_part])
+        for name in ("spectral", "effective_rank"):
+            values = [_mean([getattr(c, name) for c in at]) for at in of_part]
+            curves[f"weights_{name}/{part}"] = _curve(blocks, values)
     return curves
 
 

@@ -58,7 +58,8 @@ class Mechanism(StrictModel):
     estimates: dict[str, Estimate] = Field(description="by metric (`mech/`)")
     per_layer: dict[str, LayerCurve] = Field(
         description="by `TEXTS/NAME` (hidden states, on the `reference`, `tuned` and `base` "
-        "texts), `weights/NAME`, `lens/NAME`, `loops/TEXTS/NAME`"
+        "texts), `weights/NAME`, `weights_spectral/MATRIX`, `weights_effective_rank/MATRIX`, "
+        "`lens/NAME`, `loops/TEXTS/NAME`"
     )
     per_step: dict[str, list[float | None]] = Field(
         description="means over texts at each new token of `mech/changed`, "

@@ -247,10 +247,13 @@ class Record(StrictModel):
         changes = [change for change in (intervention, control) if change != "none"]
         return " + ".join(changes) or "tuned"
 
-    def steps(self, key: str) -> list[float | None]:
-        """Return a metric of the tuned model at each step of its continuations; empty: none."""
-        values = self.per_step.tuned.get(key)
-        if values is None and self.mechanism is not None:
+    def steps(self, key: str, side: Side = "tuned") -> list[float | None]:
+        """Return a metric at each step of a model's own continuations; empty: none.
+
+        Those that compare both models (`mech/`) are of the side `tuned`.
+        """
+        values = self.per_step.values(side).get(key)
+        if values is None and self.mechanism is not None and side == "tuned":
             values = self.mechanism.per_step.get(key)
         return values or []
 

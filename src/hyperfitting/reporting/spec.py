@@ -194,6 +194,8 @@ class PerPositionSpec(_Figure):
     """Metrics: `gen/entropy`, `gen/top1_mass`, `gen/ttr_last_96`, or of `mechanism.per_step`."""
     lines: str | None = None
     """Axis: a line for each label; none: for each run."""
+    sides: list[Side] = Field(["tuned"], min_length=1)
+    """Whose continuations, a line for each; metrics that compare both models have `tuned` alone."""
     window: int = Field(16, ge=1)
     """Steps of the moving average."""
 

@@ -1,5 +1,6 @@
 """Curves and bars: training histories, and numbers over an axis of the sweep."""
 
+import itertools
 import textwrap
 from collections.abc import Mapping
 
@@ -164,16 +165,18 @@ def _is_first(panel: Axes) -> bool:
 def per_position(sweep: SweepRecords, spec: PerPositionSpec) -> Figure:
     """Draw means over texts at each step of the continuations, as a moving average."""
     figure, panels = make_panels(len(spec.series))
-    for label, group in grouped(sweep, spec.lines):
+    groups = list(grouped(sweep, spec.lines))
+    for (label, group), side in itertools.product(groups, spec.sides):
+        names = [label] * (len(groups) > 1 or len(spec.sides) == 1) + [side] * (len(spec.sides) > 1)
         for panel, key in zip(panels, spec.series, strict=True):
-            steps = [record.steps(key) for _, record in group]
+            steps = [record.steps(key, side) for _, record in group]
             shortest = min(map(len, steps))
             if shortest < spec.window:
-                raise NoDataError(f"{label} has fewer than {spec.window} steps of {key}")
+                raise NoDataError(f"{label} has fewer than {spec.window} steps of {key} ({side})")
             mean = np.array([s[:shortest] for s in steps], dtype=float).mean(0)
             smooth = np.convolve(mean, np.ones(spec.window) / spec.window, mode="valid")
-            start = (spec.window - 1) / 2 + 1
-            panel.plot(start + np.arange(len(smooth)), smooth, label=legend_label(label), marker="")
+            x = (spec.window - 1) / 2 + 1 + np.arange(len(smooth))
+            panel.plot(x, smooth, label=legend_label(", ".join(names)), marker="")
     for panel, key in zip(panels, spec.series, strict=True):
         y_label = metric(key).axis_label
         if spec.window > 1:
