@@ -294,6 +294,24 @@ def test_runs_with_the_same_number_are_one_measurement(half_done: Path) -> None:
     assert (cell.estimate.n, cell.n_finished) == (3, 3)
 
 
+def test_an_interval_over_seeds_ends_at_the_largest_possible_value(tmp_path: Path) -> None:
+    mauve = [0.99, 0.97, 0.90]
+    half = scipy.stats.t.ppf(0.975, 2) * np.std(mauve, ddof=1) / 3**0.5
+    assert np.mean(mauve) + half > 1
+    records = {
+        f"tuned_{seed}": ttr_record(
+            [0.1, 0.2, 0.4], 0.5, slices=[make_slice({"gen/mauve": Estimate(value, None, 100)})]
+        )
+        for seed, value in enumerate(mauve)
+    }
+    columns = {"MAUVE, %": {"key": "gen/mauve", "scale": 100}}
+    report = {"tables": {"t": {"rows": ["model", "system"], "columns": columns}}}
+    sweep = load_sweep(write_sweep(tmp_path / "x", report, records))
+    cell = cells_by_labels(sweep, report["tables"]["t"])["ours", "tuned"]["MAUVE, %"]
+    assert cell.estimate is not None
+    assert cell.estimate.ci95 == pytest.approx((100 * (np.mean(mauve) - half), 100))
+
+
 def _task(at_chance: bool) -> DownstreamTask:
     score = TaskScore(
         accuracy=Estimate(0.3, (0.2, 0.4), 50), metric="acc,none", value=0.3, stderr=0.1,

@@ -58,6 +58,8 @@ class Metric:
     """Key of the metric of whose mean this is the exponential."""
     per_set: Callable[[ScoringInputs], float] | None = None
     """Returns one value for all texts, NaN if there is none; it has no interval."""
+    max_value: float = float("inf")
+    """Largest possible value, which intervals over seeds could exceed."""
     modality: Modality | None = None
     """Of what it is; none: of texts and images."""
     in_summary: bool = False
@@ -252,6 +254,7 @@ _ALL = (
         f"(with evaluation.mauve; {MIN_TEXTS} texts or more)",
         direction="higher",
         per_set=_mauve,
+        max_value=1,
         modality="text",
         in_summary=True,
     ),

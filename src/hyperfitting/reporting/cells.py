@@ -1,5 +1,6 @@
 """The numbers of a report: an estimate of one run, or over several, or why there is none."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,7 +77,11 @@ def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpe
         cells = [_run_cell(run, column) for run in runs]
     else:
         return difference_cell(sweep, labels, column.minus, column, "tuned")
-    return _over_runs(cells, column.scale)
+    cell = _over_runs(cells, column.scale)
+    if cell.estimate is None:
+        return cell
+    largest = metric(column.key).max_value * column.scale
+    return replace(cell, estimate=cell.estimate.clipped(-math.inf, largest))
 
 
 def difference_cell(
