@@ -64,7 +64,11 @@ def derived(
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+    """Return whether all weights have the same bits: 0 and -0 differ."""
+    return first.keys() == second.keys() and all(
+        torch.equal(*(w[name].contiguous().view(torch.uint8) for w in (first, second)))
+        for name in first
+    )
 
 
 def stitch(*parts: str, **fields: Any) -> InterventionConfig:

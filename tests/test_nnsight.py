@@ -5,8 +5,8 @@ An oracle only: nnsight is a dependency of the tests.
 
 from typing import Any
 
+import nnsight
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +17,6 @@ from hyperfitting.mechanism.patching import block_outputs, patched_continuations
 from hyperfitting.models.base import BaseModel
 from hyperfitting.models.layers import blocks
 from tests.mechanism import model_pair
-
-nnsight = pytest.importorskip("nnsight")
 
 PREFIX = np.random.default_rng(0).integers(32, 127, 9)
 N_STEPS = 4
