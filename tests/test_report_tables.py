@@ -282,6 +282,15 @@ def test_a_table_has_what_compares_both_models_over_all_texts_only(tmp_path: Pat
     assert cells["at 16"].estimate is None
 
 
+def test_the_training_loss_is_that_of_the_last_epoch(tmp_path: Path) -> None:
+    record = ttr_record([0.1, 0.2, 0.4], 0.5)
+    assert record.history[-1]["train/loss"] == 0.5
+    sweep = load_sweep(write_sweep(tmp_path / "x", {}, {"tuned_0": record}))
+    columns = {"loss": {"key": "train/loss"}}
+    cells = cells_by_labels(sweep, {"rows": ["system", "seed"], "columns": columns})
+    assert mean_of(cells["tuned", "0"]["loss"]) == 0.5
+
+
 def test_runs_with_the_same_number_are_one_measurement(half_done: Path) -> None:
     for seed in range(3):
         folder = half_done / f"base_{seed}"

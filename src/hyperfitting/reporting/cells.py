@@ -154,6 +154,9 @@ def _run_cell(run: RunEntry, column: ColumnSpec) -> Cell:
 def _record_cell(record: Record, column: ColumnSpec) -> Cell:
     if column.task is not None:
         return _task_cell(record.downstream, column, column.task)
+    if column.key.startswith("train/"):
+        epochs = [row[column.key] for row in record.history if column.key in row]
+        return _measured(Estimate(epochs[-1], None, 1) if epochs else None)
     part = record.slice_at(column.length, column.dataset)
     if part is None:
         where = " ".join(str(given) for given in (column.dataset, column.length) if given)

@@ -56,7 +56,7 @@ class ColumnSpec(_Spec):
     """Which number stands in a column of a table, or on an axis of a figure."""
 
     key: str
-    """Metric, such as `gen/ttr`."""
+    """Metric, such as `gen/ttr`; those of the training (`train/`) are of its last epoch."""
     length: int | None = None
     """Length of the continuations, in tokens; none: the longest."""
     dataset: str | None = None
