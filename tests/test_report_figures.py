@@ -1,5 +1,6 @@
 """Figures of records: one of each kind, and the config of a figure."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hyperfitting.record.mechanism import LayerCurve
 from hyperfitting.record.schema import NextTokens, PerSide
 from hyperfitting.reporting import figures
 from hyperfitting.reporting.figures.layers import key_labels
-from hyperfitting.reporting.figures.style import NoDataError
+from hyperfitting.reporting.figures.style import NoDataError, make_panels
+from hyperfitting.reporting.figures.values import DrawnValue, drawn_values
 from hyperfitting.reporting.next_tokens import changed_positions
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.spec import parse_report
@@ -50,6 +52,7 @@ def test_an_invalid_figure_is_an_error_that_names_the_field(
 
 FIGURES: dict[str, dict[str, Any]] = {
     "curves": {"kind": "curves", "series": ["train/loss", "gen/ttr"], "lines": "system"},
+    "train_loss": {"kind": "curves", "series": ["train/loss"], "lines": "system"},
     "line_plot": {
         "kind": "line_plot", "x": "seed", "lines": "system", "log_x": False,
         "y": {"TTR": {"key": "gen/ttr"}},
@@ -110,6 +113,85 @@ def test_a_figure_of_each_kind_is_drawn_and_the_same_again(kind: str, tmp_path: 
     assert len(png) > 1000
 
 
+def drawn(folder: Path, out: Path, kind: str) -> list[DrawnValue]:
+    spec = parse_report({"figures": {"f": FIGURES[kind]}}).figures["f"]
+    return list(figures.render(load_sweep(folder), "f", spec, out).values)
+
+
+def test_the_values_of_training_curves_are_those_of_the_histories(tmp_path: Path) -> None:
+    rows = {
+        f"tuned_{seed}": [
+            {"epoch": e, "step": 8 * e, "train/loss": loss} for e, loss in enumerate(losses, 1)
+        ]
+        for seed, losses in enumerate(([3.0, 1.0], [2.0, 0.0]))
+    }
+    records = {
+        name: ttr_record([0.1, 0.2, 0.4], 0.5).model_copy(update={"history": history})
+        for name, history in rows.items()
+    }
+    folder = write_sweep(tmp_path / "x", {}, records)
+    values = drawn(folder, tmp_path, "train_loss")
+    assert [(v.line, v.x, v.value, v.low, v.high) for v in values] == [
+        ("tuned", "1", 2.5, 2.0, 3.0),
+        ("tuned", "2", 0.5, 0.0, 1.0),
+    ]
+    assert {v.panel for v in values} == {"training loss, nats"}
+
+
+def test_the_values_of_a_curve_by_layer_are_those_of_the_record(tmp_path: Path) -> None:
+    record = ttr_record([0.1, 0.2, 0.4], 0.5, mechanism=make_mechanism())
+    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record})
+    curve = make_mechanism().per_layer["reference/l2"]
+    values = [v for v in drawn(folder, tmp_path, "per_layer") if v.panel == "distance"]
+    assert [v.x for v in values] == [layer.removeprefix("block ") for layer in curve.layers]
+    assert [v.value for v in values] == curve.mean
+    assert [(v.low, v.high) for v in values] == [pytest.approx(ci) for ci in curve.ci95 or []]
+
+
+def test_the_values_of_bars_are_the_probabilities_of_the_tokens(tmp_path: Path) -> None:
+    tokens = make_next_tokens()
+    record = ttr_record([0.1, 0.2, 0.4], 0.5, next_tokens={"news": tokens})
+    folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record})
+    values = drawn(folder, tmp_path, "next_tokens")
+    positions = changed_positions(tokens, 2)
+    expected = [t.probability for p in positions for side in (p.base, p.tuned) for t in side]
+    assert [v.value for v in values] == pytest.approx(expected)
+    assert repr(positions[0].base[0].text) in values[0].x
+
+
+def test_a_long_line_is_thinned_and_keeps_its_ends() -> None:
+    figure, (panel,) = make_panels(1)
+    panel.plot(np.arange(992), np.arange(992) / 3, label="greedy")
+    panel.plot([0], [5], linestyle="", marker="o")
+    values = drawn_values(figure)
+    assert len(values) == 256
+    assert [values[0].x, values[-1].x] == ["0", "991"]
+    assert all(v.value == pytest.approx(float(v.x) / 3) for v in values)
+
+
+@pytest.mark.parametrize(("kind", "written"), [("rank_shift", True), ("line_plot", False)])
+def test_a_report_has_the_values_that_no_table_has(
+    kind: str, written: bool, tmp_path: Path
+) -> None:
+    records = {"tuned_0": ttr_record([0.1, 0.2, 0.4], 0.5, mechanism=make_mechanism())}
+    folder = write_sweep(tmp_path / "x", {"figures": {"f": FIGURES[kind]}}, records)
+    path = write_report(folder) / "curves.csv"
+    assert path.exists() == written
+    if written:
+        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+        ranks = next(iter(records.values())).mechanism.ranks
+        percent = [100 * count / sum(ranks.counts) for count in ranks.counts]
+        of_ranks = [float(row["value"]) for row in rows if row["panel"] == "changed choices, %"]
+        assert of_ranks == pytest.approx(percent, rel=1e-5)
+        assert {row["figure"] for row in rows} == {"f"}
+
+
+def test_no_table_takes_the_name_of_the_curves_file() -> None:
+    table = {"rows": ["system"], "columns": {"TTR": {"key": "gen/ttr"}}}
+    with pytest.raises(UserError, match="name the table otherwise"):
+        parse_report({"tables": {"curves": table}})
+
+
 def test_agreement_is_the_share_of_equal_top1_tokens(tmp_path: Path) -> None:
     record = ttr_record([0.1, 0.2, 0.4], 0.5)
     folder = write_sweep(tmp_path / "x", {}, {"tuned_0": record, "tuned_1": record})
@@ -121,6 +203,8 @@ def test_agreement_is_the_share_of_equal_top1_tokens(tmp_path: Path) -> None:
     spec = parse_report({"figures": {"f": FIGURES["agreement"]}}).figures["f"]
     figure = figures.draw(load_sweep(folder), spec)
     assert [text.get_text() for text in figure.axes[0].texts] == ["100.0", "66.7", "66.7", "100.0"]
+    values = [(v.line, v.x, round(v.value, 1)) for v in drawn_values(figure)]
+    assert values == [("0", "0", 100.0), ("0", "1", 66.7), ("1", "0", 66.7), ("1", "1", 100.0)]
 
 
 def test_a_text_is_counted_within_its_dataset(tmp_path: Path) -> None:

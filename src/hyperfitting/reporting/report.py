@@ -5,6 +5,7 @@
       README.md           all but the texts, with commands, versions and machine
       <table>.md .tex .csv
       <figure>.svg .pdf .png
+      curves.csv          values that figures draw and that stand in no table
 
 and in `outputs/reports/figures.html` the figures of all experiments at their printed size.
 
@@ -17,6 +18,7 @@ from urllib.parse import quote
 
 from hyperfitting.reporting import community, figures, index, latex, page, tables
 from hyperfitting.reporting.contact_sheet import write_contact_sheet
+from hyperfitting.reporting.figures import values
 from hyperfitting.reporting.spec import (
     ColumnSpec,
     ImageGridSpec,
@@ -75,6 +77,9 @@ def write_report(folder: Path, reports: Path | None = None) -> Path:
         write_text(out / f"{table.name}.tex", latex.to_latex(table))
         write_text(out / f"{table.name}.csv", tables.to_csv(table))
     rendered = [figures.render(sweep, name, figure, out) for name, figure in spec.figures.items()]
+    drawn = [(figure.name, value) for figure in rendered for value in figure.values]
+    if drawn:
+        write_text(out / values.FILE, values.to_csv(drawn))
     title = spec.title or sweep.spec.name
     parts = [
         f"# {markdown_text(title)}",

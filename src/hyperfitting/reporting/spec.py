@@ -301,7 +301,15 @@ class ReportSpec(_Spec):
     about: str = ""
     """A paragraph below the title."""
     tables: dict[str, TableSpec] = {}
-    """By name of their files."""
+    """By name of their files, which is not `curves`: that file has the figures' values."""
+
+    @field_validator("tables")
+    @classmethod
+    def _check_tables(cls, tables: dict[str, TableSpec]) -> dict[str, TableSpec]:
+        if "curves" in tables:
+            raise ValueError("curves.csv has the values of figures: name the table otherwise")
+        return tables
+
     figures: dict[str, FigureSpec] = {}
     """By name of their files."""
 

@@ -251,7 +251,7 @@ def to_csv(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = ["column", "mean", "low", "high", "n", "published", "missing", "note"]
-    writer.writerow([*map(_csv_text, table.spec.rows), *columns])
+    writer.writerow([*map(csv_text, table.spec.rows), *columns])
     published = {tuple(row.labels.values()): row.numbers for row in table.published}
     for row in table.rows:
         labels = tuple(row.labels.values())
@@ -262,15 +262,15 @@ def to_csv(table: Table) -> str:
                 low, high = cell.estimate.ci95 or ("", "")
                 estimate = [cell.estimate.mean, low, high, cell.estimate.n]
             last = [numbers.get(heading, ""), cell.missing, cell.note]
-            writer.writerow([*map(_csv_text, [*labels, heading]), *estimate, *map(_csv_text, last)])
+            writer.writerow([*map(csv_text, [*labels, heading]), *estimate, *map(csv_text, last)])
     for labels, numbers in published.items():
         for heading, number in numbers.items():
-            texts = map(_csv_text, [*labels, heading])
-            writer.writerow([*texts, *[""] * 4, _csv_text(number), "not at this scale", ""])
+            texts = map(csv_text, [*labels, heading])
+            writer.writerow([*texts, *[""] * 4, csv_text(number), "not at this scale", ""])
     return out.getvalue()
 
 
-def _csv_text(text: str) -> str:
+def csv_text(text: str) -> str:
     """Return a text that a spreadsheet does not take for a formula."""
     is_formula = text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_number(text)
     return f"'{text}" if is_formula else text

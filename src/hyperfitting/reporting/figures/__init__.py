@@ -4,7 +4,7 @@ What a kind of figure shows, and its fields, stand in `reporting.spec`; each kin
 here, in `curves`, `distributions`, `layers`, `texts` or `images`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from hyperfitting.reporting.figures import curves, distributions, images, layers, texts
 from hyperfitting.reporting.figures.style import STYLE, NoDataError
+from hyperfitting.reporting.figures.values import DrawnValue, drawn_values
 from hyperfitting.reporting.spec import FigureSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
 from hyperfitting.runtime.files import replacing
@@ -50,6 +51,8 @@ class RenderedFigure:
     svg: bytes = b""
     """Empty: there is nothing to draw, for the reason in `missing`."""
     missing: str = ""
+    values: Sequence[DrawnValue] = ()
+    """Those that stand in no table (see `values`)."""
 
 
 def draw(sweep: SweepRecords, spec: FigureSpec) -> Figure:
@@ -75,7 +78,8 @@ def render(sweep: SweepRecords, name: str, spec: FigureSpec, folder: Path) -> Re
     for suffix in ("pdf", "png", "svg"):
         with replacing(folder / f"{name}.{suffix}") as temporary:
             _save(figure, temporary, suffix)
-    return RenderedFigure(name, caption, (folder / f"{name}.svg").read_bytes())
+    svg = (folder / f"{name}.svg").read_bytes()
+    return RenderedFigure(name, caption, svg, values=drawn_values(figure))
 
 
 def _save(figure: Figure, path: Path, suffix: str) -> None:

@@ -47,9 +47,10 @@ def curves(sweep: SweepRecords, spec: CurvesSpec) -> Figure:
             rows = [{row["epoch"]: row[key] for row in h if key in row} for h in histories]
             epochs = sorted(set.intersection(*map(set, rows)))
             values = np.array([[by_epoch[epoch] for epoch in epochs] for by_epoch in rows])
-            panel.plot(epochs, values.mean(0), label=legend_label(label))
+            line = panel.plot(epochs, values.mean(0), label=legend_label(label))[0]
             if len(values) > 1:
-                panel.fill_between(epochs, values.min(0), values.max(0), alpha=0.15, linewidth=0)
+                panel.fill_between(epochs, values.min(0), values.max(0), alpha=0.15, linewidth=0,
+                                   color=line.get_color())  # fmt: skip
     if empty:
         raise NoDataError("no run was trained")
     for panel, key in zip(panels, spec.series, strict=True):

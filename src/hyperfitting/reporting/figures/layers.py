@@ -85,8 +85,10 @@ def _draw_curve(panel: Axes, curves: Sequence[tuple[Record, LayerCurve]], label:
     ticks = [i for i in range(last) if i in outside or (i % step == 0 and i <= last - step)] + [
         last
     ]
-    names = [layers[i].removeprefix("block ") for i in ticks]
-    panel.set_xticks(ticks, names, rotation=90)
+    names = [layer.removeprefix("block ") for layer in layers]
+    panel.set_xticks(ticks)
+    panel.xaxis.set_major_formatter(lambda tick, _: names[round(tick)])
+    panel.tick_params(axis="x", rotation=90)
 
 
 def _over_runs(curves: Sequence[tuple[Record, LayerCurve]], layer: int) -> Estimate | None:

@@ -91,7 +91,7 @@ def draw_matrix(
     panel: Axes, percent: NDArray[Any], form: str, font_size: float | None = None, **options: Any
 ) -> None:
     """Draw a matrix of percentages, darker for more, with its numbers."""
-    panel.imshow(percent, cmap="Greys", vmin=0, vmax=100, **options)
+    panel.imshow(percent, cmap="Greys", vmin=0, vmax=100, label="%", **options)
     for (row, column), value in np.ndenumerate(percent):
         color = "white" if value > 60 else "black"
         panel.text(column, row, form.format(value), ha="center", va="center", fontsize=font_size,
