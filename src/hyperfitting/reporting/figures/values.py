@@ -94,8 +94,9 @@ def _band(following: Iterable[Artist]) -> dict[float, tuple[float, float]]:
             break
         if isinstance(artist, PolyCollection):
             by_x: dict[float, list[float]] = {}
-            for x, y in np.asarray(artist.get_paths()[0].vertices):
-                by_x.setdefault(float(x), []).append(float(y))
+            for path in artist.get_paths():  # several where points have no interval
+                for x, y in np.asarray(path.vertices):
+                    by_x.setdefault(float(x), []).append(float(y))
             return {x: (min(ys), max(ys)) for x, ys in by_x.items()}
     return {}
 
