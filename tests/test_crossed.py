@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy import stats
+from scipy import optimize, stats
 
 from hyperfitting.metrics.crossed import MeanOverSeeds, mean_of_intervals, mean_over_seeds
 from hyperfitting.metrics.estimate import Estimate
@@ -54,11 +54,13 @@ def test_the_variance_is_that_of_the_analysis_of_variance(shape: tuple[int, int]
     parts = np.array(mean_squares(values)) / values.size
     assert parts[2] < min(parts[:2])
     mean = crossed(values)
-    assert mean.variance == pytest.approx(parts[0] + parts[1] - parts[2])
+    over_seeds, both = mean.variances
+    assert (over_seeds.value, over_seeds.dof) == pytest.approx((parts[0], shape[0] - 1))
+    assert both.value == pytest.approx(parts[0] + parts[1] - parts[2])
     freedom = np.array([shape[0] - 1, shape[1] - 1, (shape[0] - 1) * (shape[1] - 1)])
-    assert mean.dof == pytest.approx(mean.variance**2 / (parts**2 / freedom).sum())
+    assert both.dof == pytest.approx(both.value**2 / (parts**2 / freedom).sum())
     assert (mean.n_seeds, mean.n_texts) == shape
-    half = stats.t.ppf(0.975, mean.dof) * mean.variance**0.5
+    half = stats.t.ppf(0.975, both.dof) * both.value**0.5
     assert mean.estimate.ci95 == pytest.approx((values.mean() - half, values.mean() + half))
 
 
@@ -96,6 +98,32 @@ def test_satterthwaites_interval_alone_is_too_narrow_with_three_seeds_that_vary_
     wider = np.array([crossed(values).half_width for values in studies])
     coverage = [(abs(studies.mean(axis=(1, 2))) < half).mean() for half in (alone, wider)]
     assert 0.9 < coverage[0] < 0.935 < coverage[1] < 0.965
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+@pytest.mark.parametrize(("seeds", "texts"), [(1.0, 0.0), (1.0, 1.0), (1.0, 3.0), (0.3, 1.0)])
+def test_a_p_value_of_a_thousandth_is_as_rare_as_that(
+    n_seeds: int, seeds: float, texts: float
+) -> None:
+    """Also in the tail, where the variance with fewer degrees of freedom gives the larger p-value.
+
+    The mean is independent of the mean squares, so the probability of a rejection is the mean over
+    simulations of the normal probability beyond the distance that has this p-value.
+    """
+    alpha, shape = 0.001, (n_seeds, 24)
+    rng = np.random.default_rng(5)
+    error = (seeds**2 / n_seeds + texts**2 / shape[1] + 1 / (n_seeds * shape[1])) ** 0.5
+
+    def excess(distance: float, mean: MeanOverSeeds) -> float:
+        return float(np.log(mean.p_above(mean.mean - distance) / alpha))
+
+    studies = [crossed(simulated(rng, shape, seeds, texts)) for _ in range(4000)]
+    widest = [30 * mean.half_width for mean in studies]
+    distances = [
+        optimize.brentq(excess, 0, w, (mean,), rtol=1e-3)
+        for w, mean in zip(widest, studies, strict=True)
+    ]
+    assert stats.norm.sf(np.array(distances) / error).mean() < 1.2 * alpha
 
 
 @given(
@@ -160,9 +188,10 @@ def test_intervals_of_seeds_are_added_to_the_variance_between_them() -> None:
     ]
     mean = mean_of_intervals(numbers, estimates)
     by_seed, by_text = numbers.var(ddof=1) / 4, (errors**2).mean()
-    assert mean.variance == pytest.approx(by_seed + by_text)
+    _, both = mean.variances
+    assert both.value == pytest.approx(by_seed + by_text)
     noise = by_seed**2 / 3 + by_text**2 / 49
-    assert mean.dof == pytest.approx((by_seed + by_text) ** 2 / noise)
+    assert both.dof == pytest.approx((by_seed + by_text) ** 2 / noise)
     assert crossed(values).half_width <= mean.half_width
     assert mean.n_texts == 50
     open_one = [*estimates[:3], Estimate(0.0, None, 50)]

@@ -8,13 +8,12 @@ Casella and McCulloch, Variance Components, 1992) the variance of the mean is
 
 with Satterthwaite's degrees of freedom. An interval over seeds alone has MS_seeds / (S N): it
 leaves out which texts were drawn. With three seeds that vary much, though, Satterthwaite's interval
-covers 92% instead of 95% (simulated): the wider of both is taken.
+covers 92% instead of 95% (simulated): the wider of both is taken. Which is wider depends on the
+level, since fewer degrees of freedom have the heavier tail: a p-value is the larger of both.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -25,28 +24,40 @@ _LEVEL = 0.95
 
 
 @dataclass(frozen=True)
+class VarianceOfMean:
+    """An estimated variance of the mean, of which Student's t has ``dof`` degrees of freedom."""
+
+    value: float
+    dof: float
+
+    def half_width(self, level: float) -> float:
+        """Return half of the interval at a level, such as 0.95."""
+        from scipy import special  # takes a while to import
+
+        return float(special.stdtrit(self.dof, (1 + level) / 2)) * self.value**0.5
+
+    def p_above(self, distance: float) -> float:
+        """Return the one-sided p-value of a mean that is ``distance`` above a bound."""
+        from scipy import special
+
+        return float(special.stdtr(self.dof, -distance / self.value**0.5))
+
+
+@dataclass(frozen=True)
 class MeanOverSeeds:
     """A mean over seeds, with what its interval and its p-values are computed from."""
 
     mean: float
-    variance: float
-    """Squared standard error of the mean."""
-    dof: float
-    """Degrees of freedom of Student's t."""
+    variances: tuple[VarianceOfMean, ...]
+    """Over seeds alone, and over seeds and texts if these are known."""
     n_seeds: int
     n_texts: int
     """Texts whose variation was considered; 0: only that of the seeds."""
 
-    @cached_property
-    def _t(self) -> Any:
-        from scipy import stats  # takes a second to import
-
-        return stats.t(self.dof, self.mean, np.sqrt(self.variance))
-
     @property
     def half_width(self) -> float:
-        """Half of the 95% interval."""
-        return float(self._t.interval(_LEVEL)[1]) - self.mean
+        """Half of the 95% interval: the widest of those of the variances."""
+        return max(variance.half_width(_LEVEL) for variance in self.variances)
 
     @property
     def estimate(self) -> Estimate:
@@ -55,12 +66,15 @@ class MeanOverSeeds:
         return Estimate(self.mean, (self.mean - half, self.mean + half), self.n_seeds)
 
     def p_above(self, bound: float) -> float:
-        """Return the one-sided p-value of the hypothesis that it is at most ``bound``."""
-        return float(self._t.cdf(bound))
+        """Return the one-sided p-value of the hypothesis that it is at most ``bound``.
+
+        It is the largest of those of the variances.
+        """
+        return max(variance.p_above(self.mean - bound) for variance in self.variances)
 
     def p_below(self, bound: float) -> float:
         """Return the one-sided p-value of the hypothesis that it is at least ``bound``."""
-        return float(self._t.sf(bound))
+        return max(variance.p_above(bound - self.mean) for variance in self.variances)
 
 
 def mean_over_seeds(numbers: Floats, texts: Sequence[Floats | None] = ()) -> MeanOverSeeds:
@@ -75,15 +89,15 @@ def mean_over_seeds(numbers: Floats, texts: Sequence[Floats | None] = ()) -> Mea
     seeds = _of_means(numbers)
     values = _complete(texts, len(numbers))
     if values is None:
-        return _wider(numbers, 0, [seeds])
+        return _mean(numbers, 0, seeds)
     residuals = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
     dof = (values.shape[0] - 1) * (values.shape[1] - 1)
-    residual = _Variance(float((residuals**2).sum()) / dof / values.size, dof)
+    residual = VarianceOfMean(float((residuals**2).sum()) / dof / values.size, dof)
     by_text = _of_means(values.mean(axis=0))
     # where an estimated variance component is negative it is taken as 0
     larger = max(seeds, by_text, key=lambda part: part.value)
     both = _satterthwaite(seeds, by_text, residual)
-    return _wider(numbers, values.shape[1], [seeds, both if both.value >= larger.value else larger])
+    return _mean(numbers, values.shape[1], seeds, both if both.value >= larger.value else larger)
 
 
 def mean_of_intervals(numbers: Floats, estimates: Sequence[Estimate]) -> MeanOverSeeds:
@@ -101,40 +115,27 @@ def mean_of_intervals(numbers: Floats, estimates: Sequence[Estimate]) -> MeanOve
     errors = [_standard_error(e.ci95) for e in estimates if e.ci95 is not None]
     n_texts = min(e.n for e in estimates)
     if len(errors) < len(numbers) or n_texts < 2:
-        return _wider(numbers, 0, [seeds])
-    by_text = _Variance(float(np.mean(np.square(errors))), n_texts - 1)
-    return _wider(numbers, n_texts, [seeds, _satterthwaite(seeds, by_text)])
+        return _mean(numbers, 0, seeds)
+    by_text = VarianceOfMean(float(np.mean(np.square(errors))), n_texts - 1)
+    return _mean(numbers, n_texts, seeds, _satterthwaite(seeds, by_text))
 
 
-@dataclass(frozen=True)
-class _Variance:
-    """An estimated variance of the mean."""
-
-    value: float
-    dof: float
-
-
-def _of_means(means: Floats) -> _Variance:
+def _of_means(means: Floats) -> VarianceOfMean:
     """Return the variance of the mean of independent values."""
-    return _Variance(float(np.var(means, ddof=1)) / len(means), len(means) - 1)
+    return VarianceOfMean(float(np.var(means, ddof=1)) / len(means), len(means) - 1)
 
 
 def _satterthwaite(
-    first: _Variance, second: _Variance, subtracted: _Variance | None = None
-) -> _Variance:
+    first: VarianceOfMean, second: VarianceOfMean, subtracted: VarianceOfMean | None = None
+) -> VarianceOfMean:
     """Return the sum of two variances, less another, with Satterthwaite's degrees of freedom."""
     value = first.value + second.value - (subtracted.value if subtracted else 0.0)
     parts = [part for part in (first, second, subtracted) if part is not None]
-    return _Variance(value, value**2 / sum(part.value**2 / part.dof for part in parts))
+    return VarianceOfMean(value, value**2 / sum(part.value**2 / part.dof for part in parts))
 
 
-def _wider(numbers: Floats, n_texts: int, variances: Sequence[_Variance]) -> MeanOverSeeds:
-    """Return the mean of the numbers with the variance that gives the widest interval."""
-    means = [
-        MeanOverSeeds(float(numbers.mean()), v.value, v.dof, len(numbers), n_texts)
-        for v in variances
-    ]
-    return max(means, key=lambda mean: mean.half_width)
+def _mean(numbers: Floats, n_texts: int, *variances: VarianceOfMean) -> MeanOverSeeds:
+    return MeanOverSeeds(float(numbers.mean()), variances, len(numbers), n_texts)
 
 
 def _standard_error(interval: tuple[float, float]) -> float:
