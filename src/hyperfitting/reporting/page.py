@@ -86,7 +86,7 @@ def render_page(
         "runs": sweep.runs,
         "tables": [_table_context(table) for table in built],
         "figures": [
-            {"caption": figure.caption, "source": _data_uri(figure.svg)}
+            {"name": figure.name, "caption": figure.caption, "source": _data_uri(figure.svg)}
             for figure in rendered
             if figure.svg
         ],
@@ -128,6 +128,7 @@ def _data_uri(svg: bytes) -> str:
 
 def _table_context(table: tables.Table) -> dict[str, Any]:
     return {
+        "name": table.name,
         "caption": table.title,
         "measured": tables.measured_block(table),
         "notes": tables.notes(table),
