@@ -34,13 +34,13 @@ class VarianceOfMean:
         """Return half of the interval at a level, such as 0.95."""
         from scipy import special  # takes a while to import
 
-        return float(special.stdtrit(self.dof, (1 + level) / 2)) * self.value**0.5
+        return float(special.stdtrit(self.dof, (1 + level) / 2) * np.sqrt(self.value))
 
     def p_above(self, distance: float) -> float:
         """Return the one-sided p-value of a mean that is ``distance`` above a bound."""
         from scipy import special
 
-        return float(special.stdtr(self.dof, -distance / self.value**0.5))
+        return float(special.stdtr(self.dof, -distance / np.sqrt(self.value)))
 
 
 @dataclass(frozen=True)
