@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from statsmodels.stats.multitest import multipletests
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hyperfitting.errors import UserError
-from hyperfitting.reporting.claims.ledger import build_ledger
+from hyperfitting.models.config import TuningConfig
+from hyperfitting.models.trainable import select_trainable
+from hyperfitting.reporting.claims.ledger import Sweeps, build_ledger
 from hyperfitting.reporting.claims.render import markdown
 from hyperfitting.reporting.claims.schema import SCALES, read_claims
 from tests.claims import BASE, TUNED, claim, criterion, only, record, sweeps
@@ -50,7 +54,7 @@ def test_every_label_of_a_criterion_is_one_of_its_experiment() -> None:
     ("change", "message"),
     [
         ({"id": "x"}, "x: id"),
-        ({"criteria": []}, "p1-x: either criteria or not_tested"),
+        ({"criteria": []}, "p1-x: either criteria, implied_by or"),
         ({"criteria": [criterion(value={"key": "gen/tttr"}, above=0)]}, "gen/ttr"),
         ({"criteria": [criterion(value={"experiment": "tabel1"}, above=0)]}, "table1"),
         ({"criteria": [criterion()]}, "above, below, or both"),
@@ -127,17 +131,84 @@ def test_what_holds_by_construction_is_no_evidence(tmp_path: Path) -> None:
     ledger = build_ledger([holds, fails], runs)
     implied, failed = (entry.outcomes["embedded"] for entry in ledger.entries)
     assert (implied.verdict, implied.p, implied.implied_by) == ("implied", None, "so defined")
-    assert (failed.verdict, ledger.tests) == ("not reproduced", 1)
+    assert failed.verdict == "not reproduced"
+    assert (ledger.tests, ledger.tests_against) == (0, 2)  # they can only speak against
     assert "**implied**<br>so defined" in markdown(ledger)
 
 
-def test_many_claims_raise_the_p_value_that_each_needs(tmp_path: Path) -> None:
+def test_what_follows_from_a_computation_needs_no_records(tmp_path: Path) -> None:
+    computed = claim(criteria=[], implied_by="5 of 22 blocks")
+    outcomes = only([computed], Sweeps({})).outcomes
+    assert {outcome.verdict for outcome in outcomes.values()} == {"implied"}
     runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
-    claims = [claim(id=f"p1-{i}", criteria=[criterion(above=0.4)]) for i in range(4)]
+    page = markdown(build_ledger([computed, claim(id="p1-y")], runs))
+    assert "|  | **implied**<br>5 of 22 blocks |" in page
+
+
+@pytest.mark.parametrize(("n_blocks", "fewer"), [(22, "77.3%"), (28, "82.1%")])
+def test_late_stage_lora_trains_as_much_less_as_the_claim_has_it(n_blocks: int, fewer: str) -> None:
+    """Of the blocks of TinyLlama and of Qwen2.5 1.5B; adapters are counted in narrow models."""
+    (parameters,) = (entry for entry in read_claims() if entry.id == "p2-parameters")
+    shape = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 9}
+    counts = []
+    for method in ("late_stage_lora", "lora"):
+        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=n_blocks, **shape))
+        tuning = TuningConfig(method=method, last_blocks=5, lora_rank=2)
+        counts.append(sum(p.numel() for p in select_trainable(model, tuning).values()))
+    assert f"{1 - counts[0] / counts[1]:.1%}" == fewer
+    assert f"5 of {n_blocks}" in parameters.implied_by and fewer in parameters.implied_by
+
+
+@pytest.mark.parametrize("above", [0.4, 0.8])
+def test_many_claims_raise_the_p_value_that_each_needs(above: float, tmp_path: Path) -> None:
+    """That a number lies outside needs as much as that it lies where it is claimed."""
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    claims = [claim(id=f"p1-{i}", criteria=[criterion(above=above)]) for i in range(4)]
     alone = only(claims[:1], runs).outcomes["embedded"]
-    assert (alone.verdict, alone.p, alone.adjusted_p) == ("reproduced", 1 / 64, 1 / 64)
     among = only(claims, runs).outcomes["embedded"]
-    assert (among.verdict, among.adjusted_p) == ("inconclusive", 4 / 64)
+    assert among.verdict == "inconclusive"
+    if above < min(TUNED):
+        assert (alone.verdict, alone.p, alone.adjusted_p) == ("reproduced", 1 / 64, 1 / 64)
+        assert among.adjusted_p == 4 / 64
+    else:
+        assert (alone.verdict, alone.p_against) == ("not reproduced", 1 / 64)
+        assert (alone.adjusted_p_against, among.adjusted_p_against) == (1 / 64, 4 / 64)
+
+
+def test_both_p_values_are_adjusted_over_their_own_family(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    regions: list[dict[str, float]] = [
+        {"above": 0.4},
+        {"above": 0.5},
+        {"below": 0.55},
+        {"above": 0.7},
+        {"above": 0.2, "below": 0.3},
+    ]
+    claims = [
+        claim(id=f"p1-{i}", criteria=[criterion(**region)]) for i, region in enumerate(regions)
+    ]
+    ledger = build_ledger([*claims, claim(id="p1-same", implied_by="so defined")], runs)
+    outcomes = [entry.outcomes["embedded"] for entry in ledger.entries]
+    for p, adjusted, tests in (
+        ("p", "adjusted_p", ledger.tests),
+        ("p_against", "adjusted_p_against", ledger.tests_against),
+    ):
+        tested = [o for o in outcomes if getattr(o, p) is not None]
+        _, expected, _, _ = multipletests([getattr(o, p) for o in tested], method="holm")
+        assert [getattr(o, adjusted) for o in tested] == pytest.approx(list(expected))
+        assert len(tested) == tests
+    assert (ledger.tests, ledger.tests_against) == (5, 6)
+
+
+def test_one_number_of_several_that_lies_outside_is_tested_as_the_extreme_of_them(
+    tmp_path: Path,
+) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    several = [criterion(above=0.4), criterion(above=0.5), criterion(above=0.8)]
+    outcome = only([claim(criteria=several)], runs).outcomes["embedded"]
+    assert (outcome.verdict, outcome.p_against) == ("partly", 3 / 64)
+    four = only([claim(criteria=[*several, criterion(above=0.3)])], runs).outcomes["embedded"]
+    assert (four.verdict, four.p_against) == ("inconclusive", 4 / 64)
 
 
 def test_what_has_not_run_is_not_tested_and_has_the_command(tmp_path: Path) -> None:
@@ -145,6 +216,20 @@ def test_what_has_not_run_is_not_tested_and_has_the_command(tmp_path: Path) -> N
     assert outcomes["embedded"].verdict == outcomes["paper"].verdict == "not tested"
     assert outcomes["embedded"].reason == "table1: not run yet"
     assert outcomes["paper"].command == "hyperfit experiment=table1 scale=paper"
+
+
+def test_a_number_without_interval_is_to_be_run_with_three_seeds() -> None:
+    highest = criterion(value={"statistic": "max"}, above=0.5)
+    observed = criterion(value={"statistic": "max"}, above=0.5, observed=True)
+    of_seeds = criterion(value={"experiment": "seeds", "epoch": "highest"}, above=5)
+    for c, command in (
+        (highest, "hyperfit experiment=table1 seed=0,1,2"),
+        (observed, "hyperfit experiment=table1"),
+        (of_seeds, "hyperfit experiment=seeds"),
+        (criterion(above=0.5), "hyperfit experiment=table1"),
+    ):
+        outcomes = only([claim(criteria=[c])], Sweeps({})).outcomes
+        assert outcomes["embedded"].command == command
 
 
 def test_a_claim_about_another_model_is_shown_but_not_decided(tmp_path: Path) -> None:

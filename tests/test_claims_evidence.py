@@ -86,6 +86,43 @@ def test_one_seed_is_tested_over_texts_by_sign_flips(tmp_path: Path) -> None:
     assert outcome.p == pytest.approx(expected)
 
 
+def test_that_a_number_lies_in_the_region_is_tested_at_both_ends(tmp_path: Path) -> None:
+    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+
+    def one_sided(bound: float, alternative: str) -> float:
+        differences = np.array(TUNED) - bound
+        return float(
+            stats.permutation_test(
+                (differences, np.zeros(6)),
+                lambda x, y, axis: (x - y).mean(axis=axis),
+                permutation_type="samples",
+                vectorized=True,
+                n_resamples=np.inf,
+                alternative=alternative,
+            ).pvalue
+        )
+
+    for region, expected in (
+        ({"above": 0.65}, one_sided(0.65, "less")),
+        ({"below": 0.55}, one_sided(0.55, "greater")),
+        ({"above": 0.3, "below": 0.55}, 2 * one_sided(0.55, "greater")),
+        ({"above": 0.65, "below": 0.8}, 2 * one_sided(0.65, "less")),
+    ):
+        outcome = only([claim(criteria=[criterion(**region)])], runs).outcomes["embedded"]
+        assert outcome.p_against == pytest.approx(expected)
+
+
+def test_over_seeds_the_p_values_for_and_against_are_of_the_same_mean(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal([[0.4], [0.5], [0.6]], 0.1, (3, 12))
+    records = {f"tuned_{seed}": record(row, row, seed) for seed, row in enumerate(values)}
+    runs = sweeps(tmp_path / "x", records)
+    mean = mean_over_seeds(values.mean(axis=1), list(values))
+    region = {"above": 0.6, "below": 0.9}
+    outcome = only([claim(criteria=[criterion(**region)])], runs).outcomes["embedded"]
+    assert outcome.p == pytest.approx(mean.p_above(0.6))
+    assert outcome.p_against == pytest.approx(2 * mean.p_below(0.6))
+
+
 def test_seeds_that_change_nothing_are_no_seeds(tmp_path: Path) -> None:
     records = {f"tuned_{seed}": record(TUNED, BASE, seed) for seed in range(3)}
     (found,) = only([claim()], sweeps(tmp_path / "x", records)).outcomes["embedded"].evidence

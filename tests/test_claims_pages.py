@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
 from hyperfitting.record.schema import Timings
+from hyperfitting.reporting.claims.experiments import Part, parts_showing
 from hyperfitting.reporting.claims.ledger import (
     CountedSweep,
     Ledger,
@@ -20,9 +22,10 @@ from hyperfitting.reporting.claims.ledger import (
     load_sweeps,
 )
 from hyperfitting.reporting.claims.render import markdown, write_page
-from hyperfitting.reporting.claims.schema import SCALES, read_claims
+from hyperfitting.reporting.claims.schema import SCALES, Quantity, read_claims
 from hyperfitting.reporting.cli import main
 from hyperfitting.reporting.index import write_index
+from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.serve import update_claims
 from hyperfitting.runtime.code_version import Git
 from hyperfitting.sweep.spec import SPEC_FILE
@@ -173,10 +176,63 @@ def test_the_dashboard_has_a_page_of_the_claims_that_is_drawn_when_a_record_is_n
 
 def test_the_committed_page_is_of_the_committed_data_and_claims() -> None:
     ledger = Ledger.model_validate_json((DOCS / "claims.json").read_text("utf-8"))
-    reports = {path.parent.name for path in DOCS.glob("results/*/README.md")}
-    assert (DOCS / "claims.md").read_text("utf-8") == markdown(ledger, reports)
+    assert (DOCS / "claims.md").read_text("utf-8") == markdown(ledger, DOCS / "results")
     entries = [(e.id, e.source, e.claim, e.theirs, e.reading) for e in ledger.entries]
     assert entries == [(c.id, c.source, c.claim, c.theirs, c.reading) for c in read_claims()]
+
+
+def test_a_number_is_linked_to_the_tables_and_figures_that_show_it(tmp_path: Path) -> None:
+    (runs,) = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)}).runs_of.values()
+    shown = criterion(value={"experiment": "figure5_right"}, above=0.4)
+    ledger = build_ledger(
+        [claim(criteria=[shown])], Sweeps({("figure5_right", "embedded"): list(runs)})
+    )
+    results = tmp_path / "results"
+    assert "[x](results" not in markdown(ledger, results)
+    (results / "x").mkdir(parents=True)
+    for name in ("README.md", "figure5_right.md", "figure5_right.svg", "other.md"):
+        (results / "x" / name).touch()
+    links = "[x](results/x/README.md), [table figure5_right](results/x/figure5_right.md)"
+    assert f"{links}, [figure figure5_right](results/x/figure5_right.svg) |" in markdown(
+        ledger, results
+    )
+    (results / "x/figure5_right.svg").unlink()
+    assert f"{links} |" in markdown(ledger, results)
+    page = write_page(ledger, results).read_text("utf-8")
+    for anchor in ("table-figure5_right", "figure-figure5_right", "texts"):
+        assert f'href="x/index.html#{anchor}"' in page
+
+
+def test_the_anchors_of_a_page_of_claims_are_ids_of_the_pages_of_sweeps(tmp_path: Path) -> None:
+    tables: dict[str, Any] = {
+        "table1": {"rows": ["system"], "columns": {"TTR": {"key": "gen/ttr"}}}
+    }
+    figures: dict[str, Any] = {
+        "bars": {"kind": "bars", "rows": "system", "y": {"TTR": {"key": "gen/ttr"}}}
+    }
+    report = {"tables": tables, "figures": figures}
+    sweep = write_sweep(tmp_path / "sweeps/x", report, {"tuned_0": record(TUNED, BASE)})
+    page = (write_report(sweep) / "index.html").read_text("utf-8")
+    for part in (Part("table", "table1"), Part("figure", "bars")):
+        assert f'id="{part.anchor}"' in page
+    assert 'id="texts"' in page
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"experiment": "seeds", "key": "gen/ttr", "epoch": 2}, ["seeds.svg"]),
+        ({"experiment": "table2", "key": "gen/dataset_overlap", "statistic": "max"}, ["table2.md"]),
+        ({"experiment": "figure5_left", "key": "top1_agreement"}, ["figure5_left.svg"]),
+        ({"experiment": "figure9", "key": "ttr_fall_96"}, ["figure9.svg"]),
+        ({"experiment": "figure6", "key": "gen/class_kept"}, ["figure6.md", "completions.svg"]),
+        ({"experiment": "table1", "key": "val/loss"}, []),
+    ],
+)
+def test_a_quantity_is_shown_where_its_own_numbers_are(
+    values: dict[str, Any], parts: list[str]
+) -> None:
+    assert [part.file for part in parts_showing(Quantity.model_validate(values))] == parts
 
 
 def _named(

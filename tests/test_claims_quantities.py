@@ -57,18 +57,37 @@ def test_quantities_that_are_no_metrics_are_as_by_hand(tmp_path: Path) -> None:
         measure(run, _quantity(length=7))
 
 
-def test_the_lowest_cosine_of_the_first_ten_blocks_has_the_interval_of_its_block(
+def test_the_lowest_cosine_of_the_early_blocks_has_the_interval_of_its_block(
     tmp_path: Path,
 ) -> None:
-    layers = ["embedding", *(f"block {i}" for i in range(1, 13)), "final norm"]
-    means = [0.5, *(1 - 0.01 * i for i in range(1, 13)), 0.4]
+    """Of the first 10 of 22 blocks, or as large a share: 14 of 30."""
+    layers = ["embedding", *(f"block {i}" for i in range(1, 31)), "final norm"]
+    means = [0.5, *(1 - 0.01 * i for i in range(1, 31)), 0.4]
     curve = LayerCurve(layers=layers, mean=means, ci95=[(m - 0.02, m + 0.01) for m in means])
     mechanism = make_mechanism().model_copy(update={"per_layer": {"reference/cosine": curve}})
     run = _runs(tmp_path / "x", record([0.1, 0.2, 0.3], [0.1] * 3, mechanism=mechanism))
     measured = measure(run, _quantity(key="early_cosine"))
-    assert measured.number == pytest.approx(0.9)
+    assert measured.number == pytest.approx(0.86)
     assert measured.interval is not None
-    assert measured.interval.ci95 == pytest.approx((0.88, 0.91))
+    assert measured.interval.ci95 == pytest.approx((0.84, 0.87))
+
+
+def test_the_highest_ttr_is_counted_from_the_epoch_that_fits_the_training_data(
+    tmp_path: Path,
+) -> None:
+    losses, ttrs = [3.0, 0.5, 0.09, 0.05, 0.02], [0.4, 0.6, 0.65, 0.7, 0.6]
+    history = [
+        {"epoch": epoch, "step": 4 * epoch, "train/loss": loss, "gen/ttr": ttr}
+        for epoch, (loss, ttr) in enumerate(zip(losses, ttrs, strict=True), start=1)
+    ]
+    fitted, unfitted = (record(TUNED, BASE, history=rows) for rows in (history, history[:2]))
+    run = _runs(tmp_path / "x", fitted)
+    assert measure(run, _quantity(key="fit_to_peak")).number == 4 - 3
+    assert measure(run, _quantity(epoch=2)).number == 0.6
+    with pytest.raises(NotMeasuredError, match="not measured at epoch 7"):
+        measure(run, _quantity(epoch=7))
+    with pytest.raises(NotMeasuredError, match="never below"):
+        measure(_runs(tmp_path / "y", unfitted), _quantity(key="fit_to_peak"))
 
 
 def _strengths(

@@ -1,14 +1,16 @@
-"""A criterion tested on the records: the number, its interval, and the p-value of the claim.
+"""A criterion tested on the records: the number, its interval, and p-values for and against it.
 
 With three seeds or more that differ, seeds and texts are crossed random effects: `metrics.crossed`.
 Else the unit is the text: bootstrap and sign flips, exact binomial for shares of texts, and of a
-rank correlation the share of resamples. Differences are paired by seed and text. The p-value is of
-the hypothesis that the number lies outside the claimed region: one-sided, and of a region with two
-ends the larger of both.
+rank correlation the share of resamples. Differences are paired by seed and text.
+
+There are two hypotheses to reject: that the number lies outside the claimed region (`p`: one-sided,
+and of a region with two ends the larger of both, an intersection-union test), and that it lies
+inside (`p_against`: one-sided, and of a region with two ends twice the smaller of both).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +59,9 @@ class Evidence(StrictModel):
     p: float | None = Field(
         description="of the hypothesis that it lies outside; null: not tested, a single number"
     )
+    p_against: float | None = Field(
+        description="of the hypothesis that it lies in the region; null: not tested"
+    )
     observed_in: int | None = Field(
         default=None,
         description="seeds whose number lies in the region; null: the claim is tested",
@@ -85,26 +90,50 @@ class Evidence(StrictModel):
         return self.ci95 is not None and self.criterion.overlaps(*self.ci95)
 
     @property
-    def contradicts(self) -> bool:
-        """Whether the number lies outside the region with its whole interval.
+    def is_refuted(self) -> bool:
+        """Whether observations refute it, without a test.
 
-        That something occurs is contradicted where it was not observed, and that something never
-        does where it was.
+        That something occurs, where it was not observed; that something never does, where it was.
         """
-        if self.holds or self.criterion.needs_no_test:
-            return not self.holds
-        return self.ci95 is not None and not self.reaches_region
+        return self.criterion.needs_no_test and not self.holds
+
+
+def _untested(_bound: float) -> None:
+    return None
 
 
 @dataclass(frozen=True)
 class _Tested:
     estimate: Estimate
-    unit: str
-    p_above: float | None
-    """p-value of the hypothesis that the number is at most `above`; none: no such end or test."""
-    p_below: float | None
+    unit: str = ""
+    p_above: Callable[[float], float | None] = _untested
+    """One-sided p-value of the hypothesis that the number is at most this; none: not tested."""
+    p_below: Callable[[float], float | None] = _untested
+    """The same, at least this."""
     n_texts: int = 0
     """Of a test over seeds: texts whose variation is in the interval."""
+
+    def p(self, criterion: Criterion) -> float | None:
+        """Return the p-value of the hypothesis that the number lies outside the region."""
+        above, below = criterion.above, criterion.below
+        p_values = [
+            None if above is None else self.p_above(above),
+            None if below is None else self.p_below(below),
+        ]
+        return max((p for p in p_values if p is not None), default=None)
+
+    def p_against(self, criterion: Criterion) -> float | None:
+        """Return the p-value of the hypothesis that the number lies in the region.
+
+        Of a region with two ends it is twice the smaller of both (Bonferroni).
+        """
+        above, below = criterion.above, criterion.below
+        p_values = [
+            None if above is None else self.p_below(above),
+            None if below is None else self.p_above(below),
+        ]
+        tested = [p for p in p_values if p is not None]
+        return min(1.0, len(tested) * min(tested)) if tested else None
 
 
 def evaluate_criterion(
@@ -137,11 +166,10 @@ def evaluate_criterion(
             for seed in seeds
         ]
         measured = [a.minus(b, r) for a, b, r in zip(values, subtracted, recorded, strict=True)]
-    tested = _test(measured, criterion)
+    tested = _test(measured)
     observed_in = None
     if criterion.needs_no_test:
         observed_in = sum(criterion.holds(measurement.number) for measurement in measured)
-    p_values = [p for p in (tested.p_above, tested.p_below) if p is not None]
     entries = [run for seed in seeds for run in [*runs[seed], *(others or {}).get(seed, ())]]
     return Evidence(
         criterion=criterion,
@@ -152,7 +180,8 @@ def evaluate_criterion(
         estimate=tested.estimate.mean,
         ci95=tested.estimate.ci95,
         holds=_holds(criterion, tested.estimate.mean, observed_in, len(seeds)),
-        p=max(p_values) if p_values and not criterion.needs_no_test else None,
+        p=None if criterion.needs_no_test else tested.p(criterion),
+        p_against=None if criterion.needs_no_test else tested.p_against(criterion),
         observed_in=observed_in,
         unit=tested.unit,
         n=tested.estimate.n,
@@ -172,26 +201,26 @@ def _holds(criterion: Criterion, estimate: float, observed_in: int | None, n_see
     return observed_in > 0 if criterion.observed else observed_in == n_seeds
 
 
-def _test(measured: Sequence[Measurement], criterion: Criterion) -> _Tested:
+def _test(measured: Sequence[Measurement]) -> _Tested:
     """Return the estimate and its p-values, of the number of each seed."""
     numbers = np.array([measurement.number for measurement in measured])
     if len({measurement.settings for measurement in measured}) > 1:
         raise NotMeasuredError("the seeds were not run with the same settings")
-    untested = _Tested(Estimate(float(numbers.mean()), None, len(numbers)), "", None, None)
+    untested = _Tested(Estimate(float(numbers.mean()), None, len(numbers)))
     if not all(measurement.is_paired for measurement in measured):
         return untested
     if len(numbers) >= MIN_SEEDS and np.ptp(numbers) > 0:  # else the seed changes nothing
-        return _over_seeds(numbers, measured, criterion)
+        return _over_seeds(numbers, measured)
     texts = _texts(measured)
     if texts is None:
         interval = measured[0].interval if len(measured) == 1 else None
         if interval is None or interval.ci95 is None:
             return untested
-        return _from_interval(interval.mean, interval.ci95, interval.n, criterion)
+        return _from_interval(interval.mean, interval.ci95, interval.n)
     if measured[0].settings:
-        return _test_rank_correlation(measured[0].settings, texts, criterion)
+        return _test_rank_correlation(measured[0].settings, texts)
     is_binary = all(measurement.is_binary for measurement in measured)
-    return (_share_of_texts if is_binary else _over_texts)(texts, criterion)
+    return (_share_of_texts if is_binary else _over_texts)(texts)
 
 
 def _texts(measured: Sequence[Measurement]) -> Floats | None:
@@ -202,7 +231,7 @@ def _texts(measured: Sequence[Measurement]) -> Floats | None:
     return np.asarray(np.mean(texts, axis=0))
 
 
-def _over_seeds(numbers: Floats, measured: Sequence[Measurement], criterion: Criterion) -> _Tested:
+def _over_seeds(numbers: Floats, measured: Sequence[Measurement]) -> _Tested:
     """Test over seeds, and over texts where all seeds have the same ones."""
     mean = mean_over_seeds(numbers)
     if len({measurement.contexts for measurement in measured}) == 1:
@@ -212,15 +241,9 @@ def _over_seeds(numbers: Floats, measured: Sequence[Measurement], criterion: Cri
             mean = mean_over_seeds(numbers, values)
         elif all(intervals):
             mean = mean_of_intervals(numbers, [e for e in intervals if e is not None])
-    above, below = criterion.above, criterion.below
     is_correlation = bool(measured[0].settings)
-    return _Tested(
-        mean.estimate.clipped(-1, 1) if is_correlation else mean.estimate,
-        "seeds",
-        None if above is None else mean.p_above(above),
-        None if below is None else mean.p_below(below),
-        mean.n_texts,
-    )
+    estimate = mean.estimate.clipped(-1, 1) if is_correlation else mean.estimate
+    return _Tested(estimate, "seeds", mean.p_above, mean.p_below, mean.n_texts)
 
 
 def _interval(measurement: Measurement) -> Estimate | None:
@@ -231,53 +254,40 @@ def _interval(measurement: Measurement) -> Estimate | None:
     return None if correlation is None else correlation.estimate
 
 
-def _over_texts(x: Floats, criterion: Criterion) -> _Tested:
+def _over_texts(x: Floats) -> _Tested:
     estimate = bootstrap_mean(x, RESAMPLES)
     if estimate is None:
         raise NotMeasuredError("no text has a value")
 
-    def p(bound: float | None, sign: int) -> float | None:
-        difference = (
-            None if bound is None else paired_difference(x, np.full_like(x, bound), RESAMPLES)
-        )
+    def p(bound: float, sign: int) -> float | None:
+        difference = paired_difference(x, np.full_like(x, bound), RESAMPLES)
         if difference is None or difference.p is None:
             return None
         half = difference.p / 2
         return half if sign * difference.mean > 0 else 1 - half
 
-    return _Tested(estimate, "texts", p(criterion.above, 1), p(criterion.below, -1))
+    return _Tested(estimate, "texts", lambda bound: p(bound, 1), lambda bound: p(bound, -1))
 
 
-def _test_rank_correlation(
-    settings: Sequence[float], values: Floats, criterion: Criterion
-) -> _Tested:
+def _test_rank_correlation(settings: Sequence[float], values: Floats) -> _Tested:
     """Test a rank correlation; ``values`` are (K, N), of K settings."""
     correlation = rank_correlation(settings, values, RESAMPLES)
     if correlation is None:
         raise NotMeasuredError("too few different values")
-    above, below = criterion.above, criterion.below
-    return _Tested(
-        correlation.estimate,
-        "texts",
-        None if above is None else correlation.p_above(above),
-        None if below is None else correlation.p_below(below),
-    )
+    return _Tested(correlation.estimate, "texts", correlation.p_above, correlation.p_below)
 
 
-def _share_of_texts(x: Floats, criterion: Criterion) -> _Tested:
+def _share_of_texts(x: Floats) -> _Tested:
     """Test a share of texts by the exact binomial test.
 
     Sign flips need differences that are symmetric, which 0 and 1 with a share near 0 are not. Means
-    over two seeds may be fractions: they are rounded against the claim.
+    over two seeds may be fractions: they are rounded to the larger p-value.
     """
     x = x[~np.isnan(x)]
     total, n = float(x.sum()), len(x)
     fewest, most = math.floor(total + 1e-9), math.ceil(total - 1e-9)
-    above, below = criterion.above, criterion.below
 
-    def p(count: int, bound: float | None, alternative: str) -> float | None:
-        if bound is None:
-            return None
+    def p(count: int, bound: float, alternative: str) -> float:
         return float(binomtest(count, n, min(max(bound, 0.0), 1.0), alternative).pvalue)
 
     low, _ = binomtest(fewest, n).proportion_ci(0.95, "exact")
@@ -285,24 +295,20 @@ def _share_of_texts(x: Floats, criterion: Criterion) -> _Tested:
     return _Tested(
         Estimate(total / n, (float(low), float(high)), n),
         "texts",
-        p(fewest, above, "greater"),
-        p(most, below, "less"),
+        lambda bound: p(fewest, bound, "greater"),
+        lambda bound: p(most, bound, "less"),
     )
 
 
-def _from_interval(
-    number: float, ci95: tuple[float, float], n: int, criterion: Criterion
-) -> _Tested:
+def _from_interval(number: float, ci95: tuple[float, float], n: int) -> _Tested:
     """Test a number of which only the interval over ``n`` texts is kept.
 
     With the normal distribution that has the half of the interval on the side of the bound.
     """
 
-    def p(bound: float | None, sign: int) -> float | None:
-        if bound is None:
-            return None
+    def p(bound: float, sign: int) -> float | None:
         half = number - ci95[0] if bound < number else ci95[1] - number
         return None if half <= 0 else float(norm.sf(sign * (number - bound) / (half / _Z95)))
 
     estimate = Estimate(number, ci95, n)
-    return _Tested(estimate, "texts", p(criterion.above, 1), p(criterion.below, -1))
+    return _Tested(estimate, "texts", lambda bound: p(bound, 1), lambda bound: p(bound, -1))

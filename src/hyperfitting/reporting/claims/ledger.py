@@ -2,15 +2,17 @@
 
 - reproduced: all numbers lie where the claim has them, with an adjusted p-value below 0.05 (a claim
   that something occurs needs no test);
-- partly: some of several do, and others lie outside with their whole 95% interval;
-- not reproduced: none does, and at least one lies outside with its whole interval;
-- inconclusive: all else: they do but it is not significant or cannot be tested, or they do not but
-  the intervals reach into the claimed region;
+- not reproduced: none does, and that they do is rejected with an adjusted p-value below 0.05;
+- partly: the same, while some of several do;
+- inconclusive: all else;
 - implied: all do, but by construction or by the number of another claim: not counted as evidence;
 - not tested: no number here, or one of another model than the claim is about.
 
-p-values are adjusted by Holm's method over all claims that are decided at any scale; that of a
-claim with several criteria is the largest of theirs, since all must hold.
+Both p-values of a claim are adjusted by Holm's method, each over all claims that are decided at any
+scale: the probability of any wrong "reproduced" is at most 0.05, and that of any wrong "not
+reproduced" or "partly". Of K criteria (and models) the p-value for the claim is the largest, since
+all must hold, and that against it K times the smallest (Bonferroni), since one is enough. Implied
+claims have no p-value for them, and one against them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +23,8 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from hyperfitting.metrics.multiple_tests import holm
-from hyperfitting.reporting.claims.evidence import Evidence, evaluate_criterion
+from hyperfitting.reporting.claims.evidence import MIN_SEEDS, Evidence, evaluate_criterion
+from hyperfitting.reporting.claims.experiments import has_seed_axis
 from hyperfitting.reporting.claims.quantities import NotMeasuredError
 from hyperfitting.reporting.claims.schema import SCALES, Claim, Criterion, Quantity, Scale
 from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords, load_sweep
@@ -29,7 +32,7 @@ from hyperfitting.runtime.files import read_versioned
 from hyperfitting.runtime.strict_model import StrictModel
 from hyperfitting.sweep.spec import SPEC_FILE
 
-LEDGER_VERSION = 6
+LEDGER_VERSION = 7
 LEVEL = 0.05
 Verdict = Literal["reproduced", "partly", "not reproduced", "inconclusive", "implied", "not tested"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -43,8 +46,16 @@ class Outcome(StrictModel):
     reason: str = Field(default="", description="why it is not tested; empty: it is")
     command: str = Field(default="", description="what would test it; empty: it is")
     implied_by: str = Field(default="", description="what it follows from; empty: its own test")
-    p: float | None = Field(default=None, description="largest p-value of its criteria; null: none")
+    p: float | None = Field(
+        default=None, description="that it does not hold, largest of its criteria; null: none"
+    )
     adjusted_p: float | None = Field(
+        default=None, description="by Holm's method over all decided claims; null: none"
+    )
+    p_against: float | None = Field(
+        default=None, description="that it holds, by Bonferroni over its criteria; null: none"
+    )
+    adjusted_p_against: float | None = Field(
         default=None, description="by Holm's method over all decided claims; null: none"
     )
     evidence: list[Evidence] = Field(
@@ -94,7 +105,8 @@ class Ledger(StrictModel):
     counted: list[CountedSweep] = Field(
         default=[], description="of the experiments with several sweeps: the newest complete one"
     )
-    tests: int = Field(description="claims with a p-value, at any scale: the family of Holm")
+    tests: int = Field(description="claims with `p`, at any scale: a family of Holm")
+    tests_against: int = Field(description="claims with `p_against`: the other family")
     entries: list[Entry] = Field(description="in the order of conf/claims.yaml")
 
     @property
@@ -231,8 +243,8 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps, earlier: Ledger | None
         for claim in claims
         for scale in SCALES
     }
-    tested = {key: outcome.p for key, outcome in outcomes.items() if outcome.p is not None}
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    adjusted = _adjusted({key: outcome.p for key, outcome in outcomes.items()})
+    against = _adjusted({key: outcome.p_against for key, outcome in outcomes.items()})
     entries = [
         Entry(
             id=claim.id,
@@ -241,7 +253,11 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps, earlier: Ledger | None
             claim=claim.claim,
             theirs=claim.theirs,
             outcomes={
-                scale: _decided(outcomes[claim.id, scale], adjusted.get((claim.id, scale)))
+                scale: _decided(
+                    outcomes[claim.id, scale],
+                    adjusted.get((claim.id, scale)),
+                    against.get((claim.id, scale)),
+                )
                 for scale in SCALES
             },
             reading=claim.reading,
@@ -253,13 +269,26 @@ def build_ledger(claims: Sequence[Claim], sweeps: Sweeps, earlier: Ledger | None
         for sweep in (earlier.counted if earlier else ())
         if (sweep.experiment, sweep.scale) not in sweeps.runs_of
     ]
-    return Ledger(counted=[*counted, *sweeps.counted], tests=len(tested), entries=entries)
+    return Ledger(
+        counted=[*counted, *sweeps.counted],
+        tests=len(adjusted),
+        tests_against=len(against),
+        entries=entries,
+    )
+
+
+def _adjusted(p_values: Mapping[tuple[str, Scale], float | None]) -> dict[tuple[str, Scale], float]:
+    """Return the p-values of the claims that have one, adjusted by Holm's method."""
+    tested = {key: p for key, p in p_values.items() if p is not None}
+    return dict(zip(tested, holm(list(tested.values())), strict=True))
 
 
 def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale, earlier: Sequence[Evidence]) -> Outcome:
     """Return a claim's evidence; its verdict waits for the adjusted p-values of all claims."""
     if claim.not_tested:
         return Outcome(reason=claim.not_tested, command=claim.command)
+    if not claim.criteria:
+        return Outcome(implied_by=claim.implied_by)
     criteria = claim.criteria_at(scale)
     if not criteria:
         return Outcome(reason="not at this scale")
@@ -277,10 +306,14 @@ def _outcome(claim: Claim, sweeps: Sweeps, scale: Scale, earlier: Sequence[Evide
             command=_command(criteria, "paper"),
             evidence=evidence,
         )
-    if claim.implied_by and all(item.holds for item in evidence):
-        return Outcome(implied_by=claim.implied_by, evidence=evidence)
     p_values = [item.p for item in evidence if item.p is not None]
-    return Outcome(p=max(p_values, default=None), evidence=evidence)
+    against = [item.p_against for item in evidence if item.p_against is not None]
+    return Outcome(
+        implied_by=claim.implied_by if all(item.holds for item in evidence) else "",
+        p=None if claim.implied_by else max(p_values, default=None),
+        p_against=min(1.0, len(against) * min(against)) if against else None,
+        evidence=evidence,
+    )
 
 
 def _evidence(
@@ -358,24 +391,38 @@ def _by_model(
 
 
 def _command(criteria: Sequence[Criterion], scale: Scale) -> str:
-    experiments = dict.fromkeys(criterion.value.experiment for criterion in criteria)
+    """Return the commands that measure some criteria, with the seeds that an interval needs."""
     suffix = " scale=paper" if scale == "paper" else ""
-    return "; ".join(f"hyperfit experiment={experiment}{suffix}" for experiment in experiments)
+    single = {
+        c.value.experiment for c in criteria if c.value.is_single_number and not c.needs_no_test
+    }
+    commands = []
+    for experiment in dict.fromkeys(criterion.value.experiment for criterion in criteria):
+        command = f"hyperfit experiment={experiment}{suffix}"
+        if experiment in single and not has_seed_axis(experiment):
+            command += f" seed={','.join(map(str, range(MIN_SEEDS)))}"
+        commands.append(command)
+    return "; ".join(commands)
 
 
-def _decided(outcome: Outcome, adjusted_p: float | None) -> Outcome:
-    """Return an outcome with its verdict and the adjusted p-value that it depends on."""
+def _decided(outcome: Outcome, adjusted_p: float | None, against: float | None) -> Outcome:
+    """Return an outcome with its verdict and the adjusted p-values that it depends on."""
     if outcome.reason:
         return outcome
     holding = [item.holds for item in outcome.evidence]
+    is_contradicted = any(item.is_refuted for item in outcome.evidence) or (
+        against is not None and against < LEVEL
+    )
     verdict: Verdict = "inconclusive"
     if outcome.implied_by:
         verdict = "implied"
     elif all(holding) and _is_certain(outcome.evidence, adjusted_p):
         verdict = "reproduced"
-    elif any(item.contradicts for item in outcome.evidence):
+    elif is_contradicted:
         verdict = "partly" if any(holding) else "not reproduced"
-    return outcome.model_copy(update={"verdict": verdict, "adjusted_p": adjusted_p})
+    return outcome.model_copy(
+        update={"verdict": verdict, "adjusted_p": adjusted_p, "adjusted_p_against": against}
+    )
 
 
 def _is_certain(evidence: Sequence[Evidence], adjusted_p: float | None) -> bool:

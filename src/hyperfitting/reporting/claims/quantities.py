@@ -17,7 +17,10 @@ from hyperfitting.reporting.claims.schema import Quantity
 from hyperfitting.reporting.sweep_records import RunEntry
 
 _WINDOW = 96
-_EARLY_BLOCKS = 10
+_EARLY_SHARE = 10 / 22
+"""P2's first 10 layers as a share of TinyLlama's 22, for models of other depths."""
+_FITTED_LOSS = 0.1
+"""Training loss near zero, as in p1-training-loss."""
 _MIN_CORRELATED = 3
 _HALF = 0.5
 
@@ -166,6 +169,10 @@ def _of_history(record: Record, quantity: Quantity) -> Measurement:
         raise NotMeasuredError(f"{quantity.key} was not measured during training")
     if quantity.epoch == "highest":
         return Measurement(max(rows, key=lambda row: row[quantity.key])["epoch"])
+    if isinstance(quantity.epoch, int):
+        rows = [row for row in rows if row["epoch"] == quantity.epoch]
+    if not rows:
+        raise NotMeasuredError(f"{quantity.key} was not measured at epoch {quantity.epoch}")
     return Measurement(rows[0 if quantity.epoch == "first" else -1][quantity.key])
 
 
@@ -238,7 +245,8 @@ def _early_cosine(record: Record) -> Measurement:
     curve = curves.get("reference/cosine")
     if curve is None:
         raise NotMeasuredError("hidden states are not compared (mechanism.measures)")
-    blocks = {f"block {i}" for i in range(1, _EARLY_BLOCKS + 1)}
+    n_blocks = sum(layer.startswith("block ") for layer in curve.layers)
+    blocks = {f"block {i}" for i in range(1, round(_EARLY_SHARE * n_blocks) + 1)}
     intervals: Sequence[tuple[float, float] | None] = curve.ci95 or [None] * len(curve.layers)
     points = [
         (mean, ci95)
@@ -250,6 +258,15 @@ def _early_cosine(record: Record) -> Measurement:
     return Measurement(mean, interval=interval, contexts=tuple(contexts(record)))
 
 
+def _fit_to_peak(record: Record) -> Measurement:
+    """Return the epochs from a training loss near zero to the highest TTR (P1, Figure 2)."""
+    rows = [row for row in record.history if "gen/ttr" in row and "train/loss" in row]
+    fitted = [row["epoch"] for row in rows if row["train/loss"] < _FITTED_LOSS]
+    if not fitted:
+        raise NotMeasuredError(f"the training loss is never below {_FITTED_LOSS}")
+    return Measurement(max(rows, key=lambda row: row["gen/ttr"])["epoch"] - fitted[0])
+
+
 _DERIVED: dict[str, Callable[[Record, Side], list[float]]] = {
     "ttr_first_96": _first_ttr,
     "ttr_fall_96": _ttr_fall,
@@ -258,4 +275,5 @@ _DERIVED: dict[str, Callable[[Record, Side], list[float]]] = {
 _DERIVED_NUMBERS: dict[str, Callable[[Record], Measurement]] = {
     "unseen_probability": _unseen_probability,
     "early_cosine": _early_cosine,
+    "fit_to_peak": _fit_to_peak,
 }

@@ -1,11 +1,11 @@
 """claims.md, claims.json and claims.html: the ledger for people, programs and a browser."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from hyperfitting import formatting, templates
 from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.reporting.claims.evidence import MIN_SEEDS, Evidence
+from hyperfitting.reporting.claims.experiments import Part, parts_showing
 from hyperfitting.reporting.claims.ledger import LEVEL, VERDICTS, Entry, Ledger, Outcome
 from hyperfitting.reporting.claims.schema import SCALES, Scale
 from hyperfitting.reporting.index import CLAIMS_PAGE
@@ -26,6 +26,7 @@ _INTRO = f"""\
 
 What both papers claim, and what the records here say of it. Drawn by
 `hyperfit-report claims outputs/sweeps --to docs --update`; the same as data is [{JSON}]({JSON}).
+Each number is linked to its report, and to the tables and figures there that show it.
 The claims and the numbers that decide them are in [`conf/claims.yaml`](../conf/claims.yaml): add
 runs, also with other seeds (`hyperfit experiment=table1 seed=0,1,2`), and draw it again. `--update`
 keeps the numbers of runs that are not among the sweeps given, as long as their criterion is the
@@ -33,17 +34,16 @@ same and the sweep that would replace them is complete; verdicts and adjusted p-
 again. Of several sweeps of one experiment the newest complete one counts, by the time in its
 records; one whose command changes the experiment, such as its learning rate, does not count.
 
-- **reproduced**: every number of ours lies where the claim has it, and the adjusted p-value of the
-  opposite is below {LEVEL}.
+- **reproduced**: every number of ours lies where the claim has it, and that one does not is
+  rejected with an adjusted p-value ("p") below {LEVEL}.
   A claim that something occurs is reproduced by one observation, without a test: with one seed of
   several, and how many is shown. A claim that something never does is refuted by one.
-- **partly**: some of several numbers lie there, and others lie outside with their whole 95%
-  interval.
-- **not reproduced**: none lies there, and at least one lies outside with its whole 95% interval.
-- **inconclusive**: all else. They lie there, but not significantly or without an interval; or they
-  do not, but their intervals reach into the claimed region.
+- **not reproduced**: none lies there, and that all do is rejected with an adjusted p-value ("p
+  against") below {LEVEL}.
+- **partly**: the same, while some of several numbers lie there.
+- **inconclusive**: all else: neither is rejected, or a number has no interval.
 - **implied**: they lie there, but by construction, or as the numbers of another claim: no evidence
-  of its own, and not among the tested ones.
+  of its own, and no p-value for it.
 - **not tested**: no number here, or one of another model than the claim is about ("another model");
   such a number is shown, but decides nothing.
 
@@ -51,12 +51,17 @@ With {MIN_SEEDS} seeds or more that differ (other training sequences in another 
 evaluation texts are crossed random effects: an interval includes the variation of both, as
 Student's t with Satterthwaite's degrees of freedom (by the two-way analysis of variance; where the
 values of the texts are not kept, from the intervals of each seed, conservatively), or is that over
-the seeds alone, if that is wider. Differences are paired by seed and text. Else intervals are
-bootstraps over texts, and p-values are of sign flips: a verdict of one seed says nothing about the
-next, and every verdict has its number of seeds. Shares of texts are tested with the exact binomial
-test; rank correlations by the share of resamples that lie outside; numbers whose values by text are
-not kept, with the normal distribution that has their interval. p-values are one-sided and adjusted
-together by Holm's method.
+the seeds alone, if that is wider; a p-value is the larger of both. Differences are paired by seed
+and text. Else intervals are bootstraps over texts, and p-values are of sign flips: a verdict of one
+seed says nothing about the next, and every verdict has its number of seeds. Shares of texts are
+tested with the exact binomial test; rank correlations by the share of resamples that lie outside;
+numbers whose values by text are not kept, with the normal distribution that has their interval.
+
+p-values are one-sided. For a claim with several numbers, or a region with two ends, "p" is the
+largest, since all must hold; "p against" is the smallest times their number (Bonferroni), since one
+is enough. Each of the two is adjusted by Holm's method over all claims that have it, at any scale:
+the probability that any "reproduced" is wrong is at most {LEVEL}, and so is the probability that
+any "not reproduced" or "partly" is (verdicts of observations aside, which have no test).
 
 The regions were written down on 2026-11-28, when most of these experiments had been run once at
 `scale=embedded`. A published number, range or direction determines its region. A threshold that the
@@ -73,7 +78,7 @@ def write_ledger(ledger: Ledger, folder: Path) -> list[Path]:
     """Write claims.md and claims.json into a folder, such as `docs`, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / MARKDOWN, folder / JSON]
-    write_text(paths[0], markdown(ledger, _reports(folder / _RESULTS)))
+    write_text(paths[0], markdown(ledger, folder / _RESULTS))
     write_json(paths[1], ledger.model_dump(mode="json"))
     return paths
 
@@ -83,7 +88,7 @@ def write_page(ledger: Ledger, reports: Path) -> Path:
     template = templates.environment("hyperfitting.reporting").get_template(PAGE)
     rows = [
         {"entry": entry, "scale": scale, "outcome": outcome, "ours": ours_lines(outcome),
-         "reports": _sweeps(outcome), "remarks": _remarks(outcome)}
+         "reports": _shown(outcome).items(), "remarks": _remarks(outcome)}
         for entry in ledger.entries
         for scale, outcome in entry.outcomes.items()
     ]  # fmt: skip
@@ -93,7 +98,7 @@ def write_page(ledger: Ledger, reports: Path) -> Path:
         verdicts=VERDICTS,
         ledger=ledger,
         papers=PAPERS,
-        reports=_reports(reports),
+        reports={path.parent.name for path in reports.glob("*/README.md")},
         counted=counted_lines(ledger),
     )
     write_text(path, content)
@@ -109,19 +114,18 @@ def summary(ledger: Ledger) -> str:
     return "\n".join(lines)
 
 
-def markdown(ledger: Ledger, reports: Iterable[str] = ()) -> str:
+def markdown(ledger: Ledger, results: Path | None = None) -> str:
     """Return claims.md.
 
     Args:
         ledger: all claims.
-        reports: names of the sweeps whose report lies in `results/`, which are linked.
+        results: folder `results/` beside it, to whose reports, tables and figures it links.
     """
-    links = set(reports)
     scales = [scale for scale in SCALES if _tested(ledger, scale)]
     lines = [_INTRO, "", *_counts(ledger)]
     for paper, title in PAPERS.items():
         entries = [entry for entry in ledger.entries if entry.paper == paper]
-        lines += ["", f"## {paper}: {title}", "", *_table(entries, scales, links)]
+        lines += ["", f"## {paper}: {title}", "", *_table(entries, scales, results)]
         outside = [entry for entry in entries if entry.is_outside and entry.reading]
         if outside:
             lines += ["", f"### {paper}: numbers outside the claimed region"]
@@ -137,7 +141,11 @@ def _counts(ledger: Ledger) -> list[str]:
         counts = ledger.counts(scale)
         cells = " | ".join(str(counts[verdict]) for verdict in VERDICTS)
         lines.append(f"| {len(ledger.entries)}, `scale={scale}` | {cells} |")
-    notes = [f"p-values are adjusted for {ledger.tests} tested claims.", *counted_lines(ledger)]
+    notes = [
+        f"p-values for a claim are adjusted for {ledger.tests} claims, those against one for "
+        f"{ledger.tests_against}.",
+        *counted_lines(ledger),
+    ]
     if ledger.kept:
         notes.append(
             f"{ledger.kept} claims have numbers that were computed earlier, from runs that are not "
@@ -155,28 +163,39 @@ def counted_lines(ledger: Ledger) -> list[str]:
     ]
 
 
-def _table(entries: list[Entry], scales: list[Scale], links: set[str]) -> list[str]:
+def _table(entries: list[Entry], scales: list[Scale], results: Path | None) -> list[str]:
     headings = ["claim", "theirs"]
     for scale in scales:
         headings += [f"ours, `{scale}`", "verdict"]
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     for entry in entries:
         outcomes = [entry.outcomes[scale] for scale in scales]
-        if not any(outcome.evidence for outcome in outcomes):
+        if not _is_in_table(entry):
             continue
         cells = [f"{markdown_cell(entry.claim)} ({entry.source})", markdown_cell(entry.theirs)]
         for outcome in outcomes:
-            cells += [_ours(outcome, links), _verdict(outcome)]
+            cells += [_ours(outcome, results), _verdict(outcome)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _ours(outcome: Outcome, links: set[str]) -> str:
-    linked = [
-        f"[{sweep}]({_RESULTS}/{sweep}/README.md)" if sweep in links else sweep
-        for sweep in _sweeps(outcome)
-    ]
-    return "<br>".join([*map(markdown_text, ours_lines(outcome)), *linked])
+def _is_in_table(entry: Entry) -> bool:
+    """Return whether a claim has a number or a verdict at any scale."""
+    return any(o.evidence or o.verdict != "not tested" for o in entry.outcomes.values())
+
+
+def _ours(outcome: Outcome, results: Path | None) -> str:
+    links = [_links(sweep, parts, results) for sweep, parts in _shown(outcome).items()]
+    return "<br>".join([*map(markdown_text, ours_lines(outcome)), *links])
+
+
+def _links(sweep: str, parts: list[Part], results: Path | None) -> str:
+    """Return links to a report, and to its tables and figures that show the number."""
+    if results is None or not (results / sweep / "README.md").is_file():
+        return sweep
+    shown = [(part.label, part.file) for part in parts if (results / sweep / part.file).is_file()]
+    links = [(sweep, "README.md"), *shown]
+    return ", ".join(f"[{text}]({_RESULTS}/{sweep}/{file})" for text, file in links)
 
 
 def _verdict(outcome: Outcome) -> str:
@@ -190,6 +209,8 @@ def _remarks(outcome: Outcome) -> list[str]:
     remarks = [outcome.implied_by] if outcome.implied_by else []
     if outcome.adjusted_p is not None:
         remarks.append(f"p {formatting.p_value(outcome.adjusted_p)}")
+    if outcome.adjusted_p_against is not None:
+        remarks.append(f"p against {formatting.p_value(outcome.adjusted_p_against)}")
     if outcome.evidence:
         n_seeds = min(len(item.seeds) for item in outcome.evidence)
         remarks.append("one seed" if n_seeds == 1 else f"{n_seeds} seeds")
@@ -229,7 +250,7 @@ def _untested(entries: list[Entry]) -> list[str]:
     lines = ["| claim | theirs | why | what would test it |", "|---|---|---|---|"]
     for entry in entries:
         outcomes = list(entry.outcomes.values())
-        if any(outcome.evidence for outcome in outcomes):
+        if _is_in_table(entry):
             continue
         reasons = dict.fromkeys(markdown_text(outcome.reason) for outcome in outcomes)
         commands = dict.fromkeys(f"`{o.command}`" for o in outcomes if o.command)
@@ -247,11 +268,13 @@ def _tested(ledger: Ledger, scale: Scale) -> bool:
     return any(entry.outcomes[scale].evidence for entry in ledger.entries)
 
 
-def _sweeps(outcome: Outcome) -> list[str]:
-    runs = [run for item in outcome.evidence for run in item.runs]
-    return list(dict.fromkeys(run.partition("/")[0] for run in runs))
-
-
-def _reports(folder: Path) -> set[str]:
-    """Return the names of the sweeps whose report lies in a folder."""
-    return {path.parent.name for path in folder.glob("*/README.md")}
+def _shown(outcome: Outcome) -> dict[str, list[Part]]:
+    """Return the sweeps of the numbers, with the parts of their reports that show these."""
+    parts_of: dict[str, list[Part]] = {}
+    for item in outcome.evidence:
+        criterion = item.criterion
+        changed = [criterion.value.changed(criterion.minus)] if criterion.minus else []
+        parts = [part for q in (criterion.value, *changed) for part in parts_showing(q)]
+        for sweep in dict.fromkeys(run.partition("/")[0] for run in item.runs):
+            parts_of.setdefault(sweep, []).extend(parts)
+    return {sweep: list(dict.fromkeys(parts)) for sweep, parts in parts_of.items()}

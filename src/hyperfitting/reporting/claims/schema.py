@@ -28,7 +28,8 @@ DERIVED = {
     "ttr_first_96": "type-token ratio of the first 96 tokens",
     "ttr_fall_96": "type-token ratio of the first 96 tokens less that of the last 96",
     "unseen_probability": "highest probability of an unseen token",
-    "early_cosine": "lowest cosine similarity after blocks 1 to 10",
+    "early_cosine": "lowest cosine similarity after the first 10/22 of the blocks",
+    "fit_to_peak": "epochs from a training loss below 0.1 to the highest type-token ratio",
 }
 """Labels of quantities that are no metrics, by key; `quantities.py` has their definitions."""
 
@@ -39,7 +40,7 @@ class Change(StrictModel):
     labels: dict[str, str] = Field(default={}, description="labels of its runs, by axis")
     key: str | None = Field(default=None, description="metric")
     side: Side | None = Field(default=None, description="`tuned`, `base` or `reference`")
-    epoch: Literal["first", "last"] | None = Field(default=None, description="of the history")
+    epoch: Literal["first", "last"] | int | None = Field(default=None, description="of the history")
 
 
 class Quantity(StrictModel):
@@ -53,10 +54,10 @@ class Quantity(StrictModel):
     length: int | None = Field(default=None, description="new tokens; null: all")
     side: Side = Field(default="tuned", description="`tuned`, `base` or `reference`")
     statistic: Literal["mean", "max"] = Field(default="mean", description="over texts")
-    epoch: Literal["first", "last", "highest"] | None = Field(
+    epoch: Literal["first", "last", "highest"] | int | None = Field(
         default=None,
         description="the number is the metric after this epoch of the training, on the validation "
-        "sequences; `highest`: the epoch at which it is highest",
+        "sequences, such as `first` or 2; `highest`: the epoch at which it is highest",
     )
     spearman: str | None = Field(
         default=None,
@@ -89,7 +90,14 @@ class Quantity(StrictModel):
     @property
     def format(self) -> str:
         """How its number is written."""
+        if self.key == "fit_to_peak":
+            return "{:+.1f}"
         return "{:.0f}" if self.epoch == "highest" else metric(self.key).format
+
+    @property
+    def is_single_number(self) -> bool:
+        """Whether a run has no interval of it."""
+        return self.statistic == "max" or self.epoch is not None or self.key == "fit_to_peak"
 
     @property
     def where(self) -> str:
@@ -99,11 +107,13 @@ class Quantity(StrictModel):
             parts = [self.side]
         if self.epoch in ("first", "last"):
             parts.append(f"{self.epoch} epoch")
+        elif self.epoch not in (None, "highest"):
+            parts.append(f"epoch {self.epoch}")
         return ", ".join(parts)
 
     def changed(self, change: Change) -> "Quantity":
         """Return the quantity that is subtracted."""
-        changes = {name: getattr(change, name) for name in change.model_fields_set}
+        changes = {name: value for name, value in change if value is not None}
         labels = {**self.labels, **change.labels}
         return Quantity.model_validate(self.model_dump() | changes | {"labels": labels})
 
@@ -196,7 +206,8 @@ class Claim(StrictModel):
     implied_by: str = Field(
         default="",
         description="why its criteria are no evidence of their own where they hold: true by "
-        "construction, or the number of another claim",
+        "construction, or the number of another claim; without criteria: the computation from "
+        "which it follows, without records",
     )
     not_tested: str = Field(default="", description="why nothing here measures it")
     command: str = Field(default="", description="what would test it")
@@ -206,8 +217,8 @@ class Claim(StrictModel):
 
     @model_validator(mode="after")
     def _check_tested(self) -> "Claim":
-        if bool(self.criteria) == bool(self.not_tested):
-            raise ValueError("either criteria or not_tested must be given")
+        if bool(self.criteria or self.implied_by) == bool(self.not_tested):
+            raise ValueError("either criteria, implied_by or not_tested must be given")
         return self
 
     @property
