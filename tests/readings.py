@@ -29,7 +29,7 @@ _LISTED_IN_PERCENT = re.compile(
 )
 _NAMED = re.compile(r"\b(?:block|seed|epoch) $")
 """What precedes a number without a unit, though one in percent follows: at block 5, 4%."""
-_NAMES = re.compile(r"`[^`]*`|\b([Rr]anks?|[Tt]able|[Ff]igure|top-) ?\d+")
+_NAMES = re.compile(r"`[^`]*`|\b([Rr]anks?|[Tt]able|[Ff]igure|[Bb]lock|top-) ?\d+")
 _PUBLISHED = re.compile(r"published|Li et al|the papers? (?:reports?|uses?)", re.IGNORECASE)
 _SECTION = re.compile(r"\[(\w+)\]\(\w+_embedded/README\.md\)")
 _SENTENCE_END = re.compile(r"(?<=[.?])(?<!al\.)(?:\*{1,2} | (?=[^a-z\d]))")
@@ -47,7 +47,7 @@ _TOPICS = {
 }
 """What a sentence or a column is about, as a regular expression."""
 _OTHER_UNIT = re.compile(
-    r"nats|bits|tokens|colors|perplexity|Brier|rank|depth|L2|norm\b|distance|dimension",
+    r"nats|bits|tokens|colors|perplexity|Brier|rank|depth|L2|norm\b|distance|dimension|participation",
     re.IGNORECASE,
 )
 """In the heading of a column that is no share."""

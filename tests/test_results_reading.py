@@ -92,11 +92,7 @@ PENDING: dict[str, dict[str, str]] = {
     ),
     "p2_controls": dict.fromkeys(("0.72", "0.74", "1.32", "1.34"), "temperatures, in notes")
     | dict.fromkeys(("36,000", "27,000", "-4.1", "-4.3", "-6.5", "-6.9"), "static bias, in notes"),
-    "p2_geometry": dict.fromkeys(
-        ("42", "64", "0.90", "0.76", "0.73", "0.79", "20", "39", "10", "69", "0.8", "1.1", "2.8"),
-        "p2_geometry.svg: by layer",
-    )
-    | {"12": "texts", "30": BLOCKS["30"]},
+    "p2_geometry": {"12": "texts"},
     "late_stage_depth": BLOCKS
     | dict.fromkeys(("79", "46"), "last epoch")
     | {"0.05": "training loss"},

@@ -1,5 +1,6 @@
 """Base and tuned model compared: by layer, and which tokens take whose place."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,8 @@ from hyperfitting.reporting.spec import PerLayerSpec, RankShiftSpec
 from hyperfitting.reporting.sweep_records import SweepRecords
 
 _MAX_TICKS = 9
+_Y_LABEL_WIDTH = 28
+"""Characters of a line: axes are lower here, above the names of the layers."""
 
 
 def per_layer(sweep: SweepRecords, spec: PerLayerSpec) -> Figure:
@@ -42,7 +45,7 @@ def per_layer(sweep: SweepRecords, spec: PerLayerSpec) -> Figure:
                     names = [label] * (len(groups) > 1) + key_labels(key, keys)
                     _draw_curve(panel, curves, legend_label(", ".join(names)))
                     drawn = True
-        panel.set(ylabel=y_label, xlabel="after block")
+        panel.set(ylabel=textwrap.fill(y_label, _Y_LABEL_WIDTH), xlabel="after block")
         if panel.get_legend_handles_labels()[1]:
             panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
     if not drawn:
