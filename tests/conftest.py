@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hyperfitting.models.base import BaseModel
 
 Compose = Callable[..., RunConfig]
+SWEEP = ("-m", "preset=debug", "seed=0,1", "tracking.mode=disabled")
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {
@@ -173,6 +174,15 @@ def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder in which the debug run has ended, in `run`."""
     folder = tmp_path_factory.mktemp("debug")
     result = hyperfit(folder, "preset=debug", "hydra.run.dir=run")
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def debug_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which a sweep of the debug run over two seeds has ended."""
+    folder = tmp_path_factory.mktemp("debug_sweep")
+    result = hyperfit(folder, *SWEEP)
     assert result.returncode == 0, result.stderr
     return folder
 

@@ -33,7 +33,7 @@ def edit_spec(sweep: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 def sign_again(run: Path) -> None:
     """Write checksums of the files as they are, as somebody who forges a result would."""
     names = [line.split()[1] for line in (run / CHECKSUMS_FILE).read_text().splitlines()]
-    lines = (f"{file_sha256(run / name)}  {name}\n" for name in names)
+    lines = (f"{file_sha256(run / name)}  {name}\n" for name in names if (run / name).is_file())
     (run / CHECKSUMS_FILE).write_text("".join(lines))
 
 

@@ -4,7 +4,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,20 +29,14 @@ def verify(arguments: argparse.Namespace) -> int:
     """
     from hyperfitting.formatting import make_console
     from hyperfitting.verify.check import exit_code
-    from hyperfitting.verify.sweep_checks import run_folders
+    from hyperfitting.verify.result_checks import check_result
 
-    target: Path = arguments.result
-    folders = run_folders(target)
-    if arguments.again and len(folders) != 1:
-        raise UserError(
-            f"--again reruns one run, and this has {len(folders)}",
-            field="RESULT",
-            value=target,
-            hint=f"one of them, such as {folders[0]}",
-        )
     console = make_console()
+    groups = check_result(arguments.result, arguments.store)
+    if arguments.again:
+        groups = itertools.chain(groups, [_rerun(arguments, console)])
     results: dict[str, list[Check]] = {}
-    for name, group in _groups(arguments, folders, console):
+    for name, group in groups:
         results[name] = list(group)
         if not arguments.json:
             _print(console, name, results[name])
@@ -57,26 +51,26 @@ def verify(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _groups(
-    arguments: argparse.Namespace, folders: Sequence[Path], console: "Console"
-) -> Iterator[tuple[str, Iterable["Check"]]]:
-    """Yield the checks of each run, of its rerun, and of the result as a whole."""
-    from hyperfitting.verify.again import check_again
-    from hyperfitting.verify.run_checks import check_run
-    from hyperfitting.verify.sweep_checks import check_contributors, check_sweep
+def _rerun(arguments: argparse.Namespace, console: "Console") -> tuple[str, Iterator["Check"]]:
+    """Return the checks of a rerun, with their title.
 
-    for folder in folders:
-        yield str(folder), check_run(folder, arguments.store)
-    if arguments.again:
-        progress = None if arguments.json else console
-        yield (
-            f"{folders[0]}, rerun",
-            check_again(folders[0], arguments.python, arguments.work, arguments.store, progress),
+    Raises:
+        UserError: there is no result, or it has several runs.
+    """
+    from hyperfitting.verify.again import check_again
+    from hyperfitting.verify.result_checks import run_folders
+
+    folder, *others = run_folders(arguments.result)
+    if others:
+        raise UserError(
+            f"--again reruns one run, and this has {len(others) + 1}",
+            field="RESULT",
+            value=arguments.result,
+            hint=f"one of them, such as {folder}",
         )
-    target: Path = arguments.result
-    whole = [*check_sweep(target), *check_contributors(target)]
-    if whole:
-        yield f"all of {target}", whole
+    progress = None if arguments.json else console
+    checks = check_again(folder, arguments.python, arguments.work, arguments.store, progress)
+    return f"{folder}, rerun", checks
 
 
 def _print(console: "Console", name: str, checks: list["Check"]) -> None:
