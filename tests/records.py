@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from hyperfitting.metrics.accuracy import McNemar
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
 from hyperfitting.record.chat import Chat, ChatAnswer
+from hyperfitting.record.downstream import DownstreamTask, TaskScore
 from hyperfitting.record.files import Predictions, write_record
 from hyperfitting.record.mechanism import ClassShift, LayerCurve, Mechanism, RankShift, TokenChange
 from hyperfitting.record.recognition import Recognition
@@ -150,6 +152,18 @@ def make_chat(answers: Mapping[str, tuple[str, str]], **fields: Any) -> Chat:
         ],
         **scores | fields,
     )
+
+
+def make_task(at_chance: bool) -> DownstreamTask:
+    """Return the scores of a task of 50 questions, which both models answer alike."""
+    score = TaskScore(
+        accuracy=Estimate(0.3, (0.2, 0.4), 50), metric="acc,none", value=0.3, stderr=0.1,
+        at_chance=at_chance, calibration=None,
+    )  # fmt: skip
+    return DownstreamTask(
+        form="likelihood", version="1", hash=None, num_fewshot=0, chance=0.25, tuned=score,
+        base=score, difference=Difference(0.0, (0.0, 0.0), 50, 1.0), mcnemar=McNemar(0, 0, 1.0),
+    )  # fmt: skip
 
 
 def make_mechanism() -> Mechanism:

@@ -13,10 +13,9 @@ import pytest
 import scipy.stats
 
 from hyperfitting.errors import UserError
-from hyperfitting.metrics.accuracy import McNemar
-from hyperfitting.metrics.estimate import Difference, Estimate
+from hyperfitting.metrics.estimate import Estimate
 from hyperfitting.metrics.uncertainty import bootstrap_mean
-from hyperfitting.record.downstream import Downstream, DownstreamTask, TaskScore
+from hyperfitting.record.downstream import Downstream
 from hyperfitting.record.files import RECORD_FILE, write_record
 from hyperfitting.record.schema import SCHEMA_VERSION
 from hyperfitting.reporting import latex, tables
@@ -30,6 +29,7 @@ from tests.records import (
     make_record,
     make_samples,
     make_slice,
+    make_task,
     ttr_record,
     write_sweep,
 )
@@ -321,17 +321,6 @@ def test_an_interval_over_seeds_ends_at_the_largest_possible_value(tmp_path: Pat
     assert cell.estimate.ci95 == pytest.approx((100 * (np.mean(mauve) - half), 100))
 
 
-def _task(at_chance: bool) -> DownstreamTask:
-    score = TaskScore(
-        accuracy=Estimate(0.3, (0.2, 0.4), 50), metric="acc,none", value=0.3, stderr=0.1,
-        at_chance=at_chance, calibration=None,
-    )  # fmt: skip
-    return DownstreamTask(
-        form="likelihood", version="1", hash=None, num_fewshot=0, chance=0.25, tuned=score,
-        base=score, difference=Difference(0.0, (0.0, 0.0), 50, 1.0), mcnemar=McNemar(0, 0, 1.0),
-    )  # fmt: skip
-
-
 def test_a_column_of_a_task_is_of_its_questions_and_says_where_it_is_at_chance(
     tmp_path: Path,
 ) -> None:
@@ -340,7 +329,7 @@ def test_a_column_of_a_task_is_of_its_questions_and_says_where_it_is_at_chance(
         return {"tuned": of_side, "base": of_side}
 
     downstream = Downstream(
-        harness="0", tasks={"hard": _task(True), "easy": _task(False)},
+        harness="0", tasks={"hard": make_task(True), "easy": make_task(False)},
         estimates=both(0.5), by_name={"hard": both(0.3), "easy": both(0.7)},
     )  # fmt: skip
     columns = {

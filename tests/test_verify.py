@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hyperfitting.verify.compare_runs import compare_artifacts, compare_runs
 from hyperfitting.verify.run_checks import check_run
 from hyperfitting.verify.sweep_checks import check_sweep
 from tests.cli import hyperfit
-from tests.conftest import only_sweep
+from tests.conftest import SWEEP, only_sweep
 from tests.tamperings import (
     OF_SWEEPS,
     TAMPERINGS,
@@ -37,22 +38,11 @@ from tests.tamperings import (
     sign_again,
 )
 
-SWEEP = ("-m", "preset=debug", "seed=0,1", "tracking.mode=disabled")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with a finished sweep of two seeds."""
-    folder = tmp_path_factory.mktemp("verify")
-    result = hyperfit(folder, *SWEEP)
-    assert result.returncode == 0, result.stderr
-    return folder
-
 
 @pytest.fixture
-def sweep(finished: Path, tmp_path: Path) -> Path:
+def sweep(debug_sweep: Path, tmp_path: Path) -> Path:
     """A copy of the sweep, to edit; the records name the store of the original."""
-    return Path(shutil.copytree(only_sweep(finished), tmp_path / "sweep"))
+    return Path(shutil.copytree(only_sweep(debug_sweep), tmp_path / "sweep"))
 
 
 @pytest.fixture
@@ -73,16 +63,16 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 def test_an_intact_sweep_passes_every_check_and_nothing_is_written(
-    finished: Path, sweep: Path
+    debug_sweep: Path, sweep: Path
 ) -> None:
-    before = stamps(finished) | stamps(sweep)
+    before = stamps(debug_sweep) | stamps(sweep)
     checks = [*check_run(sweep / "seed=0"), *check_run(sweep / "seed=1"), *check_sweep(sweep)]
     assert [check for check in checks if check.outcome != "passed"] == []
     assert exit_code(checks) == 0
     assert {"files", "scores", "artifact ids", "artifacts", "record from artifacts"} <= {
         check.name for check in checks
     }
-    assert stamps(finished) | stamps(sweep) == before
+    assert stamps(debug_sweep) | stamps(sweep) == before
 
 
 @pytest.mark.parametrize(("of_other_code", "outcome"), [(True, "passed"), (False, "failed")])
@@ -192,9 +182,9 @@ def test_a_config_without_what_hydra_composed_is_not_checked(run: Path, tmp_path
 
 
 def test_a_damaged_artifact_is_found_and_left_in_place(
-    finished: Path, run: Path, tmp_path: Path
+    debug_sweep: Path, run: Path, tmp_path: Path
 ) -> None:
-    store = Path(shutil.copytree(finished / "outputs/store", tmp_path / "store"))
+    store = Path(shutil.copytree(debug_sweep / "outputs/store", tmp_path / "store"))
     tuned = Path(read_record(run / RECORD_FILE).artifacts["tuned"])
     weights = store / "tuned" / tuned.name / "last.safetensors"
     content = bytearray(weights.read_bytes())
@@ -221,9 +211,9 @@ def replace_by_other_seed(sweep: Path, store: Path, kind: str, *files: str) -> N
 
 
 def test_texts_of_another_run_in_the_store_are_found(
-    finished: Path, sweep: Path, tmp_path: Path
+    debug_sweep: Path, sweep: Path, tmp_path: Path
 ) -> None:
-    store = Path(shutil.copytree(finished / "outputs/store", tmp_path / "store"))
+    store = Path(shutil.copytree(debug_sweep / "outputs/store", tmp_path / "store"))
     replace_by_other_seed(sweep, store, "tuned/continuations", "continuations.json")
     assert failed(check_run(sweep / "seed=0", store)) == {"record from artifacts"}
 
@@ -245,10 +235,10 @@ def test_the_command_prints_json_and_returns_the_status(
 
 
 def test_runs_are_compared_in_the_order_of_the_pipeline(
-    finished: Path, sweep: Path, tmp_path: Path
+    debug_sweep: Path, sweep: Path, tmp_path: Path
 ) -> None:
     """A loss that differs is named with its step, and so is the first artifact of another seed."""
-    store = finished / "outputs/store"
+    store = debug_sweep / "outputs/store"
     copied = Path(shutil.copytree(store, tmp_path / "copy"))
     record = read_record(sweep / "seed=0" / RECORD_FILE)
     history = copied / "tuned" / Path(record.artifacts["tuned"]).name / "history.jsonl"
@@ -268,28 +258,28 @@ def test_runs_are_compared_in_the_order_of_the_pipeline(
     assert seeds["first difference"].detail.startswith("sequences: ")
 
 
-def test_artifacts_that_are_missing_from_a_store_are_named(finished: Path, run: Path) -> None:
+def test_artifacts_that_are_missing_from_a_store_are_named(debug_sweep: Path, run: Path) -> None:
     record = read_record(run / RECORD_FILE)
-    checks = by_name(compare_runs(record, record, None, finished / "outputs/store"))
+    checks = by_name(compare_runs(record, record, None, debug_sweep / "outputs/store"))
     assert checks["missing artifacts"].outcome == "not checked"
     assert "documents" in checks["missing artifacts"].detail
     assert checks["first difference"].detail == "none: bit-equal as far as compared"
 
 
 def test_an_edited_record_is_named_though_all_artifacts_are_equal(
-    finished: Path, run: Path
+    debug_sweep: Path, run: Path
 ) -> None:
-    store = finished / "outputs/store"
+    store = debug_sweep / "outputs/store"
     record = read_record(run / RECORD_FILE)
     edit_record(run, lambda r: r["slices"][0]["tuned"]["gen/ttr"].update(mean=0.5))
     checks = by_name(compare_runs(record, read_record(run / RECORD_FILE), store, store))
-    assert failed(checks.values()) == {"record: scores"}
+    assert failed(checks.values()) == {"record: slices"}
     first = checks["first difference"].detail
     assert first.startswith("record: slices[0].tuned.gen/ttr.mean: ")
 
 
-def test_weights_that_differ_a_little_are_rounding(finished: Path, tmp_path: Path) -> None:
-    (folder, *_) = (finished / "outputs/store/tuned").glob("*/last.safetensors")
+def test_weights_that_differ_a_little_are_rounding(debug_sweep: Path, tmp_path: Path) -> None:
+    (folder, *_) = (debug_sweep / "outputs/store/tuned").glob("*/last.safetensors")
     for factor, kind in ((1 + 1e-6, "rounding"), (1.1, "different")):
         copied = Path(shutil.copytree(folder.parent, tmp_path / kind))
         tensors = load_file(folder)
@@ -300,8 +290,10 @@ def test_weights_that_differ_a_little_are_rounding(finished: Path, tmp_path: Pat
         assert (differences.kind, name in differences.first) == (kind, True)
 
 
-def test_a_sweep_of_other_code_runs_again_in_a_new_folder(finished: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(finished, tmp_path / "copy"))
+def test_a_sweep_of_other_code_runs_again_in_a_new_folder(
+    debug_sweep: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(debug_sweep, tmp_path / "copy"))
     sweep = only_sweep(folder)
     spec = json.loads((sweep / SPEC_FILE).read_text())
     digest = code_version().digest
@@ -326,11 +318,25 @@ def test_a_rerun_is_bit_equal(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
+def test_a_rerun_in_another_environment_uses_its_interpreter(run: Path, tmp_path: Path) -> None:
+    """A script stands in for its Python: it logs its arguments, and is the Python of this one."""
+    python, log = tmp_path / "python", tmp_path / "arguments"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    checks = by_name(check_again(run, python=python, work=tmp_path / "work"))
+    assert failed(checks.values()) == set()
+    assert checks["first difference"].detail == "none: bit-equal throughout"
+    assert log.read_text().startswith("-m hyperfitting.run --config-dir")
+    with pytest.raises(UserError, match="is no Python interpreter"):
+        list(check_again(run, python=tmp_path / "nowhere"))
+
+
+@pytest.mark.exhaustive
 def test_weights_of_another_run_are_found_by_rerunning(
-    finished: Path, sweep: Path, tmp_path: Path
+    debug_sweep: Path, sweep: Path, tmp_path: Path
 ) -> None:
     """And by nothing else: docs/verify.md says so."""
-    store = Path(shutil.copytree(finished / "outputs/store", tmp_path / "store"))
+    store = Path(shutil.copytree(debug_sweep / "outputs/store", tmp_path / "store"))
     replace_by_other_seed(sweep, store, "tuned", "last.safetensors")
     assert failed(check_run(sweep / "seed=0", store)) == set()
     checks = check_again(sweep / "seed=0", work=tmp_path / "work", store=store)

@@ -13,20 +13,19 @@ from hyperfitting.record.schema import Record
 from hyperfitting.store.hashing import file_sha256
 from hyperfitting.store.manifest import MANIFEST, read_manifest
 from hyperfitting.verify.check import Check
+from hyperfitting.verify.store import NOT_DETERMINED
 from hyperfitting.verify.values import Differences
 
 RTOL, ATOL = 1e-4, 1e-6
 """Rounding of float32 through a training: other kernels, threads or devices add in another order.
 A text that differs is never rounding."""
-_PARTS = (
-    ("data", ("dataset",)),
-    ("history", ("history",)),
-    ("texts", ("samples",)),
-    ("next tokens", ("next_tokens",)),
-    ("scores", ("per_text", "per_step", "overlap_histogram", "slices")),
-    ("mechanism", ("mechanism",)),
-)
-"""Parts of a record, in the order in which a run makes them."""
+_NOT_REPRODUCED = NOT_DETERMINED | {
+    "generation_batches": True,  # the free memory decides
+    "downstream": {"harness"},  # a version
+}
+"""Parts of a record that differ between runs of one config; every other field is compared."""
+_MADE_FIRST = ("model", "dataset", "image", "history", "samples")
+"""Fields of a record from which the others follow, in the order in which a run makes them."""
 
 
 def compare_runs(
@@ -53,14 +52,10 @@ def compare_runs(
         if differences.kind != "bit-equal":
             first = first or f"{label}: {differences.place}"
         yield _check(label, differences, before.name != after.name)
-    for part, names in _PARTS:
-        differences = Differences(RTOL, ATOL)
-        for name in names:
-            before, after = (record.model_dump(include={name})[name] for record in (old, new))
-            differences.compare(before, after, name)
+    for name, differences in _compare_records(old, new):
         if differences.kind != "bit-equal":
             first = first or f"record: {differences.place}"
-        yield _check(f"record: {part}", differences)
+        yield _check(f"record: {name}", differences)
     if missing:
         yield Check("missing artifacts", "not checked", f"not in both stores: {listed(missing)}")
     throughout = "bit-equal as far as compared" if missing else "bit-equal throughout"
@@ -70,6 +65,14 @@ def compare_runs(
 def _in_store(store: Path, recorded: str) -> Path:
     """Return an artifact's folder in a store: a record may name it in another."""
     return store / Path(recorded).parent.name / Path(recorded).name
+
+
+def _compare_records(old: Record, new: Record) -> Iterator[tuple[str, Differences]]:
+    """Yield the compared fields that one of two records has, with their differences."""
+    before, after = (record.model_dump(exclude=_NOT_REPRODUCED) for record in (old, new))
+    for name in (*_MADE_FIRST, *(name for name in before if name not in _MADE_FIRST)):
+        if before[name] is not None or after[name] is not None:
+            yield name, Differences(RTOL, ATOL).compare(before[name], after[name], name)
 
 
 def _check(name: str, differences: Differences, is_other_id: bool = False) -> Check:

@@ -20,7 +20,7 @@ from hyperfitting.verify.check import Check, Outcome
 from hyperfitting.verify.scores import ATOL, RTOL
 from hyperfitting.verify.values import Differences
 
-_NOT_DETERMINED: dict[str, Any] = {
+NOT_DETERMINED: dict[str, Any] = {
     "config": True,  # checked by the ids, with its sweep and with .hydra/config.yaml
     "artifacts": True,
     "timings": True,
@@ -123,7 +123,7 @@ def check_rebuilt(record: Record, recorded: Predictions | None, pipeline: Pipeli
     rebuilt = build_record(result, pipeline.cfg.evaluation)
     differences = Differences(RTOL, ATOL)
     differences.compare(
-        record.model_dump(exclude=_NOT_DETERMINED), rebuilt.model_dump(exclude=_NOT_DETERMINED)
+        record.model_dump(exclude=NOT_DETERMINED), rebuilt.model_dump(exclude=NOT_DETERMINED)
     )
     if recorded is not None:
         arrays = {name: np.asarray(values) for name, values in predictions(comparison).items()}
