@@ -1,12 +1,13 @@
 """The browser that is installed, and what a page in it says and requests."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.programs import find_program
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -23,9 +24,7 @@ class OpenedPage:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A browser for the tests of a file: its event loop would break those of others."""
-    path = next(filter(None, map(shutil.which, _NAMES)), None)
-    if path is None:
-        pytest.skip(f"no browser is installed: one of {', '.join(_NAMES)}")
+    path = find_program(*_NAMES)
     expect.set_options(timeout=30_000)  # as navigation has it: other tests keep the cores busy
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path)

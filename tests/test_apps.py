@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
 
 from hyperfitting.apps import export, write
 from hyperfitting.apps.finished_run import FinishedRun, open_run
@@ -30,6 +30,18 @@ from tests.images import DIGITS, imagegpt
 __all__ = ["imagegpt"]
 
 PROMPT = "The minister said"
+TRANSFORMERS_ALONE = """
+import sys
+sys.modules |= {"hyperfitting": None, "peft": None}  # importing them fails
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("model")
+assert model.generation_config.do_sample is False
+inputs = AutoTokenizer.from_pretrained("model")(sys.argv[1], return_tensors="pt")
+with torch.no_grad():
+    save_file({"logits": model(inputs.input_ids).logits}, "logits.safetensors")
+"""
 
 
 @pytest.fixture
@@ -159,22 +171,25 @@ def test_ctrl_c_keeps_what_was_written(debug_run: Path) -> None:
     assert "interrupted" in process.stderr.read()
 
 
-def test_plain_transformers_loads_the_exported_model_with_the_same_logits(
-    run: FinishedRun, tmp_path: Path
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_transformers_alone_loads_the_exported_model_with_the_same_logits(
+    tuning: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(request.getfixturevalue("debug_run" if tuning == "full" else "lora_run"))
+    run = open_run(Path("run"))
+    assert run.tuned is not None and run.record.config["tuning"]["method"] == tuning
     with pytest.raises(SystemExit, match="0"):
         export.main(["run", str(tmp_path / "model")])
-    assert run.tuned is not None
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    input_ids = tokenizer(PROMPT, return_tensors="pt").input_ids
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
+    subprocess.run(
+        [sys.executable, "-c", TRANSFORMERS_ALONE, PROMPT], cwd=tmp_path, check=True, timeout=300
+    )
+    input_ids = torch.tensor([run.pipeline.base.tokenizer()(PROMPT).input_ids])
     with torch.no_grad():
         logits = run.tuned.load(torch.device("cpu"))(input_ids).logits
-        assert torch.equal(exported(input_ids).logits, logits)
         base = load(run.pipeline.base)(input_ids).logits
+    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], logits)
     assert not torch.equal(base, logits)
-    assert exported.generation_config.do_sample is False
-    assert {p.name for p in tmp_path.iterdir()} == {"model"}
 
 
 def _assert_no_path(folder: Path, run: FinishedRun) -> None:

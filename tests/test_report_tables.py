@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from hyperfitting.reporting import latex, tables
 from hyperfitting.reporting.report import write_report
 from hyperfitting.reporting.spec import parse_report
 from hyperfitting.reporting.sweep_records import load_sweep
+from tests.programs import find_program
 from tests.records import (
     make_config,
     make_mechanism,
@@ -41,6 +41,8 @@ from tests.report_tables import (
     table_spec,
     write_half_done,
 )
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 
 
 @pytest.fixture
@@ -127,9 +129,10 @@ def test_no_number_is_the_best_of_a_metric_without_direction(tmp_path: Path) -> 
 
 
 @pytest.mark.server
-def test_latex_compiles_a_table_of_hostile_texts(half_done: Path, tmp_path: Path) -> None:
-    if shutil.which("pdflatex") is None:
-        pytest.skip("no TeX is installed: texlive-latex-base and texlive-latex-recommended")
+def test_latex_compiles_a_table_of_hostile_texts_and_those_of_all_results(
+    half_done: Path, tmp_path: Path
+) -> None:
+    pdflatex = find_program("pdflatex")
     characters = "".join(map(chr, range(33, 127))) + "".join(map(chr, range(0xA1, 0x100)))
     texts = [
         f"{characters} \u2212\u2264\u2265\u2248\u2192\u221e \u2013\u201c\u20ac\u2026 \u4e2d",
@@ -140,15 +143,29 @@ def test_latex_compiles_a_table_of_hostile_texts(half_done: Path, tmp_path: Path
     table = TABLE | {"caption": texts[0], "source": "[" + texts[0]}
     table["columns"] = {text: {"key": "gen/ttr"} for text in texts} | COLUMNS
     built = tables.build_table(load_sweep(half_done), "main", table_spec(table))
-    body = latex.to_latex(built)
-    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
-    (tmp_path / "t.tex").write_text(f"{document}\n{body}\\end{{document}}\n", "utf-8")
+    (tmp_path / "hostile.tex").write_text(latex.to_latex(built), "utf-8")
+    committed = sorted(RESULTS.rglob("*.tex"))
+    assert len(committed) > 20
+    pages = [rf"\input{{{path}}}\clearpage" for path in (tmp_path / "hostile.tex", *committed)]
+    start = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    document = "\n".join([start, *pages, r"\end{document}", ""])
+    (tmp_path / "t.tex").write_text(document, "utf-8")
     result = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", "t.tex"],
         cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-2000:]
-    assert (tmp_path / "t.pdf").stat().st_size > 1000
+    n_pages = re.search(r"\((\d+) pages", result.stdout)
+    assert n_pages is not None and int(n_pages[1]) >= len(pages)
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail), ("", pytest.skip)])
+def test_only_outside_of_ci_a_missing_program_skips_a_test(
+    ci: str, outcome: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome.Exception, match="not installed: nowhere or elsewhere"):
+        find_program("nowhere", "elsewhere")
 
 
 def test_a_cell_counts_the_runs_that_have_finished(half_done: Path) -> None:
