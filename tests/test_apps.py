@@ -1,7 +1,9 @@
 """`hyperfit-write` and `hyperfit-export`, on the models of finished debug runs."""
 
 import io
+import itertools
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -26,10 +28,17 @@ from hyperfitting.models.loading import load
 from hyperfitting.record.schema import ImageInfo
 from tests.cli import environment, hyperfit
 from tests.images import DIGITS, imagegpt
+from tests.pseudo_terminal import CTRL_C, HIDE_CURSOR, SHOW_CURSOR, Terminal, shown
 
 __all__ = ["imagegpt"]
 
 PROMPT = "The minister said"
+N_WRITTEN = 400
+TOP_P = DecodeConfig("top_p", "sample", temperature=0.7, top_k=50, top_p=0.9, seed=3)
+WRITE = [
+    sys.executable, "-m", "hyperfitting.apps.write", "run", PROMPT, "-n", str(N_WRITTEN),
+    "decode=top_p", "decode.seed=3",
+]  # fmt: skip
 TRANSFORMERS_ALONE = """
 import sys
 sys.modules |= {"hyperfitting": None, "peft": None}  # importing them fails
@@ -74,10 +83,7 @@ def expected(run: FinishedRun, decode: DecodeConfig, n: int) -> dict[str, str]:
     ("overrides", "decode"),
     [
         ([], DecodeConfig("greedy", seed=0)),
-        (
-            ["decode=top_p", "decode.seed=3"],
-            DecodeConfig("top_p", "sample", temperature=0.7, top_k=50, top_p=0.9, seed=3),
-        ),
+        (["decode=top_p", "decode.seed=3"], TOP_P),
         (["decode=beam"], DecodeConfig("beam", "beam", num_beams=5, seed=0)),
         (["decode.no_repeat_ngram_size=2"], DecodeConfig("x", no_repeat_ngram_size=2, seed=0)),
     ],
@@ -158,17 +164,78 @@ def test_a_record_of_other_training_is_refused(run: FinishedRun, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_written(debug_run: Path) -> None:
+def test_ctrl_c_keeps_what_was_written(run: FinishedRun) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "hyperfitting.apps.write", "run", PROMPT, "-n", "200"],
-        cwd=debug_run, env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", "")),
+        WRITE, env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", "")),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline() == "# base\n"
+    start = process.stdout.read(30)
     process.send_signal(signal.SIGINT)
+    written = start + process.stdout.read()
     assert process.wait(60) == 130
     assert "interrupted" in process.stderr.read()
+    texts = expected(run, TOP_P, N_WRITTEN)
+    whole = ascii_only(f"# base {texts['base']} # tuned {texts['tuned']}")
+    assert len(start) == 30 and written.startswith("# base\n") and written.endswith("\n")
+    assert whole.startswith(ascii_only(written)) and whole != ascii_only(written)
+
+
+def test_a_text_that_is_printed_when_ctrl_c_comes_is_not_printed_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Output(io.StringIO):
+        """Interrupted once, after a text is written and before `print` returns."""
+
+        interrupted = False
+
+        def flush(self) -> None:
+            if self.getvalue().endswith("b") and not self.interrupted:
+                self.interrupted = True
+                raise KeyboardInterrupt
+
+    output = Output()
+    monkeypatch.setattr("sys.stdout", output)
+    with pytest.raises(KeyboardInterrupt), write._in_turn(Console(), ["base"]) as on_texts:
+        on_texts("base", [1], ["a"])
+        on_texts("base", [1, 2], ["a", "b"])
+    assert output.getvalue() == "# base\nab\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_keeps_what_was_written(run: FinishedRun) -> None:
+    """On a terminal of 80 columns, while the tuned model's column grows."""
+    with Terminal(WRITE, environment(PYTHONPATH=os.environ.get("PYTHONPATH", ""))) as terminal:
+        terminal.read_until(lambda output: columns(shown(output))[1])
+        _, seen = columns(shown(terminal.output))
+        terminal.press(CTRL_C)
+        assert terminal.end() == 130
+    lines = shown(terminal.output)
+    base, tuned = columns(lines)
+    texts = {side: ascii_only(text) for side, text in expected(run, TOP_P, N_WRITTEN).items()}
+    assert base == texts["base"]
+    assert seen and tuned.startswith(seen)
+    assert texts["tuned"].startswith(tuned) and tuned != texts["tuned"]
+    assert sum("base model" in line for line in lines) == 1  # the table is there once
+    assert lines[-3:-1] == ["", "interrupted; the same command resumes where it stopped"]
+    assert terminal.output.rindex(SHOW_CURSOR) > terminal.output.rindex(HIDE_CURSOR)
+    assert re.findall(r"\x1b\[[\d;]*m", terminal.output)[-1] == "\x1b[0m"
+
+
+def ascii_only(text: str) -> str:
+    """Return the visible ASCII characters: others may be replaced, or be incomplete."""
+    return re.sub("[^!-~]", "", text)
+
+
+def columns(lines: list[str]) -> tuple[str, str]:
+    """Return what is below `base model` and below `tuned model`, as `ascii_only`."""
+    header = next((i for i, line in enumerate(lines) if line.startswith("base model")), None)
+    if header is None:
+        return "", ""
+    rows = list(itertools.takewhile(str.strip, lines[header + 1 :]))
+    middle = lines[header].index("tuned model")
+    left, right = (row[:middle] for row in rows), (row[middle:] for row in rows)
+    return ascii_only("".join(left)), ascii_only("".join(right))
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

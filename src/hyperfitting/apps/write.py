@@ -162,7 +162,10 @@ def _prompt_tokens(run: "FinishedRun", prompt: str, max_new_tokens: int) -> list
 def _columns(
     console: "Console", sides: Sequence[str]
 ) -> Iterator[Callable[[str, list[int], list[str]], None]]:
-    """Show the continuations in columns while they grow, and whole at the end or Ctrl+C."""
+    """Show the continuations in columns while they grow, and whole at the end or Ctrl+C.
+
+    A thread draws: Ctrl+C would interrupt the main one while it does, and lines would show twice.
+    """
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
@@ -171,21 +174,22 @@ def _columns(
 
     color = not console.no_color
     texts = {side: Text() for side in sides}
-    width = console.width // len(sides) - 2
+    table_width = console.width - len("^C")  # which a terminal shows after the last line
+    width = table_width // len(sides) - 2
 
     def table(height: int | None) -> Table:
-        columns = Table(box=None, padding=(0, 2, 0, 0), expand=True, show_edge=False)
+        columns = Table(box=None, padding=(0, 2, 0, 0), width=table_width, show_edge=False)
         for side in sides:
             columns.add_column(f"{side} model", ratio=1, overflow="fold")
         columns.add_row(*(_last_lines(texts[side], console, width, height) for side in sides))
         return columns
 
     height = max(3, console.height - 3)
-    with Live(table(height), console=console, auto_refresh=False, transient=True) as live:
+    with Live(table(height), console=console, refresh_per_second=10, transient=True) as live:
 
         def on_texts(side: str, tokens: list[int], token_texts: list[str]) -> None:
             texts[side] = highlighted(token_texts, tokens, color)
-            live.update(table(height), refresh=True)
+            live.update(table(height))
 
         try:
             yield on_texts
@@ -215,9 +219,10 @@ def _in_turn(
     n_printed = 0
 
     def print_rest(n: int) -> None:
-        nonlocal n_printed
-        print(printable("".join(rest[:n])), end="", flush=True)
+        nonlocal rest, n_printed
+        printed, rest = rest[:n], rest[n:]  # before print: if Ctrl+C ends it, rest is printed
         n_printed += n
+        print(printable("".join(printed)), end="", flush=True)
 
     def on_texts(side: str, tokens: list[int], token_texts: list[str]) -> None:
         nonlocal rest, n_printed
@@ -229,7 +234,6 @@ def _in_turn(
         rest = token_texts[n_printed:]
         is_cut = bool(rest) and rest[-1].endswith("\ufffd")  # within a character, as it seems
         print_rest(len(rest) - is_cut)
-        rest = rest[-1:] if is_cut else []
 
     try:
         yield on_texts
