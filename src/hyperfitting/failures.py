@@ -105,16 +105,20 @@ def log_failures() -> Iterator[None]:
         raise LoggedError(message) from error
 
 
-def exit_status(task: Callable[[], Any]) -> int:
+def exit_status(task: Callable[[], Any], resumes: bool = True) -> int:
     """Run the task of a command and return the exit status of the process: 0 only without failures.
 
     Every command's entry point runs through this: what it prints can be written in any encoding,
     every failure is one message, and a closed stdout pipe ends it silently.
+
+    Args:
+        task: what the command does.
+        resumes: whether the same command, repeated, continues an interrupted task.
     """
     _print_in_any_encoding()
     logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     try:
-        status = _exit_status(task)
+        status = _exit_status(task, resumes)
     except KeyboardInterrupt:  # the second one, while the first was being reported
         status = INTERRUPTED
     except Preempted as preempted:
@@ -126,15 +130,16 @@ def exit_status(task: Callable[[], Any]) -> int:
     return _flush_output() or status
 
 
-def _exit_status(task: Callable[[], Any]) -> int:
+def _exit_status(task: Callable[[], Any], resumes: bool) -> int:
     print_traceback = os.environ.get(_FULL_ERROR) == "1"
+    advice = f"; {_RESUMES}" if resumes else ""
     try:
         with _raised_by_hydra():
             task()
     except KeyboardInterrupt:
-        return _end_by_signal(f"interrupted; {_RESUMES}", INTERRUPTED)
+        return _end_by_signal(f"interrupted{advice}", INTERRUPTED)
     except Preempted as preempted:
-        return _end_by_signal(f"received {preempted}; {_RESUMES}", 128 + preempted.signum)
+        return _end_by_signal(f"received {preempted}{advice}", 128 + preempted.signum)
     except (Exception, LoggedError) as error:
         if _is_output_closed(error):
             return _CLOSED_PIPE
