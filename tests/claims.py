@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperfitting.record.schema import Record
+from hyperfitting.reporting.claims.evidence import MIN_SEEDS
 from hyperfitting.reporting.claims.ledger import Entry, Sweeps, build_ledger
 from hyperfitting.reporting.claims.schema import Claim
 from hyperfitting.reporting.sweep_records import load_sweep
@@ -23,6 +24,11 @@ def record(tuned: Sequence[float], base: Sequence[float], seed: int = 0, **field
 def sweeps(folder: Path, records: dict[str, Record]) -> Sweeps:
     runs = load_sweep(write_sweep(folder, {}, records)).runs
     return Sweeps({("table1", "embedded"): runs})
+
+
+def several(tuned: Sequence[float], base: Sequence[float], **fields: Any) -> dict[str, Record]:
+    """The records of as many seeds as a verdict needs, which do not differ: only texts vary."""
+    return {f"tuned_{seed}": record(tuned, base, seed, **fields) for seed in range(MIN_SEEDS)}
 
 
 def claim(**values: Any) -> Claim:

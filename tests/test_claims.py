@@ -18,7 +18,7 @@ from hyperfitting.models.trainable import select_trainable
 from hyperfitting.reporting.claims.ledger import Sweeps, build_ledger
 from hyperfitting.reporting.claims.render import markdown
 from hyperfitting.reporting.claims.schema import SCALES, read_claims
-from tests.claims import BASE, TUNED, claim, criterion, only, record, sweeps
+from tests.claims import BASE, TUNED, claim, criterion, only, record, several, sweeps
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -120,12 +120,27 @@ def test_a_verdict_follows_from_region_and_p_value(
     criteria: list[Any], verdict: str, tmp_path: Path
 ) -> None:
     values = [0.58, 0.59, 0.6, 0.6, 0.61, 0.62]  # the smallest possible p-value is 1 / 2^6
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(values, BASE)})
+    runs = sweeps(tmp_path / "x", several(values, BASE))
     assert only([claim(criteria=criteria)], runs).outcomes["embedded"].verdict == verdict
 
 
+@pytest.mark.parametrize("above", [0.4, 0.8])
+def test_fewer_than_three_trainings_decide_nothing(above: float, tmp_path: Path) -> None:
+    """The same numbers of three do."""
+    verdicts = []
+    for n_seeds in (1, 2, 3):
+        records = dict(list(several(TUNED, BASE).items())[:n_seeds])
+        ledger = build_ledger(
+            [claim(criteria=[criterion(above=above)])], sweeps(tmp_path / f"{n_seeds}", records)
+        )
+        verdicts.append(ledger.entries[0].outcomes["embedded"].verdict)
+        assert (": a verdict needs 3" in markdown(ledger)) == (n_seeds < 3)
+    decided = "reproduced" if above < min(TUNED) else "not reproduced"
+    assert verdicts == ["inconclusive", "inconclusive", decided]
+
+
 def test_what_holds_by_construction_is_no_evidence(tmp_path: Path) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     holds = claim(implied_by="so defined", criteria=[criterion(above=0.4)])
     fails = claim(id="p1-fails", implied_by="so defined", criteria=[criterion(above=0.9)])
     ledger = build_ledger([holds, fails], runs)
@@ -140,7 +155,7 @@ def test_what_follows_from_a_computation_needs_no_records(tmp_path: Path) -> Non
     computed = claim(criteria=[], implied_by="5 of 22 blocks")
     outcomes = only([computed], Sweeps({})).outcomes
     assert {outcome.verdict for outcome in outcomes.values()} == {"implied"}
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     page = markdown(build_ledger([computed, claim(id="p1-y")], runs))
     assert "|  | **implied**<br>5 of 22 blocks |" in page
 
@@ -162,7 +177,7 @@ def test_late_stage_lora_trains_as_much_less_as_the_claim_has_it(n_blocks: int, 
 @pytest.mark.parametrize("above", [0.4, 0.8])
 def test_many_claims_raise_the_p_value_that_each_needs(above: float, tmp_path: Path) -> None:
     """That a number lies outside needs as much as that it lies where it is claimed."""
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     claims = [claim(id=f"p1-{i}", criteria=[criterion(above=above)]) for i in range(4)]
     alone = only(claims[:1], runs).outcomes["embedded"]
     among = only(claims, runs).outcomes["embedded"]
@@ -176,7 +191,7 @@ def test_many_claims_raise_the_p_value_that_each_needs(above: float, tmp_path: P
 
 
 def test_both_p_values_are_adjusted_over_their_own_family(tmp_path: Path) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     regions: list[dict[str, float]] = [
         {"above": 0.4},
         {"above": 0.5},
@@ -203,11 +218,11 @@ def test_both_p_values_are_adjusted_over_their_own_family(tmp_path: Path) -> Non
 def test_one_number_of_several_that_lies_outside_is_tested_as_the_extreme_of_them(
     tmp_path: Path,
 ) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
-    several = [criterion(above=0.4), criterion(above=0.5), criterion(above=0.8)]
-    outcome = only([claim(criteria=several)], runs).outcomes["embedded"]
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
+    three = [criterion(above=0.4), criterion(above=0.5), criterion(above=0.8)]
+    outcome = only([claim(criteria=three)], runs).outcomes["embedded"]
     assert (outcome.verdict, outcome.p_against) == ("partly", 3 / 64)
-    four = only([claim(criteria=[*several, criterion(above=0.3)])], runs).outcomes["embedded"]
+    four = only([claim(criteria=[*three, criterion(above=0.3)])], runs).outcomes["embedded"]
     assert (four.verdict, four.p_against) == ("inconclusive", 4 / 64)
 
 
@@ -215,25 +230,23 @@ def test_what_has_not_run_is_not_tested_and_has_the_command(tmp_path: Path) -> N
     outcomes = only([claim()], sweeps(tmp_path / "x", {})).outcomes
     assert outcomes["embedded"].verdict == outcomes["paper"].verdict == "not tested"
     assert outcomes["embedded"].reason == "table1: not run yet"
-    assert outcomes["paper"].command == "hyperfit experiment=table1 scale=paper"
+    assert outcomes["paper"].command == "hyperfit experiment=table1 scale=paper seed=0,1,2"
 
 
-def test_a_number_without_interval_is_to_be_run_with_three_seeds() -> None:
-    highest = criterion(value={"statistic": "max"}, above=0.5)
+def test_what_is_tested_is_to_be_run_with_three_seeds() -> None:
     observed = criterion(value={"statistic": "max"}, above=0.5, observed=True)
     of_seeds = criterion(value={"experiment": "seeds", "epoch": "highest"}, above=5)
     for c, command in (
-        (highest, "hyperfit experiment=table1 seed=0,1,2"),
         (observed, "hyperfit experiment=table1"),
         (of_seeds, "hyperfit experiment=seeds"),
-        (criterion(above=0.5), "hyperfit experiment=table1"),
+        (criterion(above=0.5), "hyperfit experiment=table1 seed=0,1,2"),
     ):
         outcomes = only([claim(criteria=[c])], Sweeps({})).outcomes
         assert outcomes["embedded"].command == command
 
 
 def test_a_claim_about_another_model_is_shown_but_not_decided(tmp_path: Path) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     ledger = build_ledger([claim(judged_at=["paper"])], runs)
     outcome = ledger.entries[0].outcomes["embedded"]
     assert outcome.verdict == "not tested"

@@ -12,7 +12,7 @@ from scipy import stats
 from hyperfitting.metrics.crossed import mean_over_seeds
 from hyperfitting.metrics.estimate import Difference, Estimate
 from hyperfitting.reporting.claims.ledger import Sweeps
-from tests.claims import BASE, TUNED, claim, criterion, only, record, sweeps
+from tests.claims import BASE, TUNED, claim, criterion, only, record, several, sweeps
 from tests.records import (
     make_mechanism,
 )
@@ -72,7 +72,7 @@ def test_a_perplexity_of_three_seeds_is_tested_over_texts_too(tmp_path: Path) ->
 
 
 def test_one_seed_is_tested_over_texts_by_sign_flips(tmp_path: Path) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     outcome = only([claim()], runs).outcomes["embedded"]
     expected = stats.permutation_test(
         (TUNED, BASE),
@@ -87,7 +87,7 @@ def test_one_seed_is_tested_over_texts_by_sign_flips(tmp_path: Path) -> None:
 
 
 def test_that_a_number_lies_in_the_region_is_tested_at_both_ends(tmp_path: Path) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
 
     def one_sided(bound: float, alternative: str) -> float:
         differences = np.array(TUNED) - bound
@@ -177,7 +177,7 @@ def test_numbers_without_values_by_text_are_tested_by_their_intervals(tmp_path: 
             }
         }
     )
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE, mechanism=mechanism)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE, mechanism=mechanism))
     key = {"key": "mech/final_norm_l2"}
     alone = claim(criteria=[criterion(value=key, above=1.9)])
     change = {"key": "mech/previous_block_l2"}
@@ -190,7 +190,7 @@ def test_numbers_without_values_by_text_are_tested_by_their_intervals(tmp_path: 
 def test_a_skewed_interval_is_tested_by_its_side_of_the_bound(tmp_path: Path) -> None:
     estimates = {"mech/final_norm_l2": Estimate(100.0, (60.0, 105.0), 12)}
     mechanism = make_mechanism().model_copy(update={"estimates": estimates})
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE, mechanism=mechanism)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE, mechanism=mechanism))
     key = {"key": "mech/final_norm_l2"}
     for bound, side, is_certain in (
         (65, "above", False),

@@ -30,14 +30,14 @@ from hyperfitting.reporting.serve import update_claims
 from hyperfitting.runtime.code_version import Git
 from hyperfitting.sweep.spec import SPEC_FILE
 from tests.browser import open_page
-from tests.claims import BASE, TUNED, claim, criterion, record, sweeps
+from tests.claims import BASE, TUNED, claim, criterion, record, several, sweeps
 from tests.records import write_sweep
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def test_a_reading_is_shown_only_while_our_results_contradict_the_claim(tmp_path: Path) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     for regions, shown in (([0.4], False), ([0.9], True), ([0.4, 0.9], True)):
         criteria = [criterion(above=above) for above in regions]
         reading = claim(criteria=criteria, reading="as few steps do")
@@ -45,7 +45,7 @@ def test_a_reading_is_shown_only_while_our_results_contradict_the_claim(tmp_path
 
 
 def test_a_page_of_a_hostile_label_has_no_script(tmp_path: Path) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     hostile = "<script>alert(1)</script> | <b>"
     ledger = build_ledger([claim()], runs)
     values = json.loads(json.dumps(ledger.model_dump(mode="json")))
@@ -62,7 +62,7 @@ def test_a_page_of_a_hostile_label_has_no_script(tmp_path: Path) -> None:
 def test_a_browser_shows_the_claims_of_one_verdict_without_a_script(
     browser: Browser, tmp_path: Path
 ) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     claims = [
         claim(criteria=[criterion(above=0.4)]),
         claim(id="p1-y", claim="it is high", criteria=[criterion(above=0.9)]),
@@ -78,7 +78,7 @@ def test_a_browser_shows_the_claims_of_one_verdict_without_a_script(
 def test_the_command_writes_the_same_numbers_for_people_and_programs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_sweep(tmp_path / "x", {}, {"tuned_0": record(TUNED, BASE)})
+    write_sweep(tmp_path / "x", {}, several(TUNED, BASE))
     with pytest.raises(SystemExit) as done:
         main(["claims", str(tmp_path), "--to", str(tmp_path / "docs")])
     assert done.value.code == 0
@@ -90,7 +90,7 @@ def test_the_command_writes_the_same_numbers_for_people_and_programs(
 def test_an_update_keeps_numbers_whose_runs_are_not_given_and_judges_them_again(
     tmp_path: Path,
 ) -> None:
-    runs = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)})
+    runs = sweeps(tmp_path / "x", several(TUNED, BASE))
     high = claim(id="p1-y", criteria=[criterion(above=0.4)])
     earlier = build_ledger([claim(), high], runs)
     none = Sweeps({})
@@ -111,8 +111,8 @@ def test_an_update_keeps_numbers_whose_runs_are_not_given_and_judges_them_again(
 
 
 def test_an_update_takes_the_runs_that_are_given(tmp_path: Path) -> None:
-    earlier = build_ledger([claim()], sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)}))
-    runs = sweeps(tmp_path / "y", {"tuned_0": record(BASE, TUNED)})
+    earlier = build_ledger([claim()], sweeps(tmp_path / "x", several(TUNED, BASE)))
+    runs = sweeps(tmp_path / "y", several(BASE, TUNED))
     counted = CountedSweep(experiment="table1", scale="embedded", counted="x", others=["w"])
     earlier = earlier.model_copy(update={"counted": [counted]})
     assert build_ledger([claim()], Sweeps({}), earlier).counted == [counted]
@@ -124,7 +124,7 @@ def test_an_update_takes_the_runs_that_are_given(tmp_path: Path) -> None:
 def test_the_command_updates_a_ledger_and_refuses_one_of_another_version(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_sweep(tmp_path / "sweeps/x", {}, {"tuned_0": record(TUNED, BASE)})
+    write_sweep(tmp_path / "sweeps/x", {}, several(TUNED, BASE))
     (tmp_path / "empty").mkdir()
     docs = tmp_path / "docs"
 
@@ -165,7 +165,7 @@ def test_the_dashboard_has_a_page_of_the_claims_that_is_drawn_when_a_record_is_n
     (tmp_path / "sweeps").mkdir()
     assert list(update_claims(tmp_path)) == []
     assert "claims.html" not in write_index(tmp_path).read_text("utf-8")
-    sweep = write_sweep(tmp_path / "sweeps/x", {}, {"tuned_0": record(TUNED, BASE)})
+    sweep = write_sweep(tmp_path / "sweeps/x", {}, several(TUNED, BASE))
     (tmp_path / "reports").mkdir()
     assert list(update_claims(tmp_path)) == [("claims", "")]
     assert list(update_claims(tmp_path)) == []
@@ -182,7 +182,7 @@ def test_the_committed_page_is_of_the_committed_data_and_claims() -> None:
 
 
 def test_a_number_is_linked_to_the_tables_and_figures_that_show_it(tmp_path: Path) -> None:
-    (runs,) = sweeps(tmp_path / "x", {"tuned_0": record(TUNED, BASE)}).runs_of.values()
+    (runs,) = sweeps(tmp_path / "x", several(TUNED, BASE)).runs_of.values()
     shown = criterion(value={"experiment": "figure5_right"}, above=0.4)
     ledger = build_ledger(
         [claim(criteria=[shown])], Sweeps({("figure5_right", "embedded"): list(runs)})
@@ -211,7 +211,7 @@ def test_the_anchors_of_a_page_of_claims_are_ids_of_the_pages_of_sweeps(tmp_path
         "bars": {"kind": "bars", "rows": "system", "y": {"TTR": {"key": "gen/ttr"}}}
     }
     report = {"tables": tables, "figures": figures}
-    sweep = write_sweep(tmp_path / "sweeps/x", report, {"tuned_0": record(TUNED, BASE)})
+    sweep = write_sweep(tmp_path / "sweeps/x", report, several(TUNED, BASE))
     page = (write_report(sweep) / "index.html").read_text("utf-8")
     for part in (Part("table", "table1"), Part("figure", "bars")):
         assert f'id="{part.anchor}"' in page
@@ -283,7 +283,9 @@ def test_copying_and_touching_the_files_of_sweeps_changes_no_verdict(
     assert build_ledger([claim()], load_sweeps([copied])) == before
 
 
-@pytest.mark.parametrize(("n_seeds", "remark"), [(1, "one seed"), (3, "3 seeds")])
+@pytest.mark.parametrize(
+    ("n_seeds", "remark"), [(1, "one seed: a verdict needs 3"), (3, "3 seeds")]
+)
 def test_every_verdict_has_its_number_of_seeds(n_seeds: int, remark: str, tmp_path: Path) -> None:
     records = {f"tuned_{seed}": record(TUNED, BASE, seed) for seed in range(n_seeds)}
     verdict = markdown(build_ledger([claim()], sweeps(tmp_path / "x", records)))
@@ -307,7 +309,7 @@ def test_an_update_keeps_earlier_numbers_until_a_sweep_is_complete(tmp_path: Pat
 
 def test_an_update_keeps_the_numbers_of_other_models(tmp_path: Path) -> None:
     def of_model(folder: Path, model: str) -> Sweeps:
-        (runs,) = sweeps(folder, {"tuned_0": record(TUNED, BASE)}).runs_of.values()
+        (runs,) = sweeps(folder, several(TUNED, BASE)).runs_of.values()
         labeled = [replace(run, labels={**run.labels, "model": model}) for run in runs]
         return Sweeps({("table1", "embedded"): labeled})
 

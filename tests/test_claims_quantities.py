@@ -113,7 +113,7 @@ def test_a_rank_correlation_is_tested_over_texts(
     rng = np.random.default_rng(1)
     values = rng.normal(size=(4, 20)) - slope * np.arange(4)[:, None]
     falls = claim(criteria=[criterion(value={"spearman": "decode.control.strength"}, below=0)])
-    outcome = only([falls], _strengths(tmp_path, values)).outcomes["embedded"]
+    outcome = only([falls], _strengths(tmp_path, values, 3)).outcomes["embedded"]
     (found,) = outcome.evidence
     drawn = rng.integers(0, 20, (2_000, 20))
     expected = [stats.spearmanr(range(4), values[:, i].mean(axis=1)).statistic for i in drawn]

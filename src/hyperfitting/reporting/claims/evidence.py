@@ -80,6 +80,11 @@ class Evidence(StrictModel):
     )
 
     @property
+    def has_seeds(self) -> bool:
+        """Whether it is of as many trainings as a verdict needs: of an observation, one."""
+        return self.criterion.needs_no_test or len(self.seeds) >= MIN_SEEDS
+
+    @property
     def is_untested(self) -> bool:
         """Whether it has no p-value although the claim needs a test."""
         return self.p is None and not self.criterion.needs_no_test
@@ -213,7 +218,7 @@ def _test(measured: Sequence[Measurement]) -> _Tested:
         return _over_seeds(numbers, measured)
     texts = _texts(measured)
     if texts is None:
-        interval = measured[0].interval if len(measured) == 1 else None
+        interval = measured[0].interval if np.ptp(numbers) == 0 else None
         if interval is None or interval.ci95 is None:
             return untested
         return _from_interval(interval.mean, interval.ci95, interval.n)

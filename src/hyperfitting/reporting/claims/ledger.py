@@ -4,7 +4,7 @@
   that something occurs needs no test);
 - not reproduced: none does, and that they do is rejected with an adjusted p-value below 0.05;
 - partly: the same, while some of several do;
-- inconclusive: all else;
+- inconclusive: all else, and every test of fewer than `MIN_SEEDS` trainings;
 - implied: all do, but by construction or by the number of another claim: not counted as evidence;
 - not tested: no number here, or one of another model than the claim is about.
 
@@ -391,15 +391,13 @@ def _by_model(
 
 
 def _command(criteria: Sequence[Criterion], scale: Scale) -> str:
-    """Return the commands that measure some criteria, with the seeds that an interval needs."""
+    """Return the commands that measure some criteria, with the seeds that a verdict needs."""
     suffix = " scale=paper" if scale == "paper" else ""
-    single = {
-        c.value.experiment for c in criteria if c.value.is_single_number and not c.needs_no_test
-    }
+    tested = {criterion.value.experiment for criterion in criteria if not criterion.needs_no_test}
     commands = []
     for experiment in dict.fromkeys(criterion.value.experiment for criterion in criteria):
         command = f"hyperfit experiment={experiment}{suffix}"
-        if experiment in single and not has_seed_axis(experiment):
+        if experiment in tested and not has_seed_axis(experiment):
             command += f" seed={','.join(map(str, range(MIN_SEEDS)))}"
         commands.append(command)
     return "; ".join(commands)
@@ -416,6 +414,8 @@ def _decided(outcome: Outcome, adjusted_p: float | None, against: float | None) 
     verdict: Verdict = "inconclusive"
     if outcome.implied_by:
         verdict = "implied"
+    elif not all(item.has_seeds for item in outcome.evidence):
+        verdict = "inconclusive"
     elif all(holding) and _is_certain(outcome.evidence, adjusted_p):
         verdict = "reproduced"
     elif is_contradicted:

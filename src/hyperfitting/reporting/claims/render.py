@@ -41,7 +41,8 @@ records; one whose command changes the experiment, such as its learning rate, do
 - **not reproduced**: none lies there, and that all do is rejected with an adjusted p-value ("p
   against") below {LEVEL}.
 - **partly**: the same, while some of several numbers lie there.
-- **inconclusive**: all else: neither is rejected, or a number has no interval.
+- **inconclusive**: all else: neither is rejected, or a number is of fewer than {MIN_SEEDS}
+  trainings.
 - **implied**: they lie there, but by construction, or as the numbers of another claim: no evidence
   of its own, and no p-value for it.
 - **not tested**: no number here, or one of another model than the claim is about ("another model");
@@ -52,8 +53,9 @@ evaluation texts are crossed random effects: an interval includes the variation 
 Student's t with Satterthwaite's degrees of freedom (by the two-way analysis of variance; where the
 values of the texts are not kept, from the intervals of each seed, conservatively), or is that over
 the seeds alone, if that is wider; a p-value is the larger of both. Differences are paired by seed
-and text. Else intervals are bootstraps over texts, and p-values are of sign flips: a verdict of one
-seed says nothing about the next, and every verdict has its number of seeds. Shares of texts are
+and text. Else intervals are bootstraps over texts, and p-values are of sign flips: of one seed they
+say nothing about the next, so it gets no verdict, and of several that do not differ (the base
+model's) they are of the texts that vary. Every verdict has its number of seeds. Shares of texts are
 tested with the exact binomial test; rank correlations by the share of resamples that lie outside;
 numbers whose values by text are not kept, with the normal distribution that has their interval.
 
@@ -214,9 +216,8 @@ def _remarks(outcome: Outcome) -> list[str]:
     if outcome.evidence:
         n_seeds = min(len(item.seeds) for item in outcome.evidence)
         remarks.append("one seed" if n_seeds == 1 else f"{n_seeds} seeds")
-    untested = any(item.is_untested for item in outcome.evidence)
-    if untested and not outcome.implied_by:
-        remarks.append(f"a number without interval ({MIN_SEEDS} seeds give one)")
+    if not outcome.implied_by and not all(item.has_seeds for item in outcome.evidence):
+        remarks[-1] += f": a verdict needs {MIN_SEEDS}"
     if any(not item.holds and item.reaches_region for item in outcome.evidence):
         remarks.append("the interval reaches the claimed region")
     return remarks

@@ -95,11 +95,6 @@ class Quantity(StrictModel):
         return "{:.0f}" if self.epoch == "highest" else metric(self.key).format
 
     @property
-    def is_single_number(self) -> bool:
-        """Whether a run has no interval of it."""
-        return self.statistic == "max" or self.epoch is not None or self.key == "fit_to_peak"
-
-    @property
     def where(self) -> str:
         """Which runs, side and epoch it is of, where there are several."""
         parts = [name for name in self.labels.values() if isinstance(name, str)]
