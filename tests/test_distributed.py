@@ -132,7 +132,10 @@ def _run_module(arguments: list[str], env: dict[str, str], stdout: str) -> None:
     processes.exit_with_parent = lambda _: end_with_server()
     option, module, *sys.argv[1:] = arguments
     assert option == "-m"
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    with torch.compiler.set_stance(
+        "force_eager"
+    ):  # compiling an optimizer takes longer than it all
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture
@@ -249,6 +252,7 @@ def test_an_error_of_every_rank_is_one_message(compose: Compose, tmp_path: Path)
 @pytest.mark.distributed
 @pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.parametrize("optimizer", ["adam_bf16", "adam_8bit"])
+@torch.compiler.set_stance("force_eager")
 def test_bfloat16_models_learn_as_in_one_process(
     compose: Compose, tmp_path: Path, optimizer: str
 ) -> None:
