@@ -72,7 +72,6 @@ DERIVED: dict[str, dict[str, Callable[[], float]]] = {
             1000 * cell_value("p2_controls", "same top-1 token as the base", "static bias 0.5")
         ) / 10,  # at least
     },
-    "patching": {"64": lambda: 100 - 100 * cell_value("patching", "next token changed", "30")},
 }  # fmt: skip
 """By section, numbers that follow from values of reports, in the unit of the sentence."""
 

@@ -58,8 +58,8 @@ class Metric:
     """Key of the metric of whose mean this is the exponential."""
     per_set: Callable[[ScoringInputs], float] | None = None
     """Returns one value for all texts, NaN if there is none; it has no interval."""
-    max_value: float = float("inf")
-    """Largest possible value, which intervals over seeds could exceed."""
+    is_share: bool = False
+    """Whether it lies between 0 and 1, which intervals over seeds could exceed."""
     modality: Modality | None = None
     """Of what it is; none: of texts and images."""
     in_summary: bool = False
@@ -254,7 +254,7 @@ _ALL = (
         f"(with evaluation.mauve; {MIN_TEXTS} texts or more)",
         direction="higher",
         per_set=_mauve,
-        max_value=1,
+        is_share=True,
         modality="text",
         in_summary=True,
     ),

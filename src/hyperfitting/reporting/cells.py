@@ -1,6 +1,5 @@
 """The numbers of a report: an estimate of one run, or over several, or why there is none."""
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -78,10 +77,10 @@ def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpe
     else:
         return difference_cell(sweep, labels, column.minus, column, "tuned")
     cell = _over_runs(cells, column.scale)
-    if cell.estimate is None:
+    entry = metric(column.key)
+    if cell.estimate is None or not (entry.is_share or entry.is_binary):
         return cell
-    largest = metric(column.key).max_value * column.scale
-    return replace(cell, estimate=cell.estimate.clipped(-math.inf, largest))
+    return replace(cell, estimate=cell.estimate.clipped(0, column.scale))
 
 
 def difference_cell(
