@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hyperfitting.errors import UserError
@@ -171,6 +171,7 @@ _TEXTS = st.text(st.sampled_from("ab.,é \n\t\u00a0\u200b\ufffd\x1b@-"), max_siz
 
 @settings(max_examples=80, deadline=None)
 @given(_TEXTS)
+@example("@ @.@\t@")
 def test_normalized_texts_have_no_traces_of_tokenizers(text: str) -> None:
     shown = normalize(text)
     assert normalize(shown) == shown

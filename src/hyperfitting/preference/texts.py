@@ -10,8 +10,8 @@ ELLIPSIS = " …"
 _MAX_WORD = 40
 """Characters; what is longer is cut anywhere (Chinese, Japanese, a run of one letter)."""
 _REPLACEMENTS = (
-    (re.compile(r" @([-,.])@ "), r"\1"),  # WikiText writes 1 @,@ 000
     (re.compile(r"[^\S\n]+"), " "),  # doubled, unbreakable and other spaces, tabs
+    (re.compile(r" @([-,.])@ "), r"\1"),  # WikiText writes 1 @,@ 000
     (re.compile(r" +(?=[,.;:!?)\]}%](?:\s|$))"), ""),
     (re.compile(r" *\n *"), "\n"),
     (re.compile(r"\n{3,}"), "\n\n"),
