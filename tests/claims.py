@@ -6,8 +6,9 @@ from typing import Any
 
 from hyperfitting.record.schema import Record
 from hyperfitting.reporting.claims.evidence import MIN_SEEDS
-from hyperfitting.reporting.claims.ledger import Entry, Sweeps, build_ledger
+from hyperfitting.reporting.claims.ledger import Entry, build_ledger
 from hyperfitting.reporting.claims.schema import Claim
+from hyperfitting.reporting.claims.sweeps import Sweeps
 from hyperfitting.reporting.sweep_records import load_sweep
 from tests.records import make_config, ttr_record, write_sweep
 

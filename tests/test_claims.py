@@ -15,9 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hyperfitting.errors import UserError
 from hyperfitting.models.config import TuningConfig
 from hyperfitting.models.trainable import select_trainable
-from hyperfitting.reporting.claims.ledger import Sweeps, build_ledger
+from hyperfitting.reporting.claims.ledger import build_ledger
 from hyperfitting.reporting.claims.render import markdown
 from hyperfitting.reporting.claims.schema import SCALES, read_claims
+from hyperfitting.reporting.claims.sweeps import Sweeps
 from tests.claims import BASE, TUNED, claim, criterion, only, record, several, sweeps
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

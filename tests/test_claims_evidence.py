@@ -11,7 +11,7 @@ from scipy import stats
 
 from hyperfitting.metrics.crossed import mean_over_seeds
 from hyperfitting.metrics.estimate import Difference, Estimate
-from hyperfitting.reporting.claims.ledger import Sweeps
+from hyperfitting.reporting.claims.sweeps import Sweeps
 from tests.claims import BASE, TUNED, claim, criterion, only, record, several, sweeps
 from tests.records import (
     make_mechanism,

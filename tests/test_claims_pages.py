@@ -14,15 +14,10 @@ from playwright.sync_api import Browser
 
 from hyperfitting.record.schema import Timings
 from hyperfitting.reporting.claims.experiments import Part, parts_showing
-from hyperfitting.reporting.claims.ledger import (
-    CountedSweep,
-    Ledger,
-    Sweeps,
-    build_ledger,
-    load_sweeps,
-)
+from hyperfitting.reporting.claims.ledger import Ledger, build_ledger
 from hyperfitting.reporting.claims.render import markdown, write_page
 from hyperfitting.reporting.claims.schema import SCALES, Quantity, read_claims
+from hyperfitting.reporting.claims.sweeps import CountedSweep, Sweeps, load_sweeps
 from hyperfitting.reporting.cli import main
 from hyperfitting.reporting.index import write_index
 from hyperfitting.reporting.report import write_report

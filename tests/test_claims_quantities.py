@@ -10,9 +10,9 @@ from scipy import stats
 
 from hyperfitting.record.mechanism import LayerCurve
 from hyperfitting.record.schema import Record
-from hyperfitting.reporting.claims.ledger import Sweeps
 from hyperfitting.reporting.claims.quantities import NotMeasuredError, measure
 from hyperfitting.reporting.claims.schema import Quantity
+from hyperfitting.reporting.claims.sweeps import Sweeps
 from hyperfitting.reporting.sweep_records import RunEntry, load_sweep
 from tests.claims import BASE, TUNED, claim, criterion, only, record
 from tests.records import (

@@ -51,6 +51,7 @@ def test_the_record_holds_every_registered_metric(debug_run: Path) -> None:
     # if configured, only in `per_step`, and of answers to questions
     registered -= {"gen/mauve", "gen/ttr_last_96", "gen/n_tokens"}
     generated = {key for key in registered if key.startswith("gen/")}
+    assert all(entry.is_share for entry in METRICS.values() if entry.is_binary)
     assert len(generated) > 15
     overall = result.overall
     for side in (*SIDES, "difference"):
@@ -58,6 +59,7 @@ def test_the_record_holds_every_registered_metric(debug_run: Path) -> None:
         assert set(estimates) == (generated if side == "reference" else registered)
         for key, value in estimates.items():
             assert value.n == 4
+            assert not METRICS[key].is_share or side == "difference" or 0 <= value.mean <= 1
             assert value.ci95[0] <= value.mean <= value.ci95[1], key
     for side in SIDES:
         assert {len(values) for values in result.per_text.values(side).values()} == {4}

@@ -111,6 +111,7 @@ METRICS: dict[str, dict[str, Any]] = {
         _row_repeat,
         direction="lower",
         in_summary=True,
+        is_share=True,
     ),
     **{
         f"gen/column_rep_{n}": _entry(
@@ -120,6 +121,7 @@ METRICS: dict[str, dict[str, Any]] = {
             _column_rep(n),
             direction="lower",
             in_summary=n == 3,
+            is_share=True,
         )
         for n in (2, 3, 4)
     },
@@ -144,6 +146,7 @@ METRICS: dict[str, dict[str, Any]] = {
         "one; compare with the reference",
         _edge_density,
         in_summary=True,
+        is_share=True,
     ),
     "gen/nearest_train": _entry(
         "distance to the nearest training image",
@@ -166,12 +169,14 @@ METRICS: dict[str, dict[str, Any]] = {
         direction="higher",
         format="{:.2f}",
         in_summary=True,
+        is_share=True,
     ),
     "gen/class_confidence": _entry(
         "confidence of the classifier",
         "probability of the class that the classifier predicts for the completed image",
         _recognition("confidence"),
         in_summary=True,
+        is_share=True,
     ),
     "gen/mse": _entry(
         "squared error to the true image",

@@ -65,6 +65,10 @@ def _entry(label: str, description: str, unit: str = "", form: str = "{:.3f}") -
     return {"label": label, "description": description, "unit": unit, "format": form}
 
 
+def _share(label: str, description: str) -> dict[str, Any]:
+    return _entry(label, description) | {"is_share": True}
+
+
 _ALONG = (
     (
         "loop_probability",
@@ -101,7 +105,7 @@ _PATCHING = {
 }
 METRICS: dict[str, dict[str, Any]] = {
     **{
-        f"patch/{name}": _entry(label, description)
+        f"patch/{name}": _share(label, description)
         | {"per_text": of_patching(name), "is_binary": True}
         for name, (label, description) in _PATCHING.items()
     },
@@ -114,13 +118,13 @@ METRICS: dict[str, dict[str, Any]] = {
         for layer, where in LAYERS.items()
         for name, (label, description) in _GEOMETRY.items()
     },
-    "mech/changed": _entry(
+    "mech/changed": _share(
         "choices that are not the base's",
         "share of the tuned model's choices that are not the base model's most likely token, at "
         "each step of a continuation; only in `per_step` (over all steps: `gen/base_rank_over_1`)",
     ),
     **{
-        f"mech/changed_over_{k}": _entry(
+        f"mech/changed_over_{k}": _share(
             f"changed choices of rank > {k}",
             "of the tuned model's choices that are not the base model's, the share that the base "
             f"model does not rank among its first {k}",
@@ -133,7 +137,7 @@ METRICS: dict[str, dict[str, Any]] = {
         form="{:.0f}",
     ),
     **{
-        f"mech/changed_{name}": _entry(
+        f"mech/changed_{name}": _share(
             f"changed choices, {label}",
             f"share of the tuned model's choices of {label} that are not the base model's",
         )
@@ -171,6 +175,7 @@ METRICS: dict[str, dict[str, Any]] = {
             f"{description.format(model=model)}, along the {texts} model's continuations",
             unit,
         )
+        | {"is_share": name == "loop_probability"}
         for name, label, description, unit in _ALONG
         for texts in ("tuned", "base")
         for model in ("tuned", "base")

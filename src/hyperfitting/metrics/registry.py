@@ -51,7 +51,7 @@ class Metric:
     per_text: PerText | None = None
     """Returns (N,) values, NaN for a text that has none."""
     is_binary: bool = False
-    """Whether the value of each text is 0 or 1."""
+    """Whether the value of each text is 0 or 1; then it is a share, too."""
     among_texts: bool = False
     """Whether a text's value depends on the other texts, so that each slice has its own."""
     exp_of: str = ""
@@ -59,7 +59,7 @@ class Metric:
     per_set: Callable[[ScoringInputs], float] | None = None
     """Returns one value for all texts, NaN if there is none; it has no interval."""
     is_share: bool = False
-    """Whether it lies between 0 and 1, which intervals over seeds could exceed."""
+    """Whether it lies between 0 and 1, to which intervals over seeds are clipped."""
     modality: Modality | None = None
     """Of what it is; none: of texts and images."""
     in_summary: bool = False
@@ -103,6 +103,7 @@ _ALL = (
         per_text=per_text.of_continuations(ttr),
         in_summary=True,
         in_history=True,
+        is_share=True,
     ),
     *(
         Metric(
@@ -111,6 +112,7 @@ _ALL = (
             f"distinct {n}-grams over all {n}-grams of a continuation",
             direction="higher",
             per_text=per_text.of_continuations(distinct_n, n),
+            is_share=True,
         )
         for n in (2, 3, 4)
     ),
@@ -123,6 +125,7 @@ _ALL = (
             per_text=per_text.of_continuations(rep_n, n),
             in_summary=n < 4,
             in_history=n == 2,
+            is_share=True,
         )
         for n in (2, 3, 4)
     ),
@@ -141,6 +144,7 @@ _ALL = (
         f"distinct tokens over tokens of the last {ROLLING_WINDOW} tokens, at each step of a "
         "continuation; only in `per_step`",
         direction="higher",
+        is_share=True,
     ),
     Metric(
         "gen/longest_loop",
@@ -161,6 +165,7 @@ _ALL = (
         per_text=per_text.of_continuations(ends_in_loop),
         is_binary=True,
         in_summary=True,
+        is_share=True,
     ),
     Metric(
         "gen/self_bleu",
@@ -172,6 +177,7 @@ _ALL = (
         modality="text",
         among_texts=True,
         in_summary=True,
+        is_share=True,
     ),
     Metric(
         "gen/dataset_bleu",
@@ -181,6 +187,7 @@ _ALL = (
         direction="lower",
         per_text=per_text.dataset_bleu,
         modality="text",
+        is_share=True,
     ),
     Metric(
         "gen/dataset_overlap",
@@ -199,6 +206,7 @@ _ALL = (
         direction="lower",
         per_text=per_text.overlap_is_long,
         is_binary=True,
+        is_share=True,
     ),
     Metric(
         "gen/entropy",
@@ -215,6 +223,7 @@ _ALL = (
         "generation top-1 mass",
         "probability of the most likely token while it generates, before any truncation",
         per_text=per_text.while_generating("top1_mass"),
+        is_share=True,
     ),
     Metric(
         "gen/base_loss",
@@ -244,6 +253,7 @@ _ALL = (
             + "; EOS counts in the ranking, and is masked unless decode.stop_at_eos is on",
             per_text=per_text.base_rank_over(k),
             in_summary=k == 1,
+            is_share=True,
         )
         for k in (1, 10, 100)
     ),
@@ -254,9 +264,9 @@ _ALL = (
         f"(with evaluation.mauve; {MIN_TEXTS} texts or more)",
         direction="higher",
         per_set=_mauve,
-        is_share=True,
         modality="text",
         in_summary=True,
+        is_share=True,
     ),
     Metric(
         "val/loss",
@@ -313,6 +323,7 @@ _ALL = (
             else "probability of the most likely token on the reference texts",
             per_text=per_text.on_references(f"top{k}_mass"),
             in_summary=True,
+            is_share=True,
         )
         for k in (1, 3, 5)
     ),
@@ -322,6 +333,7 @@ _ALL = (
         "share of positions of the reference texts where the most likely token is the base model's",
         per_text=per_text.top1_agreement,
         in_summary=True,
+        is_share=True,
     ),
     Metric(
         "train/loss",
@@ -337,6 +349,7 @@ _ALL = (
         "share of the training tokens that are the most likely one (with trainer.target_accuracy)",
         direction="higher",
         in_history=True,
+        is_share=True,
     ),
     *(Metric(key, modality="image", **entry) for key, entry in images.METRICS.items()),
     *(Metric(key, **texts) for key, texts in mechanism.METRICS.items()),
@@ -345,12 +358,14 @@ _ALL = (
         "accuracy by likelihood",
         "share of the questions of all downstream tasks whose right answer is the most likely one",
         direction="higher",
+        is_share=True,
     ),
     Metric(
         "down/generation",
         "accuracy by generation",
         "share of the questions of all downstream tasks to which the model writes the right answer",
         direction="higher",
+        is_share=True,
     ),
     *(
         Metric(

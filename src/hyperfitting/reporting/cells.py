@@ -77,8 +77,7 @@ def table_cell(sweep: SweepRecords, labels: Mapping[str, str], column: ColumnSpe
     else:
         return difference_cell(sweep, labels, column.minus, column, "tuned")
     cell = _over_runs(cells, column.scale)
-    entry = metric(column.key)
-    if cell.estimate is None or not (entry.is_share or entry.is_binary):
+    if cell.estimate is None or not metric(column.key).is_share:
         return cell
     return replace(cell, estimate=cell.estimate.clipped(0, column.scale))
 

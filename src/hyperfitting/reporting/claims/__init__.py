@@ -3,15 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from hyperfitting.reporting.claims.ledger import (
-    Ledger,
-    build_ledger,
-    load_sweeps,
-    read_ledger,
-    sweep_folders,
-)
+from hyperfitting.reporting.claims.ledger import Ledger, build_ledger, read_ledger
 from hyperfitting.reporting.claims.render import JSON, PAGE, summary, write_ledger, write_page
 from hyperfitting.reporting.claims.schema import read_claims
+from hyperfitting.reporting.claims.sweeps import load_sweeps, sweep_folders
 
 __all__ = ["PAGE", "build", "summary", "sweep_folders", "write_ledger", "write_page"]
 

@@ -80,7 +80,7 @@ class Evidence(StrictModel):
     )
 
     @property
-    def has_seeds(self) -> bool:
+    def has_enough_seeds(self) -> bool:
         """Whether it is of as many trainings as a verdict needs: of an observation, one."""
         return self.criterion.needs_no_test or len(self.seeds) >= MIN_SEEDS
 

@@ -8,15 +8,14 @@
 - implied: all do, but by construction or by the number of another claim: not counted as evidence;
 - not tested: no number here, or one of another model than the claim is about.
 
-Both p-values of a claim are adjusted by Holm's method, each over all claims that are decided at any
+Both p-values of a claim are adjusted by Holm's method, each over all claims that have one at any
 scale: the probability of any wrong "reproduced" is at most 0.05, and that of any wrong "not
 reproduced" or "partly". Of K criteria (and models) the p-value for the claim is the largest, since
 all must hold, and that against it K times the smallest (Bonferroni), since one is enough. Implied
 claims have no p-value for them, and one against them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,17 +25,15 @@ from hyperfitting.metrics.multiple_tests import holm
 from hyperfitting.reporting.claims.evidence import MIN_SEEDS, Evidence, evaluate_criterion
 from hyperfitting.reporting.claims.experiments import has_seed_axis
 from hyperfitting.reporting.claims.quantities import NotMeasuredError
-from hyperfitting.reporting.claims.schema import SCALES, Claim, Criterion, Quantity, Scale
-from hyperfitting.reporting.sweep_records import RunEntry, SweepRecords, load_sweep
+from hyperfitting.reporting.claims.schema import SCALES, Claim, Criterion, Scale
+from hyperfitting.reporting.claims.sweeps import CountedSweep, Sweeps
 from hyperfitting.runtime.files import read_versioned
 from hyperfitting.runtime.strict_model import StrictModel
-from hyperfitting.sweep.spec import SPEC_FILE
 
 LEDGER_VERSION = 7
 LEVEL = 0.05
 Verdict = Literal["reproduced", "partly", "not reproduced", "inconclusive", "implied", "not tested"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-_MODEL_AXIS, _SEED_AXIS = "model", "seed"
 
 
 class Outcome(StrictModel):
@@ -50,13 +47,13 @@ class Outcome(StrictModel):
         default=None, description="that it does not hold, largest of its criteria; null: none"
     )
     adjusted_p: float | None = Field(
-        default=None, description="by Holm's method over all decided claims; null: none"
+        default=None, description="by Holm's method over all claims with `p`; null: none"
     )
     p_against: float | None = Field(
         default=None, description="that it holds, by Bonferroni over its criteria; null: none"
     )
     adjusted_p_against: float | None = Field(
-        default=None, description="by Holm's method over all decided claims; null: none"
+        default=None, description="by Holm's method over all claims with `p_against`; null: none"
     )
     evidence: list[Evidence] = Field(
         default=[], description="by criterion, and by model if there are several"
@@ -87,17 +84,6 @@ class Entry(StrictModel):
         return any(outcome.is_outside for outcome in self.outcomes.values())
 
 
-class CountedSweep(StrictModel):
-    """The sweep that counts where an experiment has others at a scale."""
-
-    experiment: str = Field(description="file of `experiments/`, such as `table1`")
-    scale: str = Field(description="`embedded` or `paper`")
-    counted: str = Field(description="its folder; empty: none counts")
-    others: list[str] = Field(
-        description="folders of those that do not count: older, not complete, of other settings"
-    )
-
-
 class Ledger(StrictModel):
     """All claims."""
 
@@ -121,87 +107,6 @@ class Ledger(StrictModel):
         """Return how many claims have each verdict at a scale."""
         verdicts = [entry.outcomes[scale].verdict for entry in self.entries]
         return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
-
-
-@dataclass(frozen=True)
-class Sweeps:
-    """The runs that count, by experiment and scale."""
-
-    runs_of: Mapping[tuple[str, str], Sequence[RunEntry]]
-    counted: Sequence[CountedSweep] = ()
-    """Where an experiment has several sweeps."""
-    incomplete: frozenset[tuple[str, str]] = frozenset()
-    """Experiments and scales of which runs have not finished."""
-
-    def runs(self, quantity: Quantity, scale: Scale) -> list[RunEntry]:
-        """Return the runs of a quantity."""
-        wanted = {
-            axis: [labels] if isinstance(labels, str) else labels
-            for axis, labels in quantity.labels.items()
-        }
-        return [
-            run
-            for run in self.runs_of.get((quantity.experiment, scale), ())
-            if all(run.labels.get(axis) in labels for axis, labels in wanted.items())
-        ]
-
-
-def sweep_folders(folders: Iterable[Path]) -> list[Path]:
-    """Return the folders of the sweeps in some folders, each a sweep's or one of sweeps."""
-    return [
-        path
-        for folder in folders
-        for path in (
-            [folder]
-            if (folder / SPEC_FILE).is_file()
-            else sorted(spec.parent for spec in folder.glob(f"*/{SPEC_FILE}"))
-        )
-    ]
-
-
-def load_sweeps(folders: Iterable[Path]) -> Sweeps:
-    """Return the runs of the sweeps in some folders, each a sweep's or one of sweeps.
-
-    An experiment may have several sweeps at a scale, such as those of different code: the newest
-    counts, of the complete ones if there are any. A sweep whose command changes the experiment
-    (such as its learning rate) is another experiment, and does not count.
-
-    Raises:
-        UserError: a sweep is damaged.
-    """
-    sweeps_of: dict[tuple[str, str], list[SweepRecords]] = {}
-    for folder in sweep_folders(folders):
-        sweep = load_sweep(folder)
-        sweeps_of.setdefault((sweep.spec.experiment, sweep.spec.scale), []).append(sweep)
-    runs_of, counted, incomplete = {}, [], set()
-    for (experiment, scale), sweeps in sweeps_of.items():
-        candidates = [sweep for sweep in sweeps if not sweep.spec.changing_overrides]
-        chosen = _newest_complete(candidates) if candidates else None
-        if chosen is not None:
-            runs_of[experiment, scale] = chosen.runs
-            if not chosen.is_complete:
-                incomplete.add((experiment, scale))
-        others = [sweep.folder.name for sweep in sweeps if sweep is not chosen]
-        if others:
-            counted.append(
-                CountedSweep(
-                    experiment=experiment,
-                    scale=scale,
-                    counted=chosen.folder.name if chosen is not None else "",
-                    others=others,
-                )
-            )
-    return Sweeps(runs_of, counted, frozenset(incomplete))
-
-
-def _newest_complete(sweeps: Sequence[SweepRecords]) -> SweepRecords:
-    """Return the sweep that counts of several: the newest, of the complete ones if there are any.
-
-    Its records have the time, and not its files, which are newer in a copy. Of equal times, such as
-    those of a copy, or of none in records of earlier versions, the first by name counts.
-    """
-    by_name = sorted(sweeps, key=lambda sweep: sweep.folder.name)
-    return max(by_name, key=lambda sweep: (sweep.is_complete, sweep.finished_at))
 
 
 def read_ledger(path: Path) -> Ledger:
@@ -349,45 +254,16 @@ def _evidence(
 def _measured(
     criterion: Criterion, sweeps: Sweeps, scale: Scale, model: str | None
 ) -> list[Evidence]:
-    runs = _by_model(sweeps, criterion.value, scale, model)
+    runs = sweeps.by_model(criterion.value, scale, model)
     others = None
     if criterion.minus is not None:
-        others = _by_model(sweeps, criterion.value.changed(criterion.minus), scale, model)
+        others = sweeps.by_model(criterion.value.changed(criterion.minus), scale, model)
     return [
         evaluate_criterion(
             criterion, by_seed, None if others is None else others.get(name, {}), name
         )
         for name, by_seed in runs.items()
     ]
-
-
-def _by_model(
-    sweeps: Sweeps, quantity: Quantity, scale: Scale, model: str | None
-) -> dict[str | None, dict[int, list[RunEntry]]]:
-    """Return the runs of a quantity by model and seed, without seeds that have not finished.
-
-    Raises:
-        NotMeasuredError: there is none.
-    """
-    runs = sweeps.runs(quantity, scale)
-    if scale == "paper" and model is not None:
-        runs = [run for run in runs if run.labels.get(_MODEL_AXIS) in (None, model)]
-    groups: dict[tuple[str | None, str], list[RunEntry]] = {}
-    for run in runs:
-        key = run.labels.get(_MODEL_AXIS), run.labels.get(_SEED_AXIS, "")
-        groups.setdefault(key, []).append(run)
-    by_model: dict[str | None, dict[int, list[RunEntry]]] = {}
-    for (name, _), group in groups.items():
-        records = [run.record for run in group if run.record is not None]
-        if len(records) < len(group):
-            continue  # fewer runs would be another quantity
-        by_seed = by_model.setdefault(name, {})
-        for run, record in zip(group, records, strict=True):
-            by_seed.setdefault(int(record.config["seed"]), []).append(run)
-    if not by_model:
-        missing = next((run.missing for run in runs if run.record is None), "not run at this scale")
-        raise NotMeasuredError(f"{quantity.experiment}: {missing}")
-    return by_model
 
 
 def _command(criteria: Sequence[Criterion], scale: Scale) -> str:
@@ -407,26 +283,26 @@ def _decided(outcome: Outcome, adjusted_p: float | None, against: float | None) 
     """Return an outcome with its verdict and the adjusted p-values that it depends on."""
     if outcome.reason:
         return outcome
-    holding = [item.holds for item in outcome.evidence]
-    is_contradicted = any(item.is_refuted for item in outcome.evidence) or (
-        against is not None and against < LEVEL
-    )
-    verdict: Verdict = "inconclusive"
-    if outcome.implied_by:
-        verdict = "implied"
-    elif not all(item.has_seeds for item in outcome.evidence):
-        verdict = "inconclusive"
-    elif all(holding) and _is_certain(outcome.evidence, adjusted_p):
-        verdict = "reproduced"
-    elif is_contradicted:
-        verdict = "partly" if any(holding) else "not reproduced"
     return outcome.model_copy(
-        update={"verdict": verdict, "adjusted_p": adjusted_p, "adjusted_p_against": against}
+        update={
+            "verdict": _verdict(outcome, adjusted_p, against),
+            "adjusted_p": adjusted_p,
+            "adjusted_p_against": against,
+        }
     )
 
 
-def _is_certain(evidence: Sequence[Evidence], adjusted_p: float | None) -> bool:
-    """Return whether every criterion is observed, or tested and significant."""
-    if any(item.is_untested for item in evidence):
-        return False
-    return adjusted_p is None or adjusted_p < LEVEL
+def _verdict(outcome: Outcome, adjusted_p: float | None, against: float | None) -> Verdict:
+    """Return the verdict of a claim that has evidence, or is implied."""
+    if outcome.implied_by:
+        return "implied"
+    evidence = outcome.evidence
+    if not all(item.has_enough_seeds for item in evidence):
+        return "inconclusive"
+    holding = [item.holds for item in evidence]
+    is_tested = not any(item.is_untested for item in evidence)
+    if all(holding) and is_tested and (adjusted_p is None or adjusted_p < LEVEL):
+        return "reproduced"
+    if any(item.is_refuted for item in evidence) or (against is not None and against < LEVEL):
+        return "partly" if any(holding) else "not reproduced"
+    return "inconclusive"

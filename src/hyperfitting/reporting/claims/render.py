@@ -216,7 +216,7 @@ def _remarks(outcome: Outcome) -> list[str]:
     if outcome.evidence:
         n_seeds = min(len(item.seeds) for item in outcome.evidence)
         remarks.append("one seed" if n_seeds == 1 else f"{n_seeds} seeds")
-    if not outcome.implied_by and not all(item.has_seeds for item in outcome.evidence):
+    if not outcome.implied_by and not all(item.has_enough_seeds for item in outcome.evidence):
         remarks[-1] += f": a verdict needs {MIN_SEEDS}"
     if any(not item.holds and item.reaches_region for item in outcome.evidence):
         remarks.append("the interval reaches the claimed region")
