@@ -229,7 +229,7 @@ from hyperfitting.errors import UserError
 from hyperfitting.failures import exit_status
 def task():
 {textwrap.indent(textwrap.dedent(task), "    ")}
-sys.exit(exit_status(task))
+sys.exit(exit_status(task, resumes=True))
 """
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {}} | options
     options["env"] = environment(PYTHONUNBUFFERED="", **options["env"])

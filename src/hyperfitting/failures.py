@@ -105,7 +105,7 @@ def log_failures() -> Iterator[None]:
         raise LoggedError(message) from error
 
 
-def exit_status(task: Callable[[], Any], resumes: bool = True) -> int:
+def exit_status(task: Callable[[], Any], resumes: bool = False) -> int:
     """Run the task of a command and return the exit status of the process: 0 only without failures.
 
     Every command's entry point runs through this: what it prints can be written in any encoding,

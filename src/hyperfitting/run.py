@@ -211,7 +211,7 @@ def main() -> None:
     )
     status = 1
     try:
-        status = failures.exit_status(hydra_task)
+        status = failures.exit_status(hydra_task, resumes=True)
     finally:
         if processes.is_distributed():
             from hyperfitting.runtime import distributed

@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
     if parsed.gguf and parsed.adapter:
         parser.error("--gguf holds the merged model: leave out --adapter")
     log_warnings()
-    sys.exit(exit_status(lambda: export(parsed), resumes=False))
+    sys.exit(exit_status(lambda: export(parsed)))
 
 
 if __name__ == "__main__":

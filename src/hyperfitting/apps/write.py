@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parsed = _parser().parse_intermixed_args(arguments)
     log_warnings()
-    sys.exit(exit_status(lambda: write(parsed), resumes=False))
+    sys.exit(exit_status(lambda: write(parsed)))
 
 
 if __name__ == "__main__":

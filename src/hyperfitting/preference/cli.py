@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parsed = _parser().parse_args(arguments)
     log_warnings()
-    sys.exit(exit_status(lambda: parsed.run(parsed)))
+    sys.exit(exit_status(lambda: parsed.run(parsed), resumes=True))
 
 
 if __name__ == "__main__":

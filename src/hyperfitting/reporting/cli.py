@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     if getattr(parsed, "with_changes", False) and not parsed.to:
         parser.error("--with-changes changes nothing without --to")
-    sys.exit(exit_status(lambda: parsed.run(parsed), resumes=False))
+    sys.exit(exit_status(lambda: parsed.run(parsed)))
 
 
 def _parser() -> argparse.ArgumentParser:

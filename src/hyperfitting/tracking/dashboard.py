@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parsed = _parser().parse_args(arguments)
-    sys.exit(exit_status(lambda: parsed.run(parsed), resumes=False))
+    sys.exit(exit_status(lambda: parsed.run(parsed)))
 
 
 if __name__ == "__main__":

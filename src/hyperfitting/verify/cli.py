@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
         nonlocal status
         status = verify(parsed)
 
-    sys.exit(exit_status(task) or status)
+    sys.exit(exit_status(task, resumes=parsed.work is not None) or status)
 
 
 if __name__ == "__main__":

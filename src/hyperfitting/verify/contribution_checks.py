@@ -55,15 +55,19 @@ def _check_whole(folder: Path) -> Check:
 
 def _check_committed(folder: Path) -> Check:
     """Check that every record can be read, and is of a commit without changes."""
-    name, changed = "committed code", []
+    name, changed, unknown = "committed code", [], []
     for path in sorted(folder.rglob(RECORD_FILE)):
         run = str(path.parent.relative_to(folder))
         try:
             git = read_record(path).code.git
         except UserError as error:
             return Check(name, "failed", f"{run} cannot be read: {error.problem}")
-        if git is not None and git.dirty:
+        if git is None:
+            unknown.append(run)
+        elif git.dirty:
             changed.append(run)
     if changed:
         return Check(name, "failed", f"made with uncommitted changes: {listed(changed)}")
+    if unknown:
+        return Check(name, "not checked", f"made by an installed package: {listed(unknown)}")
     return Check(name, "passed", "no record was made with uncommitted changes")

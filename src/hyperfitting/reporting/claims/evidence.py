@@ -121,11 +121,10 @@ class _Tested:
     def p(self, criterion: Criterion) -> float | None:
         """Return the p-value of the hypothesis that the number lies outside the region."""
         above, below = criterion.above, criterion.below
-        p_values = [
-            None if above is None else self.p_above(above),
-            None if below is None else self.p_below(below),
-        ]
-        return max((p for p in p_values if p is not None), default=None)
+        ends = [(above, self.p_above), (below, self.p_below)]
+        p_values = [p_value(end) for end, p_value in ends if end is not None]
+        tested = [p for p in p_values if p is not None]
+        return max(tested) if tested and len(tested) == len(p_values) else None
 
     def p_against(self, criterion: Criterion) -> float | None:
         """Return the p-value of the hypothesis that the number lies in the region.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from hyperfitting.config import conf_dir
-from hyperfitting.reporting.claims.schema import Quantity
+from hyperfitting.reporting.claims.schema import Quantity, Scale
 from hyperfitting.reporting.spec import (
     AgreementSpec,
     BarsSpec,
@@ -68,11 +68,11 @@ def parts_showing(quantity: Quantity) -> list[Part]:
     return tables + figures
 
 
-def has_seed_axis(experiment: str) -> bool:
-    """Return whether an experiment runs several seeds by itself."""
+def has_seed_axis(experiment: str, scale: Scale) -> bool:
+    """Return whether an experiment runs several seeds by itself at a scale."""
     sweeper = _sweeper(experiment)
-    scales = (sweeper.get("scales") or {}).values()
-    return any("seed" in (part.get("axes") or {}) for part in (sweeper, *scales))
+    of_scale = (sweeper.get("scales") or {}).get(scale) or {}
+    return any("seed" in (part.get("axes") or {}) for part in (sweeper, of_scale))
 
 
 @cache

@@ -273,7 +273,7 @@ def _command(criteria: Sequence[Criterion], scale: Scale) -> str:
     commands = []
     for experiment in dict.fromkeys(criterion.value.experiment for criterion in criteria):
         command = f"hyperfit experiment={experiment}{suffix}"
-        if experiment in tested and not has_seed_axis(experiment):
+        if experiment in tested and not has_seed_axis(experiment, scale):
             command += f" seed={','.join(map(str, range(MIN_SEEDS)))}"
         commands.append(command)
     return "; ".join(commands)

@@ -132,8 +132,10 @@ def _of_metric(record: Record, quantity: Quantity) -> Measurement:
     values = text_values(record, quantity.key, quantity.side, quantity.length)
     is_mean = not metric(quantity.key).exp_of
     if quantity.statistic == "max":
-        if values is None or not is_mean:
+        if values is None:
             raise NotMeasuredError("values per text are kept at full length only")
+        if not is_mean:
+            raise NotMeasuredError(f"the highest of an exponential ({quantity.key}) is not defined")
         return Measurement(float(np.nanmax(values)))
     if values is not None and is_mean:
         return _of_texts(record, values, metric(quantity.key).is_binary)

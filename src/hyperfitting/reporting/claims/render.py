@@ -34,12 +34,13 @@ same and the sweep that would replace them is complete; verdicts and adjusted p-
 again. Of several sweeps of one experiment the newest complete one counts, by the time in its
 records; one whose command changes the experiment, such as its learning rate, does not count.
 
-- **reproduced**: every number of ours lies where the claim has it, and that one does not is
-  rejected with an adjusted p-value ("p") below {LEVEL}.
+- **reproduced**: every number of ours lies where the claim has it, and the hypothesis that one of
+  them lies outside is rejected with an adjusted p-value ("p") below {LEVEL}.
   A claim that something occurs is reproduced by one observation, without a test: with one seed of
-  several, and how many is shown. A claim that something never does is refuted by one.
-- **not reproduced**: none lies there, and that all do is rejected with an adjusted p-value ("p
-  against") below {LEVEL}.
+  several, and how many is shown. A claim that something never does is refuted by one, and else
+  reproduced as far as it was looked for.
+- **not reproduced**: none lies there, and the hypothesis that all do is rejected with an adjusted
+  p-value ("p against") below {LEVEL}.
 - **partly**: the same, while some of several numbers lie there.
 - **inconclusive**: all else: neither is rejected, or a number is of fewer than {MIN_SEEDS}
   trainings.
@@ -144,14 +145,14 @@ def _counts(ledger: Ledger) -> list[str]:
         cells = " | ".join(str(counts[verdict]) for verdict in VERDICTS)
         lines.append(f"| {len(ledger.entries)}, `scale={scale}` | {cells} |")
     notes = [
-        f"p-values for a claim are adjusted for {ledger.tests} claims, those against one for "
+        f"Holm's method adjusts p over {ledger.tests} claims, p against over "
         f"{ledger.tests_against}.",
         *counted_lines(ledger),
     ]
     if ledger.kept:
         notes.append(
             f"{ledger.kept} claims have numbers that were computed earlier, from runs that are not "
-            f"among the sweeps that this page was drawn from (`kept` in {JSON})."
+            f"among the sweeps that this page was drawn from (kept, says {JSON})."
         )
     return [*lines, *(line for note in notes for line in ("", markdown_text(note)))]
 
@@ -215,9 +216,11 @@ def _remarks(outcome: Outcome) -> list[str]:
         remarks.append(f"p against {formatting.p_value(outcome.adjusted_p_against)}")
     if outcome.evidence:
         n_seeds = min(len(item.seeds) for item in outcome.evidence)
-        remarks.append("one seed" if n_seeds == 1 else f"{n_seeds} seeds")
-    if not outcome.implied_by and not all(item.has_enough_seeds for item in outcome.evidence):
-        remarks[-1] += f": a verdict needs {MIN_SEEDS}"
+        number = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
+        too_few = not outcome.implied_by and not all(e.has_enough_seeds for e in outcome.evidence)
+        remarks.append(f"{number}: a verdict needs {MIN_SEEDS}" if too_few else number)
+        if not too_few and not outcome.implied_by and any(e.is_untested for e in outcome.evidence):
+            remarks.append("a number without interval")
     if any(not item.holds and item.reaches_region for item in outcome.evidence):
         remarks.append("the interval reaches the claimed region")
     return remarks
