@@ -21,6 +21,7 @@ from hyperfitting.reporting.spec import (
     NextTokensSpec,
     PerLayerSpec,
     PerPositionSpec,
+    ReportSpec,
     parse_report,
 )
 
@@ -54,16 +55,20 @@ def parts_showing(quantity: Quantity) -> list[Part]:
     Raises:
         UserError: the experiment's report section is invalid.
     """
-    report = parse_report(_sweeper(quantity.experiment)["report"])
+    report = _report(quantity.experiment)
+    columns = itertools.chain.from_iterable(t.columns.values() for t in report.tables.values())
+    longest = max((column.length for column in columns if column.length), default=None)
+    if quantity.length == longest:  # which columns without a length are of
+        quantity = quantity.model_copy(update={"length": None})
     tables = [
         Part("table", name)
         for name, table in report.tables.items()
-        if any(_is_of(column, quantity) for column in table.columns.values())
+        if any(_is_of(column, quantity, longest) for column in table.columns.values())
     ]
     figures = [
         Part("images" if isinstance(figure, ImageGridSpec) else "figure", name)
         for name, figure in report.figures.items()
-        if _shows(figure, quantity)
+        if _shows(figure, quantity, longest)
     ]
     return tables + figures
 
@@ -76,6 +81,11 @@ def has_seed_axis(experiment: str, scale: Scale) -> bool:
 
 
 @cache
+def _report(experiment: str) -> ReportSpec:
+    return parse_report(_sweeper(experiment)["report"])
+
+
+@cache
 def _sweeper(experiment: str) -> Mapping[str, Any]:
     values: Any = OmegaConf.to_container(
         OmegaConf.load(conf_dir() / "experiment" / f"{experiment}.yaml")
@@ -83,18 +93,25 @@ def _sweeper(experiment: str) -> Mapping[str, Any]:
     return dict(values["hydra"]["sweeper"])
 
 
-def _is_of(column: ColumnSpec, quantity: Quantity) -> bool:
-    """Return whether a column has the numbers of a quantity, over all texts."""
-    fields = ("key", "length", "statistic", "spearman")
+def _is_of(column: ColumnSpec, quantity: Quantity, longest: int | None) -> bool:
+    """Return whether a column has the numbers of a quantity, over all texts.
+
+    Args:
+        column: of a table or figure.
+        quantity: whose length is None where it is the longest.
+        longest: length of the continuations in the report.
+    """
+    fields = ("key", "statistic", "spearman")
     same = all(getattr(column, name) == getattr(quantity, name) for name in fields)
+    same &= (None if column.length == longest else column.length) == quantity.length
     same_texts = (column.side == "reference") == (quantity.side == "reference")
     is_whole = column.dataset is None and column.minus is None
     return same and same_texts and is_whole and quantity.epoch is None
 
 
-def _shows(figure: FigureSpec, quantity: Quantity) -> bool:
+def _shows(figure: FigureSpec, quantity: Quantity, longest: int | None) -> bool:
     if isinstance(figure, BarsSpec | LinePlotSpec):
-        return any(_is_of(column, quantity) for column in figure.y.values())
+        return any(_is_of(column, quantity, longest) for column in figure.y.values())
     if isinstance(figure, CurvesSpec) and quantity.epoch is not None:
         return quantity.key in figure.series
     return isinstance(figure, ImageGridSpec) or _derived_from(figure) == quantity.key

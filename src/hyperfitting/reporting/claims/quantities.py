@@ -1,6 +1,7 @@
 """A quantity of the runs of one seed: its number, with one value per text where there are such."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -262,11 +263,13 @@ def _early_cosine(record: Record) -> Measurement:
 
 def _fit_to_peak(record: Record) -> Measurement:
     """Return the epochs from a training loss near zero to the highest TTR (P1, Figure 2)."""
-    rows = [row for row in record.history if "gen/ttr" in row and "train/loss" in row]
-    fitted = [row["epoch"] for row in rows if row["train/loss"] < _FITTED_LOSS]
+    fitted = [r["epoch"] for r in record.history if r.get("train/loss", math.inf) < _FITTED_LOSS]
     if not fitted:
         raise NotMeasuredError(f"the training loss is never below {_FITTED_LOSS}")
-    return Measurement(max(rows, key=lambda row: row["gen/ttr"])["epoch"] - fitted[0])
+    validated = [row for row in record.history if "gen/ttr" in row]
+    if not validated:
+        raise NotMeasuredError("gen/ttr was not measured during training")
+    return Measurement(max(validated, key=lambda row: row["gen/ttr"])["epoch"] - fitted[0])
 
 
 _DERIVED: dict[str, Callable[[Record, Side], list[float]]] = {
