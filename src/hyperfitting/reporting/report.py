@@ -5,7 +5,7 @@
       README.md           all but the texts, with commands, versions and machine
       <table>.md .tex .csv
       <figure>.svg .pdf .png
-      curves.csv          values that figures draw and that stand in no table
+      curves.csv          values of curves, plain bars and matrices of the figures
 
 and in `outputs/reports/figures.html` the figures of all experiments at their printed size.
 

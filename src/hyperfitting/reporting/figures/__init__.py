@@ -52,7 +52,7 @@ class RenderedFigure:
     """Empty: there is nothing to draw, for the reason in `missing`."""
     missing: str = ""
     values: Sequence[DrawnValue] = ()
-    """Those that stand in no table (see `values`)."""
+    """Those of curves, plain bars and matrices (see `values`)."""
 
 
 def draw(sweep: SweepRecords, spec: FigureSpec) -> Figure:

@@ -1,7 +1,7 @@
-"""The values that figures draw and that stand in no table, as CSV.
+"""The values of curves, bars and matrices that figures draw, as CSV.
 
 They are read from the artists of a drawn figure: lines with their bands, bars and labeled matrices.
-Numbers with error bars are left out: they are cells, as those of tables.
+Numbers with error bars are left out: they are cells, which tables can show.
 """
 
 import csv
