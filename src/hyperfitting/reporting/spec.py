@@ -307,7 +307,7 @@ class ReportSpec(_Spec):
     @classmethod
     def _check_tables(cls, tables: dict[str, TableSpec]) -> dict[str, TableSpec]:
         if "curves" in tables:
-            raise ValueError("curves.csv has the values of figures: another name is needed")
+            raise ValueError("curves.csv has the values of figures: name the table otherwise")
         return tables
 
     figures: dict[str, FigureSpec] = {}
